@@ -1,0 +1,4 @@
+//! ...
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}

@@ -1,0 +1,27 @@
+//! Whether a worker may be used, as a verdict.
+
+use serde::{Deserialize, Serialize};
+
+/// What is held true of a worker's health.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Nothing has been read yet.
+    #[default]
+    Unknown,
+    /// The engine loads its model.
+    Starting,
+    Healthy,
+    /// Kept, but others are preferred.
+    Degraded,
+    /// Finishes what it has, takes nothing new.
+    Draining,
+    Failed,
+}
+
+impl Verdict {
+    /// Whether new requests may be placed there.
+    pub fn takes_requests(self) -> bool {
+        matches!(self, Self::Unknown | Self::Healthy | Self::Degraded)
+    }
+}

@@ -1,0 +1,1 @@
+//! Replaces each image placeholder by its expansion.

@@ -1,0 +1,1 @@
+//! Renders messages with a chat template.
