@@ -1,1 +1,3 @@
-//! ...
+//! The public wire types: what clients send, what they are answered.
+
+pub mod error;
