@@ -1,3 +1,7 @@
-//! The public wire types: what clients send, what they are answered.
+//! The public wire types: what clients send, checked and sorted, and the errors they are answered.
 
+pub mod chat;
+pub mod completion;
 pub mod error;
+pub mod fields;
+pub mod request;
