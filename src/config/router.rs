@@ -1,0 +1,46 @@
+//! `[router]`: how a worker is chosen.
+
+use clap::ValueEnum;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How a worker is chosen.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouterMode {
+    /// By the blocks a worker already holds, weighed against its load.
+    #[default]
+    Kv,
+    /// One after the other.
+    RoundRobin,
+    /// By chance.
+    Random,
+    /// The one with the fewest requests in flight.
+    LeastLoaded,
+}
+
+/// How a worker is chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RouterConfig {
+    /// How a worker is chosen.
+    pub mode: RouterMode,
+    /// How much a block already held counts against a block of load; 0 ignores overlap.
+    #[schemars(range(min = 0))]
+    pub overlap_score_weight: f64,
+    /// Randomness of the choice: 0 takes the cheapest worker, more spreads requests.
+    #[schemars(range(min = 0))]
+    pub temperature: f64,
+}
+
+impl Default for RouterConfig {
+    fn default() -> Self {
+        Self {
+            mode: RouterMode::default(),
+            overlap_score_weight: 1.0,
+            temperature: 0.0,
+        }
+    }
+}
