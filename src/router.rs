@@ -15,11 +15,13 @@ use crate::block::{BlockSize, SequenceHash};
 use crate::discovery::{Change, Update};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
-use crate::index::Applied;
+use crate::index::gap::Step;
+use crate::index::{Applied, KvEvent};
 use crate::router::booking::Booking;
 use crate::router::state::State;
 use crate::router::view::{CandidateView, ModelView, WorkerView};
 use crate::select::{Cost, Policy};
+use crate::telemetry::labels::{KvEventKind, KvEventLabels, VerdictLabels};
 use crate::telemetry::metrics::Metrics;
 
 /// How long a worker that refused a connection gets no requests: long enough for its agent to see
@@ -139,17 +141,31 @@ impl Router {
         match update {
             Update::Kv(event) => {
                 let applied = self.lock().apply_event(&event);
-                self.metrics.kv_events.inc();
-                if let Applied::Gap { missed } = applied {
+                self.count_event(&event);
+                if let Applied::Yes(Step::Gap { missed }) = applied {
                     self.metrics.kv_event_gaps.inc();
                     warn!(worker = %event.worker, rank = %event.rank, missed, "kv event gap");
                 }
             }
             Update::Change(change) => self.apply_change(change),
         }
-        let (workers, blocks) = self.lock().sizes();
-        self.metrics.workers.set(workers as i64);
-        self.metrics.index_blocks.set(blocks as i64);
+        self.metrics
+            .index_blocks
+            .set(self.lock().indexed_blocks() as i64);
+    }
+
+    fn count_event(&self, event: &KvEvent) {
+        let kinds = [
+            (KvEventKind::Stored, event.stored.len()),
+            (KvEventKind::Removed, event.removed.len()),
+            (KvEventKind::Cleared, usize::from(event.cleared)),
+        ];
+        for (kind, count) in kinds.into_iter().filter(|(_, count)| *count > 0) {
+            self.metrics
+                .kv_events
+                .get_or_create(&KvEventLabels { kind })
+                .inc_by(count as u64);
+        }
     }
 
     fn apply_change(&self, change: Change) {
@@ -166,6 +182,12 @@ impl Router {
                     info!(%worker, "worker left");
                 }
             }
+        }
+        for (verdict, count) in self.lock().verdicts() {
+            self.metrics
+                .workers
+                .get_or_create(&VerdictLabels { verdict })
+                .set(count);
         }
     }
 

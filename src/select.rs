@@ -15,6 +15,7 @@ use crate::select::load::Load;
     Default,
     PartialEq,
     Eq,
+    Hash,
     serde::Serialize,
     serde::Deserialize,
     schemars::JsonSchema,

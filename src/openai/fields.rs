@@ -16,7 +16,7 @@ use crate::openai::error::ApiError;
     serde::Deserialize,
     schemars::JsonSchema,
 )]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum UnknownFields {
     /// Left out of the engine's request, and counted.
     #[default]

@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use crate::block::{BlockSize, SequenceHash};
 use crate::discovery::WorkerRecord;
+use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
-use crate::index::{Applied, Index, KvEvent, Slot};
+use crate::index::holders::Slot;
+use crate::index::{Applied, Index, KvEvent};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
 use crate::router::{Footprint, RouteError};
 use crate::select::load::{Load, Share};
@@ -220,9 +222,19 @@ impl State {
         self.seats.remove(&key);
     }
 
-    /// Counts the workers and the indexed blocks.
-    pub(crate) fn sizes(&self) -> (usize, u64) {
-        (self.workers.len(), self.index.total_blocks())
+    /// Counts the indexed blocks.
+    pub(crate) fn indexed_blocks(&self) -> u64 {
+        self.index.total_blocks()
+    }
+
+    /// Counts the workers of each verdict, those of none included.
+    pub(crate) fn verdicts(&self) -> [(Verdict, i64); Verdict::ALL.len()] {
+        let of = |verdict| {
+            self.workers
+                .values()
+                .filter(move |m| m.record.verdict == verdict)
+        };
+        Verdict::ALL.map(|verdict| (verdict, of(verdict).count() as i64))
     }
 
     pub(crate) fn worker_views(&self) -> Vec<WorkerView> {
@@ -343,7 +355,7 @@ impl State {
                 .iter()
                 .enumerate()
                 .take(member.record.ranks.max(1) as usize);
-            ranks.map(|(rank, state)| (member, DpRank(rank as u32), state))
+            ranks.map(move |(rank, state)| (member, DpRank(rank as u32), state))
         });
         seats
             .map(|(member, rank, state)| {
