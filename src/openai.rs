@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod completion;
+pub mod embeddings;
 pub mod error;
 pub mod fields;
 pub mod request;

@@ -20,7 +20,7 @@ use crate::index::{Applied, KvEvent};
 use crate::router::booking::Booking;
 use crate::router::state::State;
 use crate::router::view::{CandidateView, ModelView, WorkerView};
-use crate::select::{Cost, Policy};
+use crate::select::{Cost, Policy, RouterMode};
 use crate::telemetry::labels::{KvEventKind, KvEventLabels, VerdictLabels};
 use crate::telemetry::metrics::Metrics;
 
@@ -49,6 +49,8 @@ pub struct Footprint {
 pub struct Placement {
     pub worker: WorkerId,
     pub rank: DpRank,
+    /// Data-parallel ranks of the worker's engine.
+    pub ranks: u32,
     /// Where the worker's engine answers, as `http://host:port`.
     pub address: Arc<str>,
     pub block_size: BlockSize,
@@ -73,6 +75,7 @@ pub enum RouteError {
 /// placement takes microseconds, and a task with a queue would add two hand-overs to each.
 #[derive(Debug)]
 pub struct Router {
+    policy: Policy,
     state: Mutex<State>,
     metrics: Arc<Metrics>,
 }
@@ -81,9 +84,15 @@ impl Router {
     /// A router with no workers.
     pub fn new(policy: Policy, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
+            policy,
             state: Mutex::new(State::new(policy)),
             metrics,
         })
+    }
+
+    /// How workers are chosen.
+    pub fn mode(&self) -> RouterMode {
+        self.policy.mode
     }
 
     /// Chooses a worker that is not among `excluded`, and books the request there before it
@@ -101,6 +110,7 @@ impl Router {
         Ok(Placement {
             worker: chosen.worker,
             rank: chosen.rank,
+            ranks: chosen.ranks,
             address: chosen.address,
             block_size: chosen.block_size,
             overlap_blocks: chosen.overlap_blocks,

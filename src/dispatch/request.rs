@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::media::Image;
 use crate::openai::chat::ChatRequest;
 use crate::openai::completion::{CompletionRequest, Prompt};
+use crate::openai::embeddings::EmbeddingsRequest;
 use crate::openai::request::Common;
 
 /// The body of a chat: each image part carries its bytes and, as `uuid`, our digest of them, so
@@ -52,6 +53,13 @@ pub fn completion_body(request: CompletionRequest, salt: &str) -> Bytes {
     if !request.add_special_tokens {
         fields.insert("add_special_tokens".to_owned(), false.into());
     }
+    serialise(fields)
+}
+
+/// The body of an embeddings request.
+pub fn embeddings_body(request: EmbeddingsRequest) -> Bytes {
+    let mut fields = request.passed;
+    fields.insert("model".to_owned(), Value::String(request.model));
     serialise(fields)
 }
 

@@ -28,6 +28,7 @@ pub(crate) struct BookingKey(u64);
 pub(crate) struct Chosen {
     pub(crate) worker: WorkerId,
     pub(crate) rank: DpRank,
+    pub(crate) ranks: u32,
     pub(crate) address: Arc<str>,
     pub(crate) block_size: BlockSize,
     pub(crate) overlap_blocks: u32,
@@ -310,6 +311,7 @@ impl State {
             .as_ref()
             .map(|member| member.address.clone())
             .unwrap_or_default();
+        let ranks = member.as_ref().map_or(1, |member| member.record.ranks);
         if let Some(rank) = member.and_then(|member| member.ranks.get_mut(seat.rank.0 as usize)) {
             rank.load.book(share);
             rank.bookings.insert(key, Booked { share, hashes });
@@ -318,6 +320,7 @@ impl State {
         Chosen {
             worker: seat.worker,
             rank: seat.rank,
+            ranks,
             address,
             block_size,
             overlap_blocks: seat.candidate.overlap_blocks,
