@@ -25,6 +25,10 @@ impl From<ModelError> for ApiError {
         match error {
             ModelError::Prompt(PromptError::Compile { .. }) => server_error("bad_chat_template"),
             ModelError::Prompt(error) => error.into(),
+            ModelError::NoChatTemplate { .. } => {
+                let message = "the model has no chat template; use /v1/completions";
+                Self::invalid("chat_not_supported", "model", message)
+            }
             _ => server_error("model_files"),
         }
     }

@@ -11,7 +11,6 @@ use crate::model::{ChatInput, Model};
 use crate::openai::chat::ChatRequest;
 use crate::openai::completion::{CompletionRequest, Prompt};
 use crate::openai::error::ApiError;
-use crate::prompt::normalise::normalise;
 use crate::prompt::placeholder::{self, Media, spelled_media};
 use crate::prompt::{ExpandedPrompt, PromptError};
 use crate::router::Footprint;
@@ -47,7 +46,7 @@ pub(crate) fn chat_prompt(
     if let Some(tools) = &request.tools {
         refuse_spelled_media(model, tools.as_array().map_or(&[], Vec::as_slice), "tools")?;
     }
-    let messages = Value::Array(normalise(&request.messages, model.dialect())?);
+    let messages = Value::Array(model.normalise(&request.messages, request.tools.is_some())?);
     let text = model.render(&ChatInput {
         messages: &messages,
         tools: request.tools.as_ref(),
