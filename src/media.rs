@@ -23,6 +23,12 @@ pub enum MediaError {
     Empty,
 }
 
+impl MediaError {
+    pub fn code(&self) -> &'static str {
+        "invalid_image"
+    }
+}
+
 /// Fetches, sizes and digests images, with a bounded cache.
 #[derive(Debug)]
 pub struct Media {}
