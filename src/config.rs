@@ -1,1 +1,215 @@
-//! ...
+//! The configuration: defaults, below a file, below `KVLENS_*` variables, below flags; checked whole.
+
+pub mod engine;
+pub mod frontend;
+mod layer;
+pub mod log;
+pub mod media;
+pub mod openai;
+pub mod problem;
+pub mod reference;
+pub mod router;
+mod schema;
+
+use std::path::PathBuf;
+
+use figment::Figment;
+use figment::value::Dict;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::config::engine::EngineConfig;
+use crate::config::frontend::FrontendConfig;
+use crate::config::layer::Layer;
+use crate::config::log::LogConfig;
+use crate::config::media::MediaConfig;
+use crate::config::openai::OpenaiConfig;
+use crate::config::problem::{ConfigError, Problem};
+use crate::config::router::RouterConfig;
+use crate::config::schema::Key;
+
+/// All that can be configured, one table per role or concern.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The listeners, and the limits of what clients may send.
+    pub frontend: FrontendConfig,
+    /// How the OpenAI API is read.
+    pub openai: OpenaiConfig,
+    /// Images: whether they are taken, and from where.
+    pub media: MediaConfig,
+    /// How a worker is chosen.
+    pub router: RouterConfig,
+    /// Engines that run as our child processes.
+    pub engine: EngineConfig,
+    /// What is logged.
+    pub log: LogConfig,
+}
+
+/// Values by key path, as `("router.mode", …)`: the flags given, or the defaults of a role.
+#[derive(Clone, Debug, Default)]
+pub struct Values {
+    dict: Dict,
+}
+
+impl Values {
+    /// Sets the key at `path`, as `frontend.port`.
+    #[must_use]
+    pub fn set(mut self, path: &str, value: impl Serialize) -> Self {
+        // A value that serde cannot represent would be a fault of the flag's own type; the key then
+        // stays as it was.
+        if let Ok(value) = figment::value::Value::serialize(value) {
+            let path: Vec<_> = path.split('.').collect();
+            layer::put(&mut self.dict, &path, value);
+        }
+        self
+    }
+
+    /// Sets the key at `path` when there is a value.
+    #[must_use]
+    pub fn set_given(self, path: &str, value: Option<impl Serialize>) -> Self {
+        match value {
+            Some(value) => self.set(path, value),
+            None => self,
+        }
+    }
+}
+
+/// Where configuration comes from, lowest first.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// What a role sets apart from the common defaults.
+    pub role: Values,
+    pub file: Option<PathBuf>,
+    /// Variables by name; those that do not start with `KVLENS_` are ignored.
+    pub environment: Vec<(String, String)>,
+    pub flags: Values,
+}
+
+impl Sources {
+    /// The sources of this process: the file named by `--config` or else by `KVLENS_CONFIG`, and
+    /// the process's environment.
+    pub fn of_process(file: Option<PathBuf>) -> Self {
+        let named = || std::env::var_os(layer::FILE_VARIABLE).map(PathBuf::from);
+        Self {
+            file: file.or_else(named),
+            environment: layer::process_environment(),
+            ..Self::default()
+        }
+    }
+}
+
+impl Config {
+    /// Reads all sources and checks the result, values against each other included.
+    ///
+    /// # Errors
+    /// Every problem found, not only the first: each names the key and where it was set.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let keys = schema::keys();
+        let mut problems = Vec::new();
+        let figment = layers(sources, &keys, &mut problems)
+            .into_iter()
+            .fold(Figment::new(), Figment::merge);
+        let config = match figment.extract::<Self>() {
+            Ok(config) => {
+                problems.extend(out_of_range(&config, &figment, &keys));
+                problems.extend(config.contradictions());
+                config
+            }
+            Err(error) => {
+                problems.extend(error.into_iter().map(|e| value_problem(&e)));
+                Self::default()
+            }
+        };
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError { problems })
+        }
+    }
+
+    /// Values that are each legal but cannot hold together.
+    fn contradictions(&self) -> Vec<Problem> {
+        let limits = &self.frontend.limits;
+        let rows = [
+            (
+                self.frontend.admin_port() == Some(self.frontend.port)
+                    && self.frontend.port != 0
+                    && self.frontend.admin_host == self.frontend.host,
+                "frontend.admin_port is frontend.port: the two listeners need two addresses",
+            ),
+            (
+                self.frontend.admin_port().is_none(),
+                "frontend.admin_port is unset and frontend.port is 65535: no port follows it",
+            ),
+            (
+                limits.body_bytes_max > limits.bodies_in_flight_bytes_max,
+                "frontend.limits.body_bytes_max is above frontend.limits.bodies_in_flight_bytes_max: \
+                 the largest body would never be admitted",
+            ),
+            (
+                self.media.image_bytes_max > self.media.cache_bytes_max,
+                "media.image_bytes_max is above media.cache_bytes_max: the largest image would not fit",
+            ),
+            (
+                self.media.connect_secs > self.media.total_secs
+                    || self.media.first_byte_secs > self.media.total_secs,
+                "media.connect_secs or media.first_byte_secs is above media.total_secs",
+            ),
+            (
+                self.engine.backoff_first() > self.engine.backoff_max(),
+                "engine.backoff_first_millis is above engine.backoff_max_secs",
+            ),
+        ];
+        rows.into_iter()
+            .filter(|(wrong, _)| *wrong)
+            .map(|(_, text)| Problem::Contradiction { text })
+            .collect()
+    }
+}
+
+/// The layers, lowest first, without the keys nobody knows: those go to `problems`.
+fn layers(sources: &Sources, keys: &[Key], problems: &mut Vec<Problem>) -> Vec<Layer> {
+    let mut layers = vec![Layer::new("the role's defaults", sources.role.dict.clone())];
+    if let Some(path) = &sources.file {
+        match layer::file(path) {
+            Ok(layer) => layers.push(layer),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    for (name, text) in &sources.environment {
+        match layer::variable(name, text, keys) {
+            Ok(layer) => layers.extend(layer),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    layers.push(Layer::new("the flags", sources.flags.dict.clone()));
+    for layer in &mut layers {
+        problems.extend(layer.remove_unknown(keys));
+    }
+    layers
+}
+
+fn value_problem(error: &figment::Error) -> Problem {
+    let text = error.to_string().replace('\n', " ");
+    Problem::Value { text }
+}
+
+/// Values outside the bounds that the schema states.
+fn out_of_range(config: &Config, figment: &Figment, keys: &[Key]) -> Vec<Problem> {
+    let Ok(values) = serde_json::to_value(config) else {
+        return Vec::new();
+    };
+    let outside = |key: &&Key| key.number(&values).is_some_and(|n| !key.admits(n));
+    keys.iter()
+        .filter(outside)
+        .map(|key| Problem::OutOfRange {
+            key: key.dotted(),
+            value: key.number(&values).unwrap_or_default(),
+            place: figment
+                .find_metadata(&key.dotted())
+                .map_or_else(|| "the defaults".into(), |found| found.name.to_string()),
+            bounds: key.bounds(),
+        })
+        .collect()
+}

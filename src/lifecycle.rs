@@ -1,1 +1,170 @@
-//! ...
+//! A process's beginning and end: stop signals, the limit on open files, word to systemd.
+
+use std::future::Future;
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// The signals that end the process: SIGINT and SIGTERM.
+#[derive(Debug)]
+pub struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignals {
+    /// Takes the signals over from the system's default, which is to die at once.
+    ///
+    /// # Errors
+    /// When the system refuses a handler.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Runs `role` to its end. The first signal cancels `stop`, for the role to finish what it has;
+    /// the second drops the role as it is. `None` when it was dropped.
+    pub async fn govern<F: Future>(
+        mut self,
+        stop: CancellationToken,
+        role: F,
+    ) -> Option<F::Output> {
+        tokio::pin!(role);
+        tokio::select! {
+            output = &mut role => return Some(output),
+            name = self.next() => info!(signal = name, "stopping"),
+        }
+        notify_stopping();
+        stop.cancel();
+        tokio::select! {
+            output = &mut role => Some(output),
+            name = self.next() => {
+                warn!(signal = name, "stopping at once");
+                None
+            }
+        }
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}
+
+/// Raises the limit on open files as far as this process may, and returns the limit then in force;
+/// `None` means no limit. Each connection, stream and engine socket takes a file, and the usual
+/// limit of 1,024 is reached by 500 streams.
+pub fn raise_fd_limit() -> Option<u64> {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limits.maximum,
+        maximum: limits.maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limits.maximum,
+        Err(error) => {
+            warn!(%error, limit = limits.current, "limit on open files stays");
+            limits.current
+        }
+    }
+}
+
+/// Tells systemd that the role answers requests.
+pub fn notify_ready() {
+    notify("READY", "1");
+}
+
+/// Tells systemd that the role finishes what it has.
+pub fn notify_stopping() {
+    notify("STOPPING", "1");
+}
+
+/// Tells systemd, in one line, what the role is doing.
+pub fn notify_status(status: &str) {
+    notify("STATUS", status);
+}
+
+#[cfg(feature = "systemd")]
+fn notify(name: &str, value: &str) {
+    // Without NOTIFY_SOCKET there is nobody to tell, and libsystemd says so with Ok(false).
+    if let Err(error) = systemd::daemon::notify(false, [(name, value)].iter()) {
+        warn!(%error, name, "systemd was not told");
+    }
+}
+
+#[cfg(not(feature = "systemd"))]
+fn notify(_name: &str, _value: &str) {}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use rustix::process::{Pid, Signal, getpid, kill_process};
+
+    use super::*;
+
+    /// Signals go to the whole process, so tests that send them take turns.
+    static TURN: Mutex<()> = Mutex::new(());
+
+    fn send(pid: Pid, signal: Signal) {
+        kill_process(pid, signal).unwrap();
+    }
+
+    #[test]
+    fn the_first_signal_cancels_and_the_second_drops() {
+        let _turn = TURN.lock().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let stop = CancellationToken::new();
+            let graceful = StopSignals::listen().unwrap();
+            send(getpid(), Signal::TERM);
+            let role = async {
+                stop.cancelled().await;
+                7
+            };
+            assert_eq!(graceful.govern(stop.clone(), role).await, Some(7));
+
+            let stop = CancellationToken::new();
+            let stubborn = StopSignals::listen().unwrap();
+            send(getpid(), Signal::INT);
+            let role = async {
+                stop.cancelled().await;
+                send(getpid(), Signal::TERM);
+                std::future::pending::<u32>().await
+            };
+            assert_eq!(stubborn.govern(stop.clone(), role).await, None);
+        });
+    }
+
+    #[test]
+    fn a_role_that_ends_by_itself_is_heard() {
+        let _turn = TURN.lock().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let output = runtime.block_on(async {
+            let signals = StopSignals::listen().unwrap();
+            signals.govern(CancellationToken::new(), async { 3 }).await
+        });
+        assert_eq!(output, Some(3));
+    }
+
+    #[test]
+    fn the_limit_on_open_files_is_raised_to_the_most_allowed() {
+        let raised = raise_fd_limit();
+        let limits = getrlimit(Resource::Nofile);
+        assert_eq!(limits.current, raised);
+        assert_eq!(limits.current, limits.maximum);
+    }
+}

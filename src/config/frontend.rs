@@ -1,0 +1,127 @@
+//! `[frontend]`: the listeners and the limits of what clients may send.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The listeners.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FrontendConfig {
+    /// Address that the public listener binds.
+    pub host: IpAddr,
+    /// Port of the public listener; 0 takes a free one.
+    pub port: u16,
+    /// Address that the admin listener (metrics, explain, workers) binds.
+    pub admin_host: IpAddr,
+    /// Port of the admin listener; 0 takes a free one, unset takes the one after the public port.
+    pub admin_port: Option<u16>,
+    /// Whether answers carry the headers that say which worker was chosen, and why.
+    pub expose_routing: bool,
+    /// Limits of what clients may send and of what is held at once.
+    pub limits: LimitsConfig,
+}
+
+impl Default for FrontendConfig {
+    fn default() -> Self {
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self {
+            host: loopback,
+            port: 8000,
+            admin_host: loopback,
+            admin_port: None,
+            expose_routing: false,
+            limits: LimitsConfig::default(),
+        }
+    }
+}
+
+impl FrontendConfig {
+    /// Where the public listener binds.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.host, self.port)
+    }
+
+    /// The admin listener's port; `None` when it is unset and no port follows the public one. A
+    /// free public port (0) has a free admin port.
+    pub fn admin_port(&self) -> Option<u16> {
+        match (self.admin_port, self.port) {
+            (Some(port), _) => Some(port),
+            (None, 0) => Some(0),
+            (None, port) => port.checked_add(1),
+        }
+    }
+
+    /// Where the admin listener binds.
+    pub fn admin_address(&self) -> SocketAddr {
+        SocketAddr::new(self.admin_host, self.admin_port().unwrap_or(0))
+    }
+}
+
+/// Limits of what clients may send, and of what is held at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Largest request body, in bytes; a larger one is answered 413.
+    #[schemars(range(min = 1))]
+    pub body_bytes_max: usize,
+    /// Largest sum of request bodies held at once, in bytes; over it a request is answered 503.
+    #[schemars(range(min = 1))]
+    pub bodies_in_flight_bytes_max: usize,
+    /// Largest sum of a request's headers, in bytes; over it 431.
+    #[schemars(range(min = 8192))]
+    pub header_bytes_max: usize,
+    /// Time for a client to send its headers, in seconds.
+    #[schemars(range(min = 1))]
+    pub header_read_secs: u64,
+    /// Time for a client to send its body, in seconds.
+    #[schemars(range(min = 1))]
+    pub body_read_secs: u64,
+    /// Most connections open at once on a listener.
+    #[schemars(range(min = 1))]
+    pub connections_max: usize,
+    /// Most images in one request.
+    pub images_max: usize,
+    /// Most messages in one request.
+    #[schemars(range(min = 1))]
+    pub messages_max: usize,
+    /// Most requests that may wait for a worker at once; one more is answered 429.
+    pub waiting_requests_max: usize,
+    /// Most prompt tokens that may wait for a worker at once, summed over requests; over it 429.
+    pub waiting_tokens_max: u64,
+    /// Longest line of an engine's event stream, in bytes; a longer one ends the stream with an error.
+    #[schemars(range(min = 1024))]
+    pub sse_line_bytes_max: usize,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 64 << 20,
+            bodies_in_flight_bytes_max: 512 << 20,
+            header_bytes_max: 64 << 10,
+            header_read_secs: 10,
+            body_read_secs: 60,
+            connections_max: 16_384,
+            images_max: 16,
+            messages_max: 4096,
+            waiting_requests_max: 4096,
+            waiting_tokens_max: 16_000_000,
+            sse_line_bytes_max: 1 << 20,
+        }
+    }
+}
+
+impl LimitsConfig {
+    /// Time for a client to send its headers.
+    pub fn header_read(&self) -> Duration {
+        Duration::from_secs(self.header_read_secs)
+    }
+
+    /// Time for a client to send its body.
+    pub fn body_read(&self) -> Duration {
+        Duration::from_secs(self.body_read_secs)
+    }
+}

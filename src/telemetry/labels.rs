@@ -1,0 +1,122 @@
+//! What metrics are told apart by: sets of few, fixed values, never a URL or a client's text.
+
+use std::fmt::Write;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+
+use crate::health::Verdict;
+use crate::select::RouterMode;
+
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
+                encoder.write_str(match self { $(Self::$variant => $text,)+ })
+            }
+        }
+    };
+}
+
+label! {
+    /// What a request asked for.
+    Endpoint {
+        ChatCompletions = "chat_completions",
+        Completions = "completions",
+        Embeddings = "embeddings",
+        Models = "models",
+        /// Any other path.
+        Other = "other",
+    }
+}
+
+label! {
+    /// What an engine said of its cache.
+    KvEventKind {
+        Stored = "stored",
+        Removed = "removed",
+        Cleared = "cleared",
+    }
+}
+
+label! {
+    /// How an image was come by, or why not.
+    MediaOutcome {
+        /// It came inside the request.
+        Inline = "inline",
+        Fetched = "fetched",
+        /// It was still held.
+        Cached = "cached",
+        /// The fetch policy or a limit forbids it.
+        Refused = "refused",
+        /// Its server failed or was too slow.
+        Failed = "failed",
+    }
+}
+
+impl EncodeLabelValue for RouterMode {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
+        encoder.write_str(match self {
+            Self::Kv => "kv",
+            Self::RoundRobin => "round-robin",
+            Self::Random => "random",
+            Self::LeastLoaded => "least-loaded",
+        })
+    }
+}
+
+impl EncodeLabelValue for Verdict {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
+        encoder.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Draining => "draining",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// A finished request: what it asked for and how it was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    pub endpoint: Endpoint,
+    /// The HTTP status; the program sends some twenty of them.
+    pub status: u32,
+}
+
+/// An endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EndpointLabels {
+    pub endpoint: Endpoint,
+}
+
+/// A way of choosing a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ModeLabels {
+    pub mode: RouterMode,
+}
+
+/// A kind of KV event.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KvEventLabels {
+    pub kind: KvEventKind,
+}
+
+/// A verdict on workers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct VerdictLabels {
+    pub verdict: Verdict,
+}
+
+/// How an image was come by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MediaLabels {
+    pub outcome: MediaOutcome,
+}

@@ -1,0 +1,175 @@
+//! Every metric of the program, in one list.
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::telemetry::labels::{
+    EndpointLabels, KvEventLabels, MediaLabels, ModeLabels, RequestLabels, VerdictLabels,
+};
+
+/// The media type of [`Metrics::encode`]'s text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A histogram for each endpoint.
+pub type EndpointHistograms = Family<EndpointLabels, Histogram, fn() -> Histogram>;
+
+macro_rules! metrics {
+    ($($field:ident: $type:ty = $make:expr, $name:literal, $help:literal;)+) => {
+        /// Every metric of the program; a field's documentation is the metric's own.
+        #[derive(Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $(#[doc = $help] pub $field: $type,)+
+        }
+
+        /// Each metric's name and meaning, for the documentation.
+        pub const LIST: &[(&str, &str)] = &[$((concat!("kvlens_", $name), $help)),+];
+
+        impl Default for Metrics {
+            fn default() -> Self {
+                let mut registry = Registry::with_prefix("kvlens");
+                $(
+                    let $field: $type = $make;
+                    // The registry ends the help text with a full stop of its own.
+                    registry.register($name, $help.trim_end_matches('.'), $field.clone());
+                )+
+                Self { registry, $($field,)+ }
+            }
+        }
+    };
+}
+
+metrics! {
+    requests: Family<RequestLabels, Counter> = Family::default(),
+        "requests", "Requests answered, by endpoint and HTTP status.";
+    request_duration: EndpointHistograms = Family::new_with_constructor(long_seconds),
+        "request_duration_seconds", "Time from a request's last byte in to its answer's last byte out.";
+    time_to_first_token: Histogram = short_seconds(),
+        "time_to_first_token_seconds", "Time from a request's last byte in to its first token out.";
+    inter_token_latency: Histogram = short_seconds(),
+        "inter_token_latency_seconds", "Time between two pieces of an answer's stream.";
+    in_flight_requests: Gauge = Gauge::default(),
+        "in_flight_requests", "Requests being answered now.";
+    prompt_tokens: Counter = Counter::default(),
+        "prompt_tokens", "Tokens of all prompts, images expanded.";
+    output_tokens: Counter = Counter::default(),
+        "output_tokens", "Tokens of all answers, as the engines count them.";
+    prompt_blocks: Counter = Counter::default(),
+        "prompt_blocks", "Full blocks of all placed prompts.";
+    overlap_blocks: Counter = Counter::default(),
+        "overlap_blocks", "Blocks of placed prompts that the chosen worker held already.";
+    overlap_predicted_tokens: Counter = Counter::default(),
+        "overlap_predicted_tokens", "Prompt tokens that the router expected the engine to find in its cache.";
+    overlap_cached_tokens: Counter = Counter::default(),
+        "overlap_cached_tokens", "Prompt tokens that the engine says it found in its cache.";
+    placements: Family<ModeLabels, Counter> = Family::default(),
+        "placements", "Requests placed on a worker, by the way of choosing.";
+    no_worker: Counter = Counter::default(),
+        "no_worker", "Requests that no worker could take.";
+    retries: Counter = Counter::default(),
+        "retries", "Requests placed again because their engine failed before the first byte.";
+    unknown_fields: Counter = Counter::default(),
+        "unknown_fields", "Fields of requests that nobody knows.";
+    text_only: Counter = Counter::default(),
+        "text_only", "Requests routed on their text before the first image, because an image's expansion is unknown.";
+    kv_events: Family<KvEventLabels, Counter> = Family::default(),
+        "kv_events", "KV events read from engines, by kind.";
+    kv_event_gaps: Counter = Counter::default(),
+        "kv_event_gaps", "Times that events were found missing from an engine's sequence.";
+    unhashable_blocks: Counter = Counter::default(),
+        "unhashable_blocks", "Blocks that engines stored and that cannot be named.";
+    index_blocks: Gauge = Gauge::default(),
+        "index_blocks", "Blocks in the index, summed over workers.";
+    workers: Family<VerdictLabels, Gauge> = Family::default(),
+        "workers", "Workers known, by verdict.";
+    engine_restarts: Counter = Counter::default(),
+        "engine_restarts", "Times that an engine ended and was started again.";
+    media: Family<MediaLabels, Counter> = Family::default(),
+        "media_fetches", "Images asked for, by how they were come by.";
+    panics: Counter = Counter::default(),
+        "panics", "Requests answered 500 because their code panicked.";
+}
+
+impl Metrics {
+    /// All metrics as OpenMetrics text.
+    pub fn encode(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String cannot fail; should a metric's own encoding, what came before it is
+        // still worth more than nothing.
+        if let Err(error) = text::encode(&mut out, &self.registry) {
+            tracing::error!(%error, "metrics cannot be written");
+        }
+        out
+    }
+}
+
+/// 1 ms to 16 s, for what a token waits for.
+fn short_seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+/// 5 ms to 11 minutes, for whole requests.
+fn long_seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.005, 2.0, 18))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::select::RouterMode;
+    use crate::telemetry::labels::Endpoint;
+
+    #[test]
+    fn names_are_told_apart_and_say_their_unit() {
+        let names: BTreeSet<_> = LIST.iter().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), LIST.len());
+        for (name, help) in LIST {
+            assert!(help.ends_with('.') && help.len() > 15, "{name}: {help}");
+            assert!(
+                !name.ends_with("_total"),
+                "{name}: counters get _total when written"
+            );
+        }
+        let text = Metrics::default().encode();
+        let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        for (name, kind) in kinds.filter_map(|line| line.split_once(' ')) {
+            assert!(names.contains(&name), "{name}");
+            assert_eq!(kind == "histogram", name.ends_with("_seconds"), "{name}");
+        }
+        assert!(!text.contains(".."), "{text}");
+    }
+
+    #[test]
+    fn counts_appear_under_their_labels() {
+        let metrics = Metrics::default();
+        let endpoint = Endpoint::ChatCompletions;
+        let labels = RequestLabels {
+            endpoint,
+            status: 200,
+        };
+        metrics.requests.get_or_create(&labels).inc();
+        let mode = RouterMode::RoundRobin;
+        metrics.placements.get_or_create(&ModeLabels { mode }).inc();
+        metrics
+            .request_duration
+            .get_or_create(&EndpointLabels { endpoint })
+            .observe(0.2);
+        metrics.overlap_blocks.inc_by(3);
+        let text = metrics.encode();
+        for line in [
+            "kvlens_requests_total{endpoint=\"chat_completions\",status=\"200\"} 1",
+            "kvlens_placements_total{mode=\"round-robin\"} 1",
+            "kvlens_request_duration_seconds_count{endpoint=\"chat_completions\"} 1",
+            "kvlens_overlap_blocks_total 3",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The configuration: which source wins, and what is refused in which words.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use kvlens::config::{Config, Sources, Values, reference};
+use kvlens::select::RouterMode;
+use tempfile::NamedTempFile;
+
+fn file(text: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().expect("a temporary file can be made");
+    file.write_all(text.as_bytes())
+        .expect("a temporary file can be written");
+    file
+}
+
+fn sources(file: Option<&NamedTempFile>, environment: &[(&str, &str)]) -> Sources {
+    let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
+    Sources {
+        file: file.map(|file| file.path().to_owned()),
+        environment: environment.iter().map(owned).collect(),
+        ..Sources::default()
+    }
+}
+
+/// The problems, with the file's name as `FILE`.
+fn problems(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
+    let file = file(text);
+    let error = Config::load(&sources(Some(&file), environment)).expect_err("it must be refused");
+    let path = file.path().display().to_string();
+    let shown = |problem: &kvlens::config::problem::Problem| problem.to_string();
+    let texts = error.problems.iter().map(shown);
+    texts.map(|text| text.replace(&path, "FILE")).collect()
+}
+
+#[test]
+fn nothing_set_is_the_defaults() {
+    let config = Config::load(&Sources::default()).unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!(config.frontend.limits.body_bytes_max, 67_108_864);
+    assert_eq!(
+        config.frontend.admin_address().to_string(),
+        "127.0.0.1:8001"
+    );
+    assert!(!config.media.enabled);
+}
+
+#[test]
+fn a_higher_source_wins() {
+    let file = file("[frontend]\nport = 1\n[router]\nmode = \"random\"\n");
+    let mut sources = sources(Some(&file), &[]);
+    sources.role = Values::default()
+        .set("media.enabled", true)
+        .set("frontend.port", 7)
+        .set("router.mode", "kv");
+    let port = |sources: &Sources| Config::load(sources).unwrap().frontend.port;
+    assert_eq!(port(&sources), 1, "file over role");
+
+    sources.environment = vec![("KVLENS_FRONTEND_PORT".into(), "2".into())];
+    assert_eq!(port(&sources), 2, "environment over file");
+
+    sources.flags = Values::default()
+        .set("frontend.port", 3)
+        .set_given("router.mode", None::<RouterMode>);
+    assert_eq!(port(&sources), 3, "flags over environment");
+
+    let config = Config::load(&sources).unwrap();
+    assert_eq!(
+        config.router.mode,
+        RouterMode::Random,
+        "an absent flag sets nothing"
+    );
+    assert!(
+        config.media.enabled,
+        "a role's default stays where nothing else is said"
+    );
+}
+
+#[test]
+fn environment_variables_set_values_of_every_kind() {
+    let config = Config::load(&sources(
+        None,
+        &[
+            ("PATH", "/bin"),
+            ("KVLENS_CONFIG", "not a key"),
+            ("KVLENS_FRONTEND_HOST", "::1"),
+            ("KVLENS_FRONTEND_LIMITS_BODY_BYTES_MAX", "1024"),
+            ("KVLENS_FRONTEND_EXPOSE_ROUTING", "true"),
+            ("KVLENS_MEDIA_PORTS", "80, 8080"),
+            ("KVLENS_MEDIA_ALLOW", "10.0.0.0/8,images.example"),
+            ("KVLENS_ROUTER_MODE", "round-robin"),
+            ("KVLENS_ROUTER_TEMPERATURE", "0.5"),
+            ("KVLENS_LOG_LEVEL", "1"),
+        ],
+    ))
+    .unwrap();
+    assert_eq!(config.frontend.address().to_string(), "[::1]:8000");
+    assert_eq!(config.frontend.limits.body_bytes_max, 1024);
+    assert!(config.frontend.expose_routing);
+    assert_eq!(config.media.ports, [80, 8080]);
+    assert_eq!(config.media.allow, ["10.0.0.0/8", "images.example"]);
+    assert_eq!(config.router.mode, RouterMode::RoundRobin);
+    assert!((config.router.temperature - 0.5).abs() < f64::EPSILON);
+    assert_eq!(config.log.level, "1");
+}
+
+#[test]
+fn what_is_refused_names_its_key_and_source() {
+    for (text, environment, expected) in [
+        (
+            "[frontend]\nprot = 1\n",
+            &[] as &[(&str, &str)],
+            "unknown key frontend.prot in file FILE; did you mean frontend.port?",
+        ),
+        (
+            "[colour]\nred = 1\n",
+            &[],
+            "unknown key colour in file FILE",
+        ),
+        (
+            "",
+            &[("KVLENS_FRONTEND_PROT", "1")],
+            "unknown environment variable KVLENS_FRONTEND_PROT; did you mean KVLENS_FRONTEND_PORT?",
+        ),
+        (
+            "[frontend]\nport = \"x\"\n",
+            &[],
+            "invalid type: found string \"x\", expected u16 for key \"frontend.port\" in file FILE",
+        ),
+        (
+            "",
+            &[("KVLENS_FRONTEND_PORT", "x")],
+            "invalid type: found string \"x\", expected u16 for key \"frontend.port\" in \
+             environment variable KVLENS_FRONTEND_PORT",
+        ),
+        (
+            "[router]\nmode = \"magic\"\n",
+            &[],
+            "unknown variant: found `magic`, expected `one of `kv`, `round-robin`, `random`, \
+             `least-loaded`` for key \"router.mode\" in file FILE",
+        ),
+        (
+            "[router]\noverlap_score_weight = -1.0\n",
+            &[],
+            "router.overlap_score_weight is -1 in file FILE, but must be at least 0",
+        ),
+        (
+            "[log]\nlevel = \"info\"\nlevel = \"warn\"\n",
+            &[],
+            "file FILE, line 3, column 1: duplicate key",
+        ),
+        (
+            "frontend = 3\n",
+            &[],
+            "invalid type: found signed int `3`, expected struct FrontendConfig for key \
+             \"frontend\" in file FILE",
+        ),
+        (
+            "[frontend]\nport = 8000\nadmin_port = 8000\n",
+            &[],
+            "frontend.admin_port is frontend.port: the two listeners need two addresses",
+        ),
+        (
+            "[media]\ntotal_secs = 2\n",
+            &[],
+            "media.connect_secs or media.first_byte_secs is above media.total_secs",
+        ),
+    ] {
+        assert_eq!(problems(text, environment), [expected], "{text}");
+    }
+}
+
+#[test]
+fn all_problems_come_in_one_run() {
+    let found = problems(
+        "prot = 1\n[frontend]\nprot = 1\n[frontend.limits]\nimages = 3\n[media]\nside_max = \"big\"\n",
+        &[("KVLENS_X", "1")],
+    );
+    assert_eq!(found.len(), 5, "{found:#?}");
+}
+
+#[test]
+fn a_missing_file_is_an_error() {
+    let sources = Sources {
+        file: Some(PathBuf::from("/nonexistent/k.toml")),
+        ..Sources::default()
+    };
+    let text = Config::load(&sources).unwrap_err().to_string();
+    assert!(
+        text.starts_with("cannot read configuration file /nonexistent/k.toml: No such file"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_reference_with_its_defaults_uncommented_is_the_default() {
+    let reference = reference::reference();
+    let is_default = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
+    assert!(reference.lines().filter(is_default).count() > 30);
+    let uncommented: String = reference
+        .lines()
+        .map(|line| if is_default(&line) { &line[1..] } else { line })
+        .map(|line| line.to_owned() + "\n")
+        .collect();
+    let file = file(&uncommented);
+    assert_eq!(
+        Config::load(&sources(Some(&file), &[])).unwrap(),
+        Config::default()
+    );
+    let plain = crate::config::file(&reference);
+    assert_eq!(
+        Config::load(&sources(Some(&plain), &[])).unwrap(),
+        Config::default(),
+        "as printed, it sets nothing"
+    );
+}
