@@ -1,3 +1,4 @@
 //! Tests of the library as its users see it, and of the house rules.
 
 mod config;
+mod engine;
