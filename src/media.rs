@@ -17,67 +17,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use url::Url;
 
+use crate::config::media::MediaConfig;
 use crate::id::MediaDigest;
 use crate::media::cache::Cache;
 use crate::media::fetch::{Fetcher, Outcome};
 use crate::media::flight::Flights;
 use crate::vision::ImageSize;
-
-/// What may be fetched, and how large an image may be.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Policy {
-    /// Largest image in bytes, encoded, inline or fetched.
-    pub image_bytes_max: usize,
-    /// Most pixels in one image. Engines refuse more as a decompression bomb.
-    pub pixels_max: u64,
-    /// Longest side of an image in pixels.
-    pub side_max: u32,
-    /// Most times that the longer side of an image may be the shorter one.
-    pub ratio_max: u32,
-    /// Seconds to resolve a host, connect and greet.
-    pub connect_secs: f64,
-    /// Seconds from asking, connecting included, to the head of an answer; each redirect starts anew.
-    pub first_byte_secs: f64,
-    /// Seconds for a whole image, waiting for a turn and redirects included.
-    pub total_secs: f64,
-    /// Most redirects followed; each is checked as the first URL was.
-    pub redirects_max: usize,
-    /// Ports that may be asked on hosts that `allow` does not name with a port.
-    pub ports: Vec<u16>,
-    /// Hosts that may be asked though they are not public: a name, `*.suffix`, an address, each with
-    /// `:port` or without, or a network as `10.0.0.0/8`. A listed host is reached at its listed
-    /// ports only, and where its name leads is not checked.
-    pub allow: Vec<String>,
-    /// Bytes of fetched images that are kept for the next request.
-    pub cache_bytes_max: usize,
-    /// Most fetches at once; one more waits, within its `total_secs`. Each holds up to
-    /// `image_bytes_max` bytes.
-    pub fetches_max: usize,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self {
-            image_bytes_max: 20 << 20,
-            pixels_max: 178_956_970,
-            side_max: 32_768,
-            ratio_max: 200,
-            connect_secs: 3.0,
-            first_byte_secs: 5.0,
-            total_secs: 10.0,
-            redirects_max: 3,
-            ports: vec![80, 443],
-            allow: Vec::new(),
-            cache_bytes_max: 256 << 20,
-            fetches_max: 64,
-        }
-    }
-}
 
 /// Why a policy cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -234,7 +181,7 @@ pub struct Media {
 
 #[derive(Debug)]
 struct Shared {
-    policy: Policy,
+    policy: MediaConfig,
     fetcher: Fetcher,
     cache: Cache,
     flights: Arc<Flights>,
@@ -245,7 +192,7 @@ impl Media {
     ///
     /// # Errors
     /// When the policy cannot be followed: an allow entry or a number makes no sense.
-    pub fn new(policy: Policy) -> Result<Self, PolicyError> {
+    pub fn new(policy: MediaConfig) -> Result<Self, PolicyError> {
         Self::with_lookup(policy, fetch::system_lookup())
     }
 
@@ -254,7 +201,7 @@ impl Media {
     ///
     /// # Errors
     /// When the policy cannot be followed: an allow entry or a number makes no sense.
-    pub fn with_lookup(policy: Policy, lookup: Lookup) -> Result<Self, PolicyError> {
+    pub fn with_lookup(policy: MediaConfig, lookup: Lookup) -> Result<Self, PolicyError> {
         let shared = Shared {
             fetcher: Fetcher::new(&policy, lookup)?,
             cache: Cache::new(policy.cache_bytes_max),

@@ -26,7 +26,7 @@ use crate::gpu;
 use crate::http::Limits;
 use crate::http::serve::{bind, serve};
 use crate::id::InvalidWorkerId;
-use crate::media::{Media, MediaError};
+use crate::media::{Media, PolicyError};
 use crate::model::ModelError;
 use crate::openai::request::RequestLimits;
 use crate::router::{self, Router, UPDATES_MAX};
@@ -115,7 +115,7 @@ pub enum UpError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
-    Media(#[from] MediaError),
+    Media(#[from] PolicyError),
     #[error("{worker:?} cannot name a worker")]
     Worker {
         worker: String,
@@ -156,7 +156,10 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
         () = progress => {}
         () = stop.cancelled() => {}
     }
-    println!("stopping: requests in flight have {} s to finish", DRAIN_MAX.as_secs());
+    println!(
+        "stopping: requests in flight have {} s to finish",
+        DRAIN_MAX.as_secs()
+    );
     if tokio::time::timeout(DRAIN_MAX, serving).await.is_err() {
         tracing::warn!(waited = ?DRAIN_MAX, "requests still in flight are cut");
     }
@@ -174,7 +177,11 @@ fn frontend(
     router: Arc<Router>,
     metrics: Arc<Metrics>,
 ) -> Result<Arc<Frontend>, UpError> {
-    let media = config.media.enabled.then(|| Media::new(config.media.policy())).transpose()?;
+    let media = config
+        .media
+        .enabled
+        .then(|| Media::new(config.media.clone()))
+        .transpose()?;
     Ok(Arc::new(Frontend {
         limits: RequestLimits {
             messages_max: config.frontend.limits.messages_max,
@@ -211,8 +218,15 @@ impl Listeners {
             _ => listen(ADMIN, config.admin_address(), ADMIN_PORT).await?,
         };
         let admin_address = admin.local_addr().unwrap_or(config.admin_address());
-        let addresses = Addresses { public: public_address, admin: admin_address };
-        Ok(Self { public, admin, addresses })
+        let addresses = Addresses {
+            public: public_address,
+            admin: admin_address,
+        };
+        Ok(Self {
+            public,
+            admin,
+            addresses,
+        })
     }
 
     /// Serves on both until `stop` and until the last request has ended.
@@ -231,8 +245,18 @@ impl Listeners {
             connections_max: limits.connections_max,
         };
         let mut listeners = JoinSet::new();
-        listeners.spawn(serve(self.public, frontend.routes(), limits.clone(), stop.clone()));
-        listeners.spawn(serve(self.admin, frontend.admin_routes(), limits, stop.clone()));
+        listeners.spawn(serve(
+            self.public,
+            frontend.routes(),
+            limits.clone(),
+            stop.clone(),
+        ));
+        listeners.spawn(serve(
+            self.admin,
+            frontend.admin_routes(),
+            limits,
+            stop.clone(),
+        ));
         async move { while listeners.join_next().await.is_some() {} }
     }
 }
@@ -246,7 +270,12 @@ async fn listen(
     remedy: &'static str,
 ) -> Result<TcpListener, UpError> {
     let bound = bind(address).await;
-    bound.map_err(|source| UpError::Listen { what, address, remedy, source })
+    bound.map_err(|source| UpError::Listen {
+        what,
+        address,
+        remedy,
+        source,
+    })
 }
 
 /// One agent beside each engine, and the router's task that takes in what they say.
@@ -259,12 +288,21 @@ struct Agents {
 impl Agents {
     fn start(setup: &Setup, processes: &[EngineProcess], router: &Arc<Router>) -> Self {
         let (updates, received) = mpsc::channel(UPDATES_MAX);
-        let mut started =
-            Self { agents: JoinSet::new(), router: JoinSet::new(), stop: CancellationToken::new() };
-        started.router.spawn(router::run(router.clone(), received, CancellationToken::new()));
+        let mut started = Self {
+            agents: JoinSet::new(),
+            router: JoinSet::new(),
+            stop: CancellationToken::new(),
+        };
+        started.router.spawn(router::run(
+            router.clone(),
+            received,
+            CancellationToken::new(),
+        ));
         for process in processes {
             let spec = setup.agent(&process.spec);
-            started.agents.spawn(worker::run(spec, updates.clone(), started.stop.clone()));
+            started
+                .agents
+                .spawn(worker::run(spec, updates.clone(), started.stop.clone()));
         }
         started
     }

@@ -16,9 +16,10 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 use url::Url;
 
+use crate::config::media::MediaConfig;
 use crate::media::cache::{PAGE_TEXT_BYTES_MAX, Page, Validator};
 use crate::media::gate::Gate;
-use crate::media::{Lookup, MediaError, Policy, PolicyError};
+use crate::media::{Lookup, MediaError, PolicyError};
 
 /// What a fetch brought.
 #[derive(Debug)]
@@ -45,7 +46,7 @@ pub(crate) struct Fetcher {
 }
 
 impl Fetcher {
-    pub(crate) fn new(policy: &Policy, lookup: Lookup) -> Result<Self, PolicyError> {
+    pub(crate) fn new(policy: &MediaConfig, lookup: Lookup) -> Result<Self, PolicyError> {
         let gate = Arc::new(Gate::new(policy)?);
         let connect = duration("connect_secs", policy.connect_secs)?;
         let fetches = policy.fetches_max;

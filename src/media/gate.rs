@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use url::{Host, Url};
 
+use crate::config::media::MediaConfig;
 use crate::media::address::{Network, is_public};
-use crate::media::{MediaError, Policy, PolicyError};
+use crate::media::{MediaError, PolicyError};
 
 /// Last labels of names that only mean something inside somebody's network.
 const INSIDE_NAMES: &[&str] = &["localhost", "local", "internal", "svc", "home.arpa"];
@@ -38,7 +39,7 @@ impl Gate {
     ///
     /// # Errors
     /// When an entry is neither a name, `*.suffix`, an address nor a network.
-    pub(crate) fn new(policy: &Policy) -> Result<Self, PolicyError> {
+    pub(crate) fn new(policy: &MediaConfig) -> Result<Self, PolicyError> {
         let listed = |entry: &String| {
             Listed::parse(entry).ok_or_else(|| PolicyError::AllowEntry {
                 entry: entry.clone(),
@@ -159,9 +160,9 @@ mod tests {
     use super::*;
 
     fn gate(allow: &[&str]) -> Gate {
-        Gate::new(&Policy {
+        Gate::new(&MediaConfig {
             allow: allow.iter().map(|&entry| entry.to_owned()).collect(),
-            ..Policy::default()
+            ..MediaConfig::default()
         })
         .unwrap()
     }
@@ -316,9 +317,9 @@ mod tests {
             "a:99999",
             "http://x/",
         ] {
-            let policy = Policy {
+            let policy = MediaConfig {
                 allow: vec![entry.to_owned()],
-                ..Policy::default()
+                ..MediaConfig::default()
             };
             let error = Gate::new(&policy).unwrap_err().to_string();
             assert!(error.contains(&format!("{entry:?}")), "{error}");

@@ -10,7 +10,8 @@ mod webp;
 
 use std::ops::Range;
 
-use crate::media::{MediaError, Policy};
+use crate::config::media::MediaConfig;
+use crate::media::MediaError;
 use crate::vision::ImageSize;
 
 /// A format that the engines decode.
@@ -66,7 +67,7 @@ pub(crate) fn probe(bytes: &[u8]) -> Result<(Format, Option<ImageSize>), MediaEr
 ///
 /// # Errors
 /// When there are too many pixels, a side is too long or the sides too unequal.
-pub(crate) fn check_size(size: ImageSize, policy: &Policy) -> Result<(), MediaError> {
+pub(crate) fn check_size(size: ImageSize, policy: &MediaConfig) -> Result<(), MediaError> {
     let ImageSize { width, height } = size;
     let (short, long) = (width.min(height), width.max(height));
     if long > policy.side_max {

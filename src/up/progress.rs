@@ -42,16 +42,26 @@ pub(crate) async fn run(
 async fn announce(router: &Router, banner: &Banner) {
     let ready = || {
         let workers = router.workers();
-        workers.iter().filter(|view| view.record.verdict.takes_requests()).count()
+        workers
+            .iter()
+            .filter(|view| view.record.verdict.takes_requests())
+            .count()
     };
     while ready() < banner.workers {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     for view in router.workers() {
         let record = view.record;
-        let size = record.block_size.map_or_else(String::new, |s| s.tokens().to_string());
-        let blocks = record.capacity_blocks.map_or_else(String::new, |blocks| blocks.to_string());
-        println!("  {}  {}  {blocks} blocks of {size} tokens", record.worker, record.address);
+        let size = record
+            .block_size
+            .map_or_else(String::new, |s| s.tokens().to_string());
+        let blocks = record
+            .capacity_blocks
+            .map_or_else(String::new, |blocks| blocks.to_string());
+        println!(
+            "  {}  {}  {blocks} blocks of {size} tokens",
+            record.worker, record.address
+        );
     }
     println!("{}", banner.text());
 }
@@ -69,13 +79,26 @@ async fn follow(process: EngineProcess, metrics: Arc<Metrics>) {
                 println!("  {worker}  starting");
             }
             State::Ready { .. } => {
-                println!("  {worker}  answers after {:.1} s", since.elapsed().as_secs_f64());
+                println!(
+                    "  {worker}  answers after {:.1} s",
+                    since.elapsed().as_secs_f64()
+                );
             }
-            State::Restarting { after, cause, last_lines } => {
+            State::Restarting {
+                after,
+                cause,
+                last_lines,
+            } => {
                 metrics.engine_restarts.inc();
-                println!("  {worker}  {cause}; starting it again in {:.1} s", after.as_secs_f64());
+                println!(
+                    "  {worker}  {cause}; starting it again in {:.1} s",
+                    after.as_secs_f64()
+                );
                 let skipped = last_lines.len().saturating_sub(LINES_SHOWN);
-                last_lines.iter().skip(skipped).for_each(|line| println!("  {worker}  | {line}"));
+                last_lines
+                    .iter()
+                    .skip(skipped)
+                    .for_each(|line| println!("  {worker}  | {line}"));
             }
             State::Stopped => return,
         }

@@ -55,7 +55,9 @@ impl Setup {
             _ => Kind::Mock,
         };
         if let (Kind::Vllm, GpuCount::None { reason }) = (kind, &gpus) {
-            return Err(UpError::NoGpu { reason: reason.clone() });
+            return Err(UpError::NoGpu {
+                reason: reason.clone(),
+            });
         }
         let (name, folder, model) = match (&args.model, kind) {
             (Some(text), _) => named_model(text)?,
@@ -68,7 +70,14 @@ impl Setup {
             (Kind::Command, _) => 1,
             _ => MOCK_WORKERS,
         });
-        Ok(Self { kind, workers, gpus, name, folder, model: Arc::new(model) })
+        Ok(Self {
+            kind,
+            workers,
+            gpus,
+            name,
+            folder,
+            model: Arc::new(model),
+        })
     }
 
     /// The engines to launch.
@@ -84,7 +93,10 @@ impl Setup {
                 worker,
                 kind: self.kind,
                 name: self.name.clone(),
-                model: self.folder.as_ref().map(|folder| folder.display().to_string()),
+                model: self
+                    .folder
+                    .as_ref()
+                    .map(|folder| folder.display().to_string()),
                 port,
                 gpus: self.gpu(number).map(|gpu| vec![gpu]),
                 args: engine_args.to_vec(),
@@ -125,12 +137,19 @@ impl Setup {
             }
             (GpuCount::Some(gpus), _) => format!("{gpus} NVIDIA GPUs found"),
         };
-        format!("{found}: starting {} {engines} with {model}; images are accepted", self.workers)
+        format!(
+            "{found}: starting {} {engines} with {model}; images are accepted",
+            self.workers
+        )
     }
 
     /// What is printed when all is ready: the addresses, and a request to copy.
     pub(crate) fn banner(&self, addresses: Addresses) -> Banner {
-        Banner { workers: usize::from(self.workers), name: self.name.clone(), addresses }
+        Banner {
+            workers: usize::from(self.workers),
+            name: self.name.clone(),
+            addresses,
+        }
     }
 
     fn worker(&self, number: usize) -> Result<WorkerId, UpError> {
@@ -201,7 +220,9 @@ mod tests {
     use super::*;
 
     fn no_gpu() -> GpuCount {
-        GpuCount::None { reason: "none was put in".to_owned() }
+        GpuCount::None {
+            reason: "none was put in".to_owned(),
+        }
     }
 
     fn args(words: &[&str]) -> Args {
@@ -217,15 +238,25 @@ mod tests {
     #[test]
     fn without_a_gpu_two_mocks_serve_the_demo() {
         let setup = Setup::choose(&args(&[]), no_gpu()).unwrap();
-        assert_eq!((setup.kind, setup.workers, setup.name.as_str()), (Kind::Mock, 2, "demo"));
+        assert_eq!(
+            (setup.kind, setup.workers, setup.name.as_str()),
+            (Kind::Mock, 2, "demo")
+        );
         let opening = setup.opening();
-        assert!(opening.contains("none was put in") && !opening.contains('\n'), "{opening}");
+        assert!(
+            opening.contains("none was put in") && !opening.contains('\n'),
+            "{opening}"
+        );
     }
 
     #[test]
     fn what_cannot_run_says_what_is_missing() {
         for (words, gpus, part) in [
-            (&["--engine", "vllm", "--model", "x"][..], no_gpu(), "none was put in"),
+            (
+                &["--engine", "vllm", "--model", "x"][..],
+                no_gpu(),
+                "none was put in",
+            ),
             (&["--engine", "vllm"], GpuCount::Some(2), "--model"),
             (&["--engine", "command"], no_gpu(), "--model"),
             (&["--model", "no/such"], no_gpu(), "no/such"),
@@ -239,8 +270,19 @@ mod tests {
     fn the_banner_has_a_request_that_is_json() {
         let setup = Setup::choose(&args(&[]), no_gpu()).unwrap();
         let address = "127.0.0.1:8000".parse().unwrap();
-        let text = setup.banner(Addresses { public: address, admin: address }).text();
-        let body = text.split("-d '").nth(1).unwrap().split("'\n").next().unwrap();
+        let text = setup
+            .banner(Addresses {
+                public: address,
+                admin: address,
+            })
+            .text();
+        let body = text
+            .split("-d '")
+            .nth(1)
+            .unwrap()
+            .split("'\n")
+            .next()
+            .unwrap();
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(body["model"], "demo");
     }

@@ -6,7 +6,8 @@ mod server;
 
 use std::time::{Duration, Instant};
 
-use kvlens::media::{Media, MediaError, Policy, digest};
+use kvlens::config::media::MediaConfig;
+use kvlens::media::{Media, MediaError, digest};
 use kvlens::vision::ImageSize;
 use tokio::net::TcpListener;
 
@@ -238,7 +239,7 @@ async fn urls_are_judged_before_anything_is_sent() {
 #[tokio::test]
 async fn fetches_beyond_the_limit_wait_their_turn() {
     let server = Server::start("127.0.0.1:0", misbehave).await;
-    let policy = Policy {
+    let policy = MediaConfig {
         fetches_max: 1,
         first_byte_secs: 0.5,
         ..policy(&[format!("127.0.0.1:{}", server.port)])
@@ -256,23 +257,23 @@ async fn fetches_beyond_the_limit_wait_their_turn() {
 fn a_policy_that_cannot_be_followed_says_what_is_wrong() {
     let rows = [
         (
-            Policy {
+            MediaConfig {
                 allow: vec!["http://a/".to_owned()],
-                ..Policy::default()
+                ..MediaConfig::default()
             },
             "allow entry \"http://a/\" is no name, *.suffix, address or network",
         ),
         (
-            Policy {
+            MediaConfig {
                 total_secs: 0.0,
-                ..Policy::default()
+                ..MediaConfig::default()
             },
             "total_secs = 0 is no number of seconds above 0",
         ),
         (
-            Policy {
+            MediaConfig {
                 connect_secs: f64::NAN,
-                ..Policy::default()
+                ..MediaConfig::default()
             },
             "connect_secs = NaN is no number of seconds above 0",
         ),
@@ -281,9 +282,9 @@ fn a_policy_that_cannot_be_followed_says_what_is_wrong() {
         let error = Media::new(policy).expect_err(expected);
         assert_eq!(error.to_string(), expected);
     }
-    let none = Policy {
+    let none = MediaConfig {
         fetches_max: 0,
-        ..Policy::default()
+        ..MediaConfig::default()
     };
     let error = Media::new(none).expect_err("no fetch at all").to_string();
     assert!(error.starts_with("fetches_max = 0 is not 1 to "), "{error}");

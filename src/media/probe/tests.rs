@@ -5,7 +5,8 @@ use proptest::prelude::{any, prop, proptest};
 use serde_json::Value;
 
 use super::{Format, check_size, probe};
-use crate::media::{MediaError, Policy};
+use crate::config::media::MediaConfig;
+use crate::media::MediaError;
 use crate::vision::ImageSize;
 
 fn golden(name: &str) -> Vec<u8> {
@@ -159,7 +160,7 @@ fn png_metadata_in_every_form() {
 
 #[test]
 fn limits_hold_to_the_pixel() {
-    let policy = Policy::default();
+    let policy = MediaConfig::default();
     let rows = [
         (size(1, 1), None),
         (size(1, 200), None),

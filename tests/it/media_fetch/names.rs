@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt;
-use kvlens::media::{Lookup, Media, MediaError, Policy};
+use kvlens::config::media::MediaConfig;
+use kvlens::media::{Lookup, Media, MediaError};
 
 use super::server::{Answer, Server, golden, policy, refusal, respond};
 
@@ -26,7 +27,7 @@ fn answers(turns: &[&[&str]]) -> Lookup {
 #[tokio::test]
 async fn a_name_is_refused_when_any_of_its_answers_is() {
     let canary = Server::start("127.0.0.1:0", |_| Answer::Silence).await;
-    let policy = Policy {
+    let policy = MediaConfig {
         ports: vec![canary.port],
         ..policy(&[])
     };
@@ -56,7 +57,7 @@ async fn a_name_that_changes_its_meaning_reaches_nothing_new() {
     let image = |_: &str| Answer::Bytes(respond("200 OK", &golden("rgb8.png")));
     let server = Server::start("127.0.0.2:0", image).await;
     let canary = Server::start(&format!("127.0.0.1:{}", server.port), image).await;
-    let policy = Policy {
+    let policy = MediaConfig {
         ports: vec![server.port],
         ..policy(&["127.0.0.2/32".to_owned()])
     };

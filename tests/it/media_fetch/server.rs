@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kvlens::media::{Media, MediaError, Policy};
+use kvlens::config::media::MediaConfig;
+use kvlens::media::{Media, MediaError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -120,14 +121,14 @@ pub(crate) fn path_of(request: &str) -> &str {
     request.split(' ').nth(1).expect("a request line")
 }
 
-pub(crate) fn policy(allow: &[String]) -> Policy {
-    Policy {
+pub(crate) fn policy(allow: &[String]) -> MediaConfig {
+    MediaConfig {
         image_bytes_max: 64 << 10,
         connect_secs: 1.0,
         first_byte_secs: 0.3,
         total_secs: 0.6,
         allow: allow.to_vec(),
-        ..Policy::default()
+        ..MediaConfig::default()
     }
 }
 
