@@ -1,3 +1,5 @@
 //! Tests of the library as its users see it, and of the house rules.
 
 mod config;
+mod mock_engine;
+mod mock_vllm;
