@@ -31,7 +31,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{self, Limits};
+use crate::http::Limits;
+use crate::http::serve::{bind, serve};
 use crate::mock::options::{BadOption, Options};
 use crate::mock::publisher::{PublishError, Publisher, Replayer};
 use crate::mock::rank::{Engine, Rank};
@@ -140,7 +141,7 @@ impl MockEngine {
             tasks.spawn(replayer.run(idle.child_token()));
         }
         let routes = endpoints::routes(&self.server, self.dev);
-        http::serve(self.listener, routes, limits(), stop).await;
+        serve(self.listener, routes, limits(), stop).await;
         // The ranks outlive the last request, which waits for them.
         idle.cancel();
         while tasks.join_next().await.is_some() {}
@@ -203,7 +204,7 @@ fn load(name: &str) -> Result<Model, MockError> {
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, MockError> {
-    let bound = http::bind(address).await;
+    let bound = bind(address).await;
     bound.map_err(|source| MockError::Listen { address, source })
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use ::http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use crate::http::{Answer, Call, Reply, Routes};
+use crate::http::reply::Reply;
+use crate::http::{Answer, Call, Routes};
 use crate::mock::generation::Generation;
 use crate::mock::metrics;
 use crate::mock::prompt::Prompt;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use ::http::StatusCode;
 
-use crate::http::Reply;
+use crate::http::reply::Reply;
 use crate::mock::rank::Figures;
 use crate::mock::server::Server;
 

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::mock::hash::MediaSpan;
 use crate::mock::images::{Images, Seen};
 use crate::mock::refusal::Refusal;
-use crate::model::{ChatInput, Model};
+use crate::model::{ChatInput, Model, ModelError};
 
 /// A prompt in the engine's tokens.
 #[derive(Clone, Debug, Default)]
@@ -33,13 +33,20 @@ impl Prompt {
         images: &Images,
         body: &mut Map<String, Value>,
     ) -> Result<Self, Refusal> {
-        let mut messages = body.remove("messages").unwrap_or_default();
+        let Some(Value::Array(mut messages)) = body.remove("messages") else {
+            return Err(Refusal::invalid("messages must be a list"));
+        };
         let seen = take_images(&mut messages, images)?;
+        let tools = body.get("tools").filter(|tools| tools.is_array());
+        let refused = |error: ModelError| Refusal::invalid(error.to_string());
+        let messages = model
+            .normalise(&messages, tools.is_some())
+            .map_err(refused)?;
         let flag =
             |key: &str, default: bool| body.get(key).and_then(Value::as_bool).unwrap_or(default);
         let input = ChatInput {
-            messages: &messages,
-            tools: body.get("tools").filter(|tools| tools.is_array()),
+            messages: &Value::Array(messages),
+            tools,
             variables: body
                 .get("chat_template_kwargs")
                 .filter(|kwargs| kwargs.is_object()),
@@ -83,24 +90,18 @@ impl Prompt {
     }
 }
 
-/// Replaces every image part by the template's `{"type": "image"}`, in order of appearance.
-fn take_images(messages: &mut Value, images: &Images) -> Result<Vec<Seen>, Refusal> {
-    let Value::Array(messages) = messages else {
-        return Err(Refusal::invalid("messages must be a list"));
-    };
+/// Looks at every image in order of appearance, and leaves parts without their bytes behind.
+fn take_images(messages: &mut [Value], images: &Images) -> Result<Vec<Seen>, Refusal> {
     if messages.is_empty() {
         return Err(Refusal::invalid("messages must not be empty"));
     }
     let mut seen = Vec::new();
     for message in messages {
-        if message["role"] == "developer" {
-            message["role"] = Value::from("system");
-        }
         let parts = message.get_mut("content").and_then(Value::as_array_mut);
         for part in parts.into_iter().flatten() {
             if part["type"] == "image_url" || part.get("image_url").is_some() {
                 seen.push(images.see(part, seen.len())?);
-                *part = json!({ "type": "image" });
+                *part = json!({ "type": "image_url" });
             }
         }
     }

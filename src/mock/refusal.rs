@@ -3,7 +3,7 @@
 use ::http::StatusCode;
 use serde_json::json;
 
-use crate::http::Reply;
+use crate::http::reply::Reply;
 
 /// Why a request is refused.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use serde_json::{Value, json};
 
-use crate::http::Reply;
+use crate::http::reply::Reply;
 use crate::mock::answer::Finish;
 use crate::mock::generation::{Generation, Piece};
 use crate::mock::refusal::Refusal;

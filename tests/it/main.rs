@@ -8,6 +8,7 @@ mod hash_vectors;
 mod http;
 mod index_laws;
 mod media_fetch;
+mod mock_engine;
 mod mock_vllm;
 mod normalise;
 mod recording;
