@@ -11,6 +11,8 @@ mod media_fetch;
 mod mock_engine;
 mod mock_vllm;
 mod normalise;
+mod openai_requests;
 mod recording;
+mod router;
 mod template;
 mod tokenizer;
