@@ -14,5 +14,6 @@ mod normalise;
 mod openai_requests;
 mod recording;
 mod router;
+mod source;
 mod template;
 mod tokenizer;
