@@ -19,7 +19,9 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub struct Plan {
     pub worker: WorkerId,
     pub kind: Kind,
-    /// A model's folder or name; `None` takes the mock's own.
+    /// The name it serves its model under.
+    pub name: String,
+    /// The model's folder; `None` takes the mock's own.
     pub model: Option<String>,
     /// A port on 127.0.0.1.
     pub port: u16,
@@ -57,6 +59,7 @@ impl Plan {
         let port = self.port.to_string();
         let mut args = vec!["mock-engine", "--exit-with-stdin", "--host", "127.0.0.1"];
         args.extend(["--port", &port]);
+        args.extend(["--served-model-name", &self.name]);
         args.extend(["--kv-events-endpoint", kv_events]);
         args.extend(["--kv-events-replay", kv_replay]);
         args.extend(
@@ -80,6 +83,7 @@ impl Plan {
         .to_string();
         let mut args = vec!["serve"];
         args.extend(self.model.as_deref());
+        args.extend(["--served-model-name", &self.name]);
         args.extend(["--host", "127.0.0.1", "--port", &port]);
         args.extend(["--enable-prefix-caching", "--enable-prompt-tokens-details"]);
         args.extend(["--prefix-caching-hash-algo", "sha256_cbor"]);
@@ -97,6 +101,7 @@ impl Plan {
         let values = [
             ("{port}", port.as_str()),
             ("{model}", self.model.as_deref().unwrap_or_default()),
+            ("{name}", self.name.as_str()),
             ("{kv_events}", kv_events),
             ("{kv_replay}", kv_replay),
             ("{worker}", self.worker.as_str()),
@@ -196,6 +201,7 @@ mod tests {
         Plan {
             worker: WorkerId::new("gpu-0").unwrap(),
             kind: Kind::Vllm,
+            name: "org/model".to_owned(),
             model: model.map(str::to_owned),
             port: 9000,
             gpus: Some(vec![1]),
@@ -205,8 +211,8 @@ mod tests {
 
     #[test]
     fn vllm_is_told_to_publish_what_routing_needs() {
-        let args = plan(Some("org/model")).vllm_args("ipc:///run/e", "ipc:///run/r");
-        assert_eq!(&args[..4], ["serve", "org/model", "--host", "127.0.0.1"]);
+        let args = plan(Some("/models/x")).vllm_args("ipc:///run/e", "ipc:///run/r");
+        assert_eq!(&args[..2], ["serve", "/models/x"]);
         let after = |flag: &str| {
             args.iter()
                 .skip_while(move |arg| *arg != flag)
@@ -214,6 +220,8 @@ mod tests {
                 .unwrap()
         };
         assert_eq!(after("--port"), "9000");
+        assert_eq!(after("--served-model-name"), "org/model");
+        assert_eq!(after("--host"), "127.0.0.1");
         assert_eq!(after("--prefix-caching-hash-algo"), "sha256_cbor");
         let events: serde_json::Value = serde_json::from_str(after("--kv-events-config")).unwrap();
         assert_eq!(events["endpoint"], "ipc:///run/e");

@@ -45,6 +45,7 @@ impl Engines {
     /// Runs a shell script as an engine that is to answer on `port`.
     fn launch(&self, script: &str, port: u16) -> EngineProcess {
         let plan = Plan {
+            name: "m".to_owned(),
             worker: WorkerId::new("w0").expect("w0 is a worker id"),
             kind: Kind::Command,
             model: None,
@@ -212,6 +213,7 @@ async fn an_engine_too_slow_to_answer_is_restarted() {
 fn a_missing_program_is_named() {
     let engines = Engines::new(0);
     let plan = |kind, args: &[&str]| Plan {
+        name: "m".to_owned(),
         worker: WorkerId::new("w0").unwrap(),
         kind,
         model: None,
@@ -244,6 +246,7 @@ fn a_missing_program_is_named() {
 fn placeholders_of_a_command_are_filled() {
     let engines = Engines::new(0);
     let plan = Plan {
+        name: "m".to_owned(),
         worker: WorkerId::new("w0").unwrap(),
         kind: Kind::Command,
         model: Some("qwen".to_owned()),
