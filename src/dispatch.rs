@@ -114,13 +114,10 @@ impl EngineClient {
             address: address.to_owned(),
             source,
         })?;
-        self.client.request(sent).await.map_err(|source| {
-            let address = address.to_owned();
-            match source.is_connect() {
-                true => DispatchError::Refused { address, source },
-                false => DispatchError::BrokenOff { address, source },
-            }
-        })
+        self.client
+            .request(sent)
+            .await
+            .map_err(|source| failed(address, source))
     }
 
     /// Asks an engine for a small page (`/health`, `/metrics`) and reads it whole.
@@ -139,10 +136,8 @@ impl EngineClient {
             source,
         })?;
         let asked = async {
-            let response = self.client.request(request).await.map_err(|source| {
-                let address = address.to_owned();
-                DispatchError::Refused { address, source }
-            })?;
+            let response = self.client.request(request).await;
+            let response = response.map_err(|source| failed(address, source))?;
             let status = response.status();
             Ok((status, read_whole(address, response.into_body()).await?))
         };
@@ -154,6 +149,16 @@ impl EngineClient {
                     waited: deadline,
                 })
             })
+    }
+}
+
+/// An engine that refused the connection never saw the request; any other failure may be the
+/// request's own doing.
+fn failed(address: &str, source: hyper_util::client::legacy::Error) -> DispatchError {
+    let address = address.to_owned();
+    match source.is_connect() {
+        true => DispatchError::Refused { address, source },
+        false => DispatchError::BrokenOff { address, source },
     }
 }
 

@@ -3,11 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Empty;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use ::http::StatusCode;
+
+use crate::dispatch::EngineClient;
 
 /// An engine that needs longer to say that it is well is not ready.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -15,26 +13,22 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Asks one engine.
 #[derive(Clone, Debug)]
 pub(crate) struct Probe {
-    client: Client<HttpConnector, Empty<Bytes>>,
-    address: SocketAddr,
+    client: EngineClient,
+    address: String,
 }
 
 impl Probe {
     pub(crate) fn new(address: SocketAddr) -> Self {
-        // No connection is kept: a restarted engine would answer on another one.
-        let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(0)
-            .build_http();
-        Self { client, address }
+        Self {
+            client: EngineClient::new(),
+            address: format!("http://{address}"),
+        }
     }
 
     /// Whether the engine answers 200.
     pub(crate) async fn is_ready(&self) -> bool {
-        let Ok(uri) = format!("http://{}/health", self.address).parse() else {
-            return false;
-        };
-        let answer = tokio::time::timeout(ANSWER_MAX, self.client.get(uri)).await;
-        matches!(answer, Ok(Ok(response)) if response.status() == ::http::StatusCode::OK)
+        let answer = self.client.get(&self.address, "/health", ANSWER_MAX).await;
+        matches!(answer, Ok((StatusCode::OK, _)))
     }
 
     /// Asks every `period` until the engine answers.

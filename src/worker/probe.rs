@@ -2,40 +2,37 @@
 
 use std::time::Duration;
 
-use ::http::Uri;
+use ::http::StatusCode;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
-use tokio::time::timeout;
 
 use crate::block::BlockSize;
+use crate::dispatch::{DispatchError, EngineClient};
 
 /// Longest wait for an answer. A busy engine answers `/health` late, not never.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Largest answer; vLLM's `/metrics` takes some 100 KiB.
-const ANSWER_BYTES_MAX: usize = 8 << 20;
-
 /// Why an engine could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    #[error("nobody listens at {url}")]
-    Refused { url: String },
-    #[error("{url} did not answer within {waited:?}")]
-    Deadline { url: String, waited: Duration },
-    #[error("{url} answered {status}")]
-    Status { url: String, status: u16 },
-    #[error("{url} is no URL or its answer is unusable")]
-    Unusable { url: String },
+    #[error(transparent)]
+    Dispatch(#[from] DispatchError),
+    #[error("{path} answered {status}")]
+    Status {
+        path: &'static str,
+        status: StatusCode,
+    },
+    #[error("the answer of {path} is not JSON")]
+    Json {
+        path: &'static str,
+        source: serde_json::Error,
+    },
 }
 
 impl ProbeError {
     /// Whether the engine's process is certainly not there.
     pub fn is_refused(&self) -> bool {
-        matches!(self, Self::Refused { .. })
+        matches!(self, Self::Dispatch(DispatchError::Refused { .. }))
     }
 }
 
@@ -56,15 +53,16 @@ pub struct EngineFacts {
 #[derive(Debug)]
 pub struct Probe {
     address: String,
-    client: Client<HttpConnector, Empty<Bytes>>,
+    client: EngineClient,
 }
 
 impl Probe {
     /// A probe of the engine at `address`, as `http://127.0.0.1:8100`.
     pub fn new(address: &str) -> Self {
+        let address = address.trim_end_matches('/').to_owned();
         Self {
-            address: address.trim_end_matches('/').to_owned(),
-            client: Client::builder(TokioExecutor::new()).build_http(),
+            address,
+            client: EngineClient::new(),
         }
     }
 
@@ -81,11 +79,10 @@ impl Probe {
     /// # Errors
     /// When `/v1/models` does not answer with JSON in time.
     pub async fn facts(&self) -> Result<EngineFacts, ProbeError> {
-        let models = self.get("/v1/models").await?;
-        let unusable = || ProbeError::Unusable {
-            url: format!("{}/v1/models", self.address),
-        };
-        let models: Value = serde_json::from_slice(&models).map_err(|_| unusable())?;
+        let path = "/v1/models";
+        let models = self.get(path).await?;
+        let models: Value =
+            serde_json::from_slice(&models).map_err(|source| ProbeError::Json { path, source })?;
         let (models, adapters) = names(&models);
         let version = self.get("/version").await.unwrap_or_default();
         let version = serde_json::from_slice::<Value>(&version).unwrap_or_default();
@@ -100,40 +97,15 @@ impl Probe {
         })
     }
 
-    async fn get(&self, path: &str) -> Result<Bytes, ProbeError> {
-        let url = format!("{}{path}", self.address);
-        match timeout(ANSWER_DEADLINE, self.fetch(&url)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(ProbeError::Deadline {
-                url,
-                waited: ANSWER_DEADLINE,
-            }),
+    async fn get(&self, path: &'static str) -> Result<Bytes, ProbeError> {
+        match self
+            .client
+            .get(&self.address, path, ANSWER_DEADLINE)
+            .await?
+        {
+            (StatusCode::OK, body) => Ok(body),
+            (status, _) => Err(ProbeError::Status { path, status }),
         }
-    }
-
-    async fn fetch(&self, url: &str) -> Result<Bytes, ProbeError> {
-        let unusable = || ProbeError::Unusable {
-            url: url.to_owned(),
-        };
-        let uri = url.parse::<Uri>().map_err(|_| unusable())?;
-        let answer = self.client.get(uri).await.map_err(|error| {
-            let url = url.to_owned();
-            if error.is_connect() {
-                ProbeError::Refused { url }
-            } else {
-                ProbeError::Unusable { url }
-            }
-        })?;
-        let status = answer.status().as_u16();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX);
-        let body = body.collect().await.map_err(|_| unusable())?;
-        if status != 200 {
-            return Err(ProbeError::Status {
-                url: url.to_owned(),
-                status,
-            });
-        }
-        Ok(body.to_bytes())
     }
 }
 
