@@ -1,4 +1,5 @@
-//! Messages in the form that vLLM hands to its chat template.
+//! Messages in the form that vLLM hands to its chat template; the golden rows are its own
+//! (tests/golden/messages/make.py).
 
 use kvlens::prompt::content::ContentFormat::{self, OpenAi, String as Text};
 use kvlens::prompt::normalise::{Dialect, normalise};
@@ -31,6 +32,28 @@ fn check(format: ContentFormat, messages: &Value, want: &Value) {
 
 fn image() -> Value {
     json!({"type": "image_url", "image_url": {"url": "data:,"}, "uuid": "u"})
+}
+
+#[test]
+fn random_messages_become_what_the_engine_makes_of_them() {
+    let rows = include_str!("../golden/messages/vllm-0.32.0.json");
+    let rows: Vec<Value> = serde_json::from_str(rows).unwrap();
+    for row in &rows {
+        let form = if row["format"] == "openai" {
+            OpenAi
+        } else {
+            Text
+        };
+        let knows_developer = row["knows_developer"] == true;
+        let dialect = Dialect {
+            knows_developer,
+            ..dialect(form)
+        };
+        let got = normal(&row["messages"], dialect);
+        assert_eq!(got.as_ref().ok(), row.get("normal"), "{row}");
+    }
+    let refused = rows.iter().filter(|row| row["refused"].is_string());
+    assert!(rows.len() == 240 && refused.count() > 10);
 }
 
 #[test]
