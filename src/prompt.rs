@@ -3,6 +3,7 @@
 pub mod content;
 pub mod normalise;
 pub mod placeholder;
+mod syntax;
 pub mod template;
 mod tojson;
 

@@ -1,9 +1,10 @@
 //! Finds out which form of message content a chat template expects, as the engine does.
 
-use minijinja::machinery::ast::{Expr, ForLoop, Set, Stmt};
+use minijinja::machinery::ast::{CallArg, Expr, Macro};
 use minijinja::machinery::parse;
 
 use crate::prompt::PromptError;
+use crate::prompt::syntax::{Loop, Syntax};
 
 /// The form in which a template expects a message's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,9 +15,10 @@ pub enum ContentFormat {
     OpenAi,
 }
 
-/// Tells the form by the rule of vLLM: a template with a loop over some message's `content`, or
-/// over a variable of that name, takes parts. Rendering a probe instead would disagree with the
-/// engine on templates that check for both forms.
+/// Tells the form by the rule of vLLM 0.32: a template with a loop over some message's `content`
+/// takes parts, and so does one that passes it to a macro with a loop over it, or loops over a
+/// variable of that name. Rendering a probe instead would disagree with the engine on templates
+/// that take both forms.
 ///
 /// # Errors
 /// When the template does not parse.
@@ -25,92 +27,84 @@ pub fn detect(source: &str) -> Result<ContentFormat, PromptError> {
     let root = template.map_err(|error| PromptError::Compile {
         reason: error.to_string(),
     })?;
-    let mut found = Statements::default();
-    found.collect(&root);
-    let lists = found.names_of_messages();
-    let messages = lists.and_then(|lists| found.names_of_one_message(&lists));
+    let syntax = Syntax::of(&root);
+    let lists = names_of_messages(&syntax);
+    let messages = lists.and_then(|lists| names_of_one_message(&syntax, &lists));
     // vLLM's own walk gives up where a loop or an assignment has no plain name as its target.
     let Some(messages) = messages else {
         return Ok(ContentFormat::String);
     };
-    let over_content = |node: &&ForLoop<'_>| {
-        let iterated = &node.iter;
-        is_name(iterated, "content")
-            || messages
-                .iter()
-                .any(|message| is_content_of(iterated, message))
+    let params: Vec<Vec<&str>> = syntax
+        .macros
+        .iter()
+        .map(|node| content_params(&syntax, node, &messages))
+        .collect();
+    let is_over_content = |at: &Loop<'_, '_>| {
+        let is_content = |message: &&str| is_content_of(&at.node.iter, message);
+        let mut filled = at.macros.iter().rev().map(|index| &params[*index]);
+        let innermost = filled.find(|params| !params.is_empty());
+        let name = name_of(&at.node.iter);
+        messages.iter().any(is_content)
+            || name.is_some_and(|name| innermost.is_some_and(|params| params.contains(&name)))
+            || (at.macros.is_empty() && name == Some("content"))
     };
-    Ok(match found.loops.iter().any(over_content) {
+    Ok(match syntax.loops.iter().any(is_over_content) {
         true => ContentFormat::OpenAi,
         false => ContentFormat::String,
     })
 }
 
-/// The loops and assignments of a template, outer ones first.
-#[derive(Default)]
-struct Statements<'t, 's> {
-    loops: Vec<&'t ForLoop<'s>>,
-    sets: Vec<&'t Set<'s>>,
+/// `messages` and every name that it, or part of it, is assigned to; `None` where a target is not
+/// a name.
+fn names_of_messages<'s>(syntax: &Syntax<'_, 's>) -> Option<Vec<&'s str>> {
+    let mut names = vec!["messages"];
+    let mut next = 0;
+    while let Some(&name) = names.get(next) {
+        next += 1;
+        for set in syntax.sets.iter().filter(|set| is_part_of(&set.expr, name)) {
+            let target = name_of(&set.target)?;
+            if !names.contains(&target) {
+                names.push(target);
+            }
+        }
+    }
+    Some(names)
 }
 
-impl<'t, 's> Statements<'t, 's> {
-    fn collect(&mut self, node: &'t Stmt<'s>) {
-        match node {
-            Stmt::Template(node) => self.collect_all(&node.children),
-            Stmt::ForLoop(node) => {
-                self.loops.push(node);
-                self.collect_all(&node.body);
-                self.collect_all(&node.else_body);
-            }
-            Stmt::IfCond(node) => {
-                self.collect_all(&node.true_body);
-                self.collect_all(&node.false_body);
-            }
-            Stmt::Set(node) => self.sets.push(node),
-            Stmt::WithBlock(node) => self.collect_all(&node.body),
-            Stmt::SetBlock(node) => self.collect_all(&node.body),
-            Stmt::AutoEscape(node) => self.collect_all(&node.body),
-            Stmt::FilterBlock(node) => self.collect_all(&node.body),
-            Stmt::Block(node) => self.collect_all(&node.body),
-            Stmt::Macro(node) => self.collect_all(&node.body),
-            Stmt::CallBlock(node) => self.collect_all(&node.macro_decl.body),
-            _ => {}
-        }
-    }
+/// The loop variables of loops over any of `lists`; `None` where one is not a name.
+fn names_of_one_message<'s>(syntax: &Syntax<'_, 's>, lists: &[&str]) -> Option<Vec<&'s str>> {
+    let loops = syntax.loops.iter().map(|at| at.node);
+    loops
+        .filter(|node| lists.iter().any(|list| is_part_of(&node.iter, list)))
+        .map(|node| name_of(&node.target))
+        .collect()
+}
 
-    fn collect_all(&mut self, nodes: &'t [Stmt<'s>]) {
-        for node in nodes {
-            self.collect(node);
-        }
-    }
-
-    /// `messages` and every name that it, or part of it, is assigned to; `None` where a target is
-    /// not a name.
-    fn names_of_messages(&self) -> Option<Vec<&'t str>> {
-        let mut names = vec!["messages"];
-        let mut next = 0;
-        while let Some(&name) = names.get(next) {
-            next += 1;
-            for set in &self.sets {
-                if is_part_of(&set.expr, name) {
-                    let target = name_of(&set.target)?;
-                    if !names.contains(&target) {
-                        names.push(target);
-                    }
-                }
+/// The parameters of a macro that get some message's `content` in one of its calls.
+fn content_params<'s>(
+    syntax: &Syntax<'_, 's>,
+    node: &Macro<'s>,
+    messages: &[&str],
+) -> Vec<&'s str> {
+    let calls = syntax
+        .calls
+        .iter()
+        .filter(|call| is_name(&call.expr, node.name));
+    let mut params = Vec::new();
+    for call in calls {
+        let mut positions = node.args.iter();
+        for argument in &call.args {
+            let (param, value) = match argument {
+                CallArg::Pos(value) => (positions.next().and_then(name_of), value),
+                CallArg::Kwarg(name, value) => (Some(*name), value),
+                CallArg::PosSplat(_) | CallArg::KwargSplat(_) => continue,
+            };
+            if messages.iter().any(|message| is_content_of(value, message)) {
+                params.extend(param);
             }
         }
-        Some(names)
     }
-
-    /// The loop variables of loops over any of `lists`; `None` where one is not a name.
-    fn names_of_one_message(&self, lists: &[&str]) -> Option<Vec<&'t str>> {
-        let over_messages = self
-            .loops
-            .iter()
-            .filter(|node| lists.iter().any(|list| is_part_of(&node.iter, list)));
-        over_messages.map(|node| name_of(&node.target)).collect()
-    }
+    params
 }
 
 fn name_of<'s>(expr: &Expr<'s>) -> Option<&'s str> {
@@ -153,60 +147,75 @@ fn is_content_of(expr: &Expr<'_>, message: &str) -> bool {
 mod tests {
     use super::*;
 
+    const MACRO: &str = "{% macro show(x, n=1) %}{% for part in x %}{% endfor %}{% endmacro %}";
+
+    fn check(source: &str, want: ContentFormat) {
+        assert_eq!(detect(source).unwrap(), want, "{source}");
+    }
+
     #[test]
     fn the_form_is_the_one_the_engine_detects() {
         use ContentFormat::{OpenAi, String};
-        for (source, want) in [
-            ("", String),
-            ("{{ messages[0].content }}", String),
-            ("{% for m in messages %}{{ m.content }}{% endfor %}", String),
+        for (body, want) in [
+            ("{{ m.content }}", String),
+            ("{% for c in m.content %}{% endfor %}", OpenAi),
+            ("{% for c in m['content'] %}{% endfor %}", OpenAi),
+            ("{% for c in m.content[1:]|list %}{% endfor %}", OpenAi),
             (
-                "{% for m in messages %}{% for c in m.content %}{% endfor %}{% endfor %}",
+                "{% if x is y %}{% else %}{% for c in m.content %}{% endfor %}{% endif %}",
                 OpenAi,
             ),
+            ("{% for c in m.tool_calls %}{% endfor %}", String),
+            ("{% for c in other.content %}{% endfor %}", String),
             (
-                "{% for m in messages %}{% for c in m['content'] %}{% endfor %}{% endfor %}",
+                "{% set content = m.content %}{% for c in content %}{% endfor %}",
                 OpenAi,
             ),
-            (
-                "{% for m in messages[1:] %}{% for c in m.content|list %}{% endfor %}{% endfor %}",
-                OpenAi,
-            ),
-            (
-                "{% for m in messages %}{% for c in m.tool_calls %}{% endfor %}{% endfor %}",
-                String,
-            ),
-            (
-                "{% for m in others %}{% for c in m.content %}{% endfor %}{% endfor %}",
-                String,
-            ),
-            (
-                "{% set rest = messages[1:] %}{% set all = rest|list %}{% for m in all %}\
-                 {% if m.content is string %}{% else %}{% for c in m.content %}{% endfor %}{% endif %}{% endfor %}",
-                OpenAi,
-            ),
-            (
-                "{% macro show(content) %}{% for item in content %}{% endfor %}{% endmacro %}",
-                OpenAi,
-            ),
-            (
-                "{% set ns.all = messages %}{% for c in content %}{% endfor %}",
-                String,
-            ),
-            (
-                "{% for i, m in messages %}{% endfor %}{% for c in content %}{% endfor %}",
-                String,
-            ),
+            ("{{ show(m.content) }}", OpenAi),
+            ("{% if show(n=2, x=m.content|list) %}{% endif %}", OpenAi),
+            ("{{ 'a' ~ [show(m['content'], 2)] }}", OpenAi),
+            ("{{ show(m.role, m.content) }}", String),
+            ("{{ show(m) }}", String),
         ] {
-            assert_eq!(detect(source).unwrap(), want, "{source}");
+            let body = format!("{MACRO}{{% for m in LIST %}}{body}{{% endfor %}}");
+            for list in ["messages", "messages[1:]", "messages|reverse"] {
+                check(&body.replace("LIST", list), want);
+            }
+            let renamed = body.replace("LIST", "all");
+            check(
+                &renamed,
+                if body.contains("in content") {
+                    OpenAi
+                } else {
+                    String
+                },
+            );
+            let set = "{% set rest = messages[1:] %}{% set all = rest|list %}";
+            check(&format!("{set}{renamed}"), want);
         }
     }
 
     #[test]
+    fn loops_over_the_bare_name_count_outside_macros_only() {
+        use ContentFormat::{OpenAi, String};
+        let bare = "{% for c in content %}{% endfor %}";
+        check("", String);
+        check(bare, OpenAi);
+        check(
+            &format!("{{% macro show(content) %}}{bare}{{% endmacro %}}"),
+            String,
+        );
+        // The engine's own walk fails on these targets, and it then takes text.
+        check(&format!("{{% set ns.all = messages %}}{bare}"), String);
+        check(
+            &format!("{{% for i, m in messages %}}{{% endfor %}}{bare}"),
+            String,
+        );
+    }
+
+    #[test]
     fn a_template_that_does_not_parse_is_an_error() {
-        assert!(matches!(
-            detect("{% for %}"),
-            Err(PromptError::Compile { .. })
-        ));
+        let error = detect("{% for %}");
+        assert!(matches!(error, Err(PromptError::Compile { .. })));
     }
 }

@@ -1,6 +1,6 @@
 //! Brings OpenAI messages into the form that the engine hands to its chat template.
 //!
-//! The rules are vLLM's (0.31 and later), so that the text rendered here is the engine's text.
+//! The rules are those of vLLM 0.32, so that the text rendered here is the engine's text.
 
 use serde_json::{Map, Value, json};
 
@@ -39,7 +39,10 @@ pub fn normalise(messages: &[Value], dialect: Dialect<'_>) -> Result<Vec<Value>,
 
 fn one_message(message: &Value, dialect: Dialect<'_>) -> Result<Map<String, Value>, String> {
     let role = message["role"].as_str().ok_or("it has no role")?;
-    let parts = parts(&message["content"])?;
+    let mut parts = parts(&message["content"])?;
+    if role == "system" {
+        parts = without_billing_header(parts);
+    }
     let content = match dialect.content_format {
         ContentFormat::OpenAi => as_parts(&parts),
         ContentFormat::String => Value::String(as_text(&parts, dialect.placeholder_text)?),
@@ -63,8 +66,13 @@ fn one_message(message: &Value, dialect: Dialect<'_>) -> Result<Map<String, Valu
     Ok(normal)
 }
 
-/// One part of a message's content.
-enum Part<'a> {
+/// One part of a message's content, with the part it was read from.
+struct Part<'a> {
+    kind: Kind<'a>,
+    source: &'a Value,
+}
+
+enum Kind<'a> {
     Text(&'a str),
     Image,
     /// A deferred tool, by name.
@@ -74,19 +82,25 @@ enum Part<'a> {
 fn parts(content: &Value) -> Result<Vec<Part<'_>>, String> {
     match content {
         Value::Null => Ok(Vec::new()),
-        Value::String(text) => Ok(vec![Part::Text(text)]),
+        Value::String(text) => Ok(vec![Part {
+            kind: Kind::Text(text),
+            source: content,
+        }]),
         Value::Array(parts) => parts
             .iter()
-            .filter_map(|part| one_part(part).transpose())
+            .filter_map(|source| {
+                let kind = kind_of(source).transpose()?;
+                Some(kind.map(|kind| Part { kind, source }))
+            })
             .collect(),
         _ => Err("its content is neither text nor a list of parts".to_owned()),
     }
 }
 
 /// `None` for a part that the engine skips: a text that is null.
-fn one_part(part: &Value) -> Result<Option<Part<'_>>, String> {
+fn kind_of(part: &Value) -> Result<Option<Kind<'_>>, String> {
     if let Value::String(text) = part {
-        return Ok(Some(Part::Text(text)));
+        return Ok(Some(Kind::Text(text)));
     }
     let kind = match &part["type"] {
         Value::String(kind) => kind.as_str(),
@@ -94,7 +108,7 @@ fn one_part(part: &Value) -> Result<Option<Part<'_>>, String> {
         _ => return Err("a content part has no type".to_owned()),
     };
     let key = match kind {
-        "image_url" | "input_image" => return Ok(Some(Part::Image)),
+        "image_url" | "input_image" => return Ok(Some(Kind::Image)),
         "text" | "input_text" | "output_text" => "text",
         "refusal" => "refusal",
         "thinking" => "thinking",
@@ -102,8 +116,8 @@ fn one_part(part: &Value) -> Result<Option<Part<'_>>, String> {
         _ => return Err(format!("content part of type {kind:?} is not supported")),
     };
     match &part[key] {
-        Value::String(name) if kind == "tool_reference" => Ok(Some(Part::ToolReference(name))),
-        Value::String(text) => Ok(Some(Part::Text(text))),
+        Value::String(name) if kind == "tool_reference" => Ok(Some(Kind::ToolReference(name))),
+        Value::String(text) => Ok(Some(Kind::Text(text))),
         Value::Null if matches!(kind, "text" | "refusal") => Ok(None),
         _ => Err(format!(
             "content part of type {kind:?} has no text under {key:?}"
@@ -111,24 +125,70 @@ fn one_part(part: &Value) -> Result<Option<Part<'_>>, String> {
     }
 }
 
+/// Drops the line that one client puts first and changes with every request; the engine drops it
+/// too, because nothing after it could be found in the cache.
+fn without_billing_header<'a>(parts: Vec<Part<'a>>) -> Vec<Part<'a>> {
+    let strip = |mut part: Part<'a>| {
+        let plain = part.source.is_string() || part.source["type"] == "text";
+        if let Kind::Text(text) = part.kind
+            && plain
+            && text.starts_with("x-anthropic-billing-header")
+        {
+            let (_, rest) = text.split_once('\n').filter(|(_, rest)| !rest.is_empty())?;
+            part.kind = Kind::Text(rest);
+        }
+        Some(part)
+    };
+    parts.into_iter().filter_map(strip).collect()
+}
+
 fn as_parts(parts: &[Part<'_>]) -> Value {
-    let wrap = |part: &Part<'_>| match part {
-        Part::Text(text) => json!({"type": "text", "text": text}),
-        Part::Image => json!({"type": "image"}),
-        Part::ToolReference(name) => json!({"type": "tool_reference", "name": name}),
+    let wrap = |part: &Part<'_>| match part.kind {
+        Kind::Text(text) => with_extra(json!({"type": "text", "text": text}), part.source),
+        Kind::Image => with_extra(json!({"type": "image"}), part.source),
+        Kind::ToolReference(name) => json!({"type": "tool_reference", "name": name}),
     };
     parts.iter().map(wrap).collect()
 }
 
+/// Adds the fields of a part that the API does not know, which templates see as they are.
+fn with_extra(mut part: Value, source: &Value) -> Value {
+    const KNOWN: [&str; 18] = [
+        "audio_embeds",
+        "audio_url",
+        "closed",
+        "data",
+        "file",
+        "image_embeds",
+        "image_pil",
+        "image_url",
+        "input_audio",
+        "name",
+        "prompt_cache_breakpoint",
+        "refusal",
+        "text",
+        "thinking",
+        "type",
+        "uuid",
+        "video_embeds",
+        "video_url",
+    ];
+    let fields = source.as_object().into_iter().flatten();
+    for (key, value) in fields.filter(|(key, _)| !KNOWN.contains(&key.as_str())) {
+        part[key] = value.clone();
+    }
+    part
+}
+
 /// Texts joined by line breaks; placeholders that no text spells come first.
 fn as_text(parts: &[Part<'_>], placeholder_text: Option<&str>) -> Result<String, String> {
-    let texts = parts.iter().filter_map(|part| match part {
-        Part::Text(text) | Part::ToolReference(text) if !text.is_empty() => Some(*text),
+    let texts = parts.iter().filter_map(|part| match part.kind {
+        Kind::Text(text) | Kind::ToolReference(text) if !text.is_empty() => Some(text),
         _ => None,
     });
     let text = texts.collect::<Vec<_>>().join("\n");
-    let images = parts.iter().filter(|part| matches!(part, Part::Image));
-    let images = images.count();
+    let is_image = |part: &&Part<'_>| matches!(part.kind, Kind::Image);
+    let images = parts.iter().filter(is_image).count();
     if images == 0 {
         return Ok(text);
     }
@@ -156,9 +216,10 @@ fn assistant(message: &Value, normal: &mut Map<String, Value>) -> Result<(), Str
         }
         _ => return Err("its tool_calls is not a list".to_owned()),
     }
-    if message["reasoning"].is_string() {
+    let reasoning = ["reasoning", "reasoning_content"].map(|key| &message[key]);
+    if let Some(reasoning) = reasoning.into_iter().find(|text| !text.is_null()) {
         for key in ["reasoning", "reasoning_content"] {
-            normal.insert(key.to_owned(), message["reasoning"].clone());
+            normal.insert(key.to_owned(), reasoning.clone());
         }
     }
     Ok(())
@@ -201,8 +262,12 @@ fn tool(message: &Value, normal: &mut Map<String, Value>) {
 
 /// The texts of `parts` joined by line breaks; `None` when one of them is not text.
 fn joined(parts: &[Value]) -> Option<String> {
-    let texts: Option<Vec<&str>> = parts.iter().map(|part| part["text"].as_str()).collect();
-    texts.map(|texts| texts.join("\n"))
+    let is_text = |part: &Value| part["type"] == "text";
+    if !parts.iter().all(is_text) {
+        return None;
+    }
+    let texts = parts.iter().filter_map(|part| part["text"].as_str());
+    Some(texts.collect::<Vec<_>>().join("\n"))
 }
 
 /// Turns `developer` into `system` and moves all system messages into one at the front, if there

@@ -60,7 +60,9 @@ impl Template {
     /// # Errors
     /// When it is not a template.
     pub fn new(source: &str) -> Result<Self, PromptError> {
-        let source = without_generation_tags(source);
+        // Jinja2 reads every line break as \n.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let source = without_generation_tags(&source);
         let mut environment = Environment::new();
         let mut syntax = SyntaxConfig::builder();
         let syntax = syntax.trim_blocks(true).lstrip_blocks(true).build();

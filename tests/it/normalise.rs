@@ -1,4 +1,5 @@
-//! Messages in the form that vLLM hands to its chat template.
+//! Messages in the form that vLLM hands to its chat template; the golden rows are its own
+//! (tests/golden/messages/make.py).
 
 use kvlens::prompt::content::ContentFormat::{self, OpenAi, String as Text};
 use kvlens::prompt::normalise::{Dialect, normalise};
@@ -31,6 +32,28 @@ fn check(format: ContentFormat, messages: &Value, want: &Value) {
 
 fn image() -> Value {
     json!({"type": "image_url", "image_url": {"url": "data:,"}, "uuid": "u"})
+}
+
+#[test]
+fn random_messages_become_what_the_engine_makes_of_them() {
+    let rows = include_str!("../golden/messages/vllm-0.32.0.json");
+    let rows: Vec<Value> = serde_json::from_str(rows).unwrap();
+    for row in &rows {
+        let form = if row["format"] == "openai" {
+            OpenAi
+        } else {
+            Text
+        };
+        let knows_developer = row["knows_developer"] == true;
+        let dialect = Dialect {
+            knows_developer,
+            ..dialect(form)
+        };
+        let got = normal(&row["messages"], dialect);
+        assert_eq!(got.as_ref().ok(), row.get("normal"), "{row}");
+    }
+    let refused = rows.iter().filter(|row| row["refused"].is_string());
+    assert!(rows.len() == 240 && refused.count() > 10);
 }
 
 #[test]
@@ -87,6 +110,44 @@ fn content_takes_the_templates_form() {
 }
 
 #[test]
+fn fields_the_api_does_not_know_stay_on_parts() {
+    let part = json!({"type": "text", "text": "a", "uuid": "u", "cache_control": {"x": 1}});
+    let mut image = image();
+    image["crop"] = json!(true);
+    let messages = json!([{"role": "user", "content": [part, image]}]);
+    let want = json!([{"role": "user", "content": [
+        {"type": "text", "text": "a", "cache_control": {"x": 1}},
+        {"type": "image", "crop": true},
+    ]}]);
+    check(OpenAi, &messages, &want);
+    check(
+        Text,
+        &messages,
+        &json!([{"role": "user", "content": "<pad>\na"}]),
+    );
+}
+
+#[test]
+fn a_line_that_changes_with_every_request_is_dropped() {
+    const LINE: &str = "x-anthropic-billing-header: cch=1";
+    for (role, text, want) in [
+        ("system", format!("{LINE}\nBe brief."), "Be brief."),
+        ("system", LINE.to_owned(), ""),
+        (
+            "system",
+            format!("Be brief.\n{LINE}"),
+            "Be brief.\nx-anthropic-billing-header: cch=1",
+        ),
+        ("user", LINE.to_owned(), LINE),
+    ] {
+        let want = json!([{"role": role, "content": want}]);
+        check(Text, &json!([{"role": role, "content": text}]), &want);
+        let part = json!([{"type": "text", "text": text}]);
+        check(Text, &json!([{"role": role, "content": part}]), &want);
+    }
+}
+
+#[test]
 fn tool_calls_and_results_are_plain() {
     let call = |arguments: Value| json!([{"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}]);
     for (arguments, want) in [
@@ -104,6 +165,7 @@ fn tool_calls_and_results_are_plain() {
     }
     let messages = json!([
         {"role": "assistant", "content": "a", "tool_calls": [], "reasoning": "r"},
+        {"role": "assistant", "content": "b", "reasoning_content": "s"},
         {"role": "tool", "tool_call_id": "1", "name": "f", "content": [
             {"type": "text", "text": "x"}, {"type": "text", "text": "y"}]},
         {"role": "tool", "tool_call_id": "2", "content": [{"type": "tool_reference", "name": "g"}]},
@@ -111,6 +173,8 @@ fn tool_calls_and_results_are_plain() {
     let want = json!([
         {"role": "assistant", "content": [{"type": "text", "text": "a"}],
             "reasoning": "r", "reasoning_content": "r"},
+        {"role": "assistant", "content": [{"type": "text", "text": "b"}],
+            "reasoning": "s", "reasoning_content": "s"},
         {"role": "tool", "content": "x\ny", "tool_call_id": "1", "name": "f"},
         {"role": "tool", "content": [{"type": "tool_reference", "name": "g"}], "tool_call_id": "2"},
     ]);

@@ -65,6 +65,13 @@ fn what_templates_use_renders_as_in_python() {
 }
 
 #[test]
+fn line_breaks_of_other_systems_are_plain_ones() {
+    let template = Template::new("{% if true %}\r\na\r\nb\rc{{ 'd\r\n' }}{% endif %}\r\n").unwrap();
+    let text = render(&template, &json!({"messages": []}));
+    assert_eq!(text.as_deref(), Ok("a\nb\ncd\n"));
+}
+
+#[test]
 fn a_template_without_end_is_stopped() {
     let source = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
     let template = Template::new(source).unwrap();
