@@ -4,4 +4,5 @@ mod config;
 mod mock_client;
 mod mock_engine;
 mod mock_events;
+mod mock_scheduler;
 mod mock_vllm;
