@@ -4,5 +4,6 @@ mod config;
 mod mock_client;
 mod mock_engine;
 mod mock_events;
+mod mock_recording;
 mod mock_scheduler;
 mod mock_vllm;
