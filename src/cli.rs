@@ -1,4 +1,229 @@
-//! ...
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! The command line: which role or command, with which configuration, and its exit code.
+
+use std::error::Error;
+use std::future::Future;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use tokio::runtime;
+use tokio_util::sync::CancellationToken;
+
+use crate::commands::check_config::{self, CheckError};
+use crate::config::problem::ConfigError;
+use crate::config::{Config, Sources, Values};
+use crate::lifecycle::{self, StopSignals};
+use crate::mock;
+use crate::telemetry::{self, TelemetryError};
+use crate::up;
+
+/// The exit code for a configuration that is refused (`EX_CONFIG`): a unit's restarts stop there.
+const EXIT_CONFIG: u8 = 78;
+
+/// The exit code of a role that a second signal dropped, as shells give for SIGINT.
+const EXIT_DROPPED: u8 = 130;
+
+/// Time for tasks to be dropped after their role has ended.
+const TASKS_END_MAX: Duration = Duration::from_secs(2);
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_REVISION"), ")");
+
+/// Serves vision-language models, each request on the GPU that already holds its prompt's blocks.
+#[derive(Debug, Parser)]
+#[command(name = "kvlens", version = VERSION)]
+struct Cli {
+    /// Configuration file; $KVLENS_CONFIG where not given
+    #[arg(long, global = true, value_name = "PATH")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    Up(up::Args),
+    MockEngine(mock::options::Options),
+    CheckConfig(check_config::Args),
+}
+
+/// Why the program ends with another code than 0.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Config(#[from] CheckError),
+    #[error("{role}")]
+    Role {
+        role: &'static str,
+        source: Box<dyn Error + Send + Sync>,
+    },
+    #[error("standard output cannot be written")]
+    Output(#[from] io::Error),
+    #[error("stopped at once by a second signal")]
+    Dropped,
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error.into())
+    }
+}
+
+impl From<TelemetryError> for Failure {
+    fn from(error: TelemetryError) -> Self {
+        Self::Config(error.into())
+    }
+}
+
+/// Runs what the command line asks for.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // Help and version come this way too; where they cannot be printed nobody reads.
+            answer.print().ok();
+            return ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            for line in report(&failure) {
+                eprintln!("kvlens: {line}");
+            }
+            failure.code()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let sources = Sources::of_process(cli.config);
+    match cli.action {
+        Action::Up(args) => {
+            let config = prepare(sources, up::Args::role_defaults(), args.flags())?;
+            run_role("up", |stop| up::run(args, config, stop))
+        }
+        Action::MockEngine(options) => {
+            prepare(sources, Values::default(), Values::default())?;
+            run_role("mock-engine", |stop| mock::run(options, stop))
+        }
+        Action::CheckConfig(args) => print(&check_config::run(&args, &sources)?),
+    }
+}
+
+/// Reads the configuration of a role and sets up its logs.
+fn prepare(sources: Sources, role: Values, flags: Values) -> Result<Config, Failure> {
+    let sources = Sources {
+        role,
+        flags,
+        ..sources
+    };
+    let config = Config::load(&sources)?;
+    telemetry::init(&config.log)?;
+    lifecycle::raise_fd_limit();
+    Ok(config)
+}
+
+/// Runs a role to its end, or until a second stop signal drops it.
+fn run_role<F, R, E>(role: &'static str, start: F) -> Result<(), Failure>
+where
+    F: FnOnce(CancellationToken) -> R,
+    R: Future<Output = Result<(), E>>,
+    E: Error + Send + Sync + 'static,
+{
+    let failed = |source| Failure::Role { role, source };
+    let runtime = runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failed(error.into()))?;
+    let outcome: io::Result<_> = runtime.block_on(async {
+        let signals = StopSignals::listen()?;
+        let stop = CancellationToken::new();
+        Ok(signals.govern(stop.clone(), start(stop)).await)
+    });
+    runtime.shutdown_timeout(TASKS_END_MAX);
+    match outcome {
+        Ok(Some(Ok(()))) => Ok(()),
+        Ok(Some(Err(error))) => Err(failed(error.into())),
+        Ok(None) => Err(Failure::Dropped),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+impl Failure {
+    fn code(&self) -> ExitCode {
+        match self {
+            Self::Config(_) => ExitCode::from(EXIT_CONFIG),
+            Self::Dropped => ExitCode::from(EXIT_DROPPED),
+            Self::Role { .. } | Self::Output(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// One line for each thing wrong, its causes after it.
+fn report(failure: &Failure) -> Vec<String> {
+    if let Failure::Config(CheckError::Config(error)) = failure {
+        return error.problems.iter().map(ToString::to_string).collect();
+    }
+    let mut line = failure.to_string();
+    let mut cause = failure.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    vec![line.replace('\n', " ")]
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_of_up_become_configuration() {
+        let words = "kvlens up --port 9 --router-mode random --router-kv-overlap-score-weight 2 \
+                     --config k.toml --engine command -- engine --port {port}";
+        let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
+        assert_eq!(cli.config, Some(PathBuf::from("k.toml")));
+        let Action::Up(args) = cli.action else {
+            panic!("it is up");
+        };
+        let config = Config::load(&Sources {
+            role: up::Args::role_defaults(),
+            flags: args.flags(),
+            ..Sources::default()
+        })
+        .unwrap();
+        assert_eq!(config.frontend.port, 9);
+        assert_eq!(config.frontend.admin_address().port(), 10);
+        assert_eq!(config.frontend.host.to_string(), "127.0.0.1");
+        assert!((config.router.overlap_score_weight - 2.0).abs() < f64::EPSILON);
+        assert!(config.media.enabled && config.frontend.expose_routing);
+        assert_eq!(args.engine_args, ["engine", "--port", "{port}"]);
+    }
+
+    #[test]
+    fn an_error_and_its_causes_are_one_line() {
+        let failure = Failure::Role {
+            role: "up",
+            source: Box::new(up::UpError::ModelMissing { engine: "vllm" }),
+        };
+        assert_eq!(
+            report(&failure),
+            ["up: --engine vllm needs --model with a folder or a name"]
+        );
+    }
 }

@@ -1,1 +1,3 @@
-//! ...
+//! Commands that answer and end.
+
+pub mod check_config;

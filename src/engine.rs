@@ -1,1 +1,150 @@
-//! ...
+//! Engines that run as our child processes: how they are called, watched, restarted and ended.
+
+pub mod backoff;
+pub mod command;
+mod output;
+mod port;
+mod probe;
+mod process;
+pub mod run_dir;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::engine::EngineConfig;
+use crate::engine::process::Supervisor;
+use crate::engine::run_dir::RunDir;
+use crate::id::WorkerId;
+
+/// Which program an engine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// The stand-in inside this binary; needs no GPU.
+    Mock,
+    /// `vllm serve`.
+    Vllm,
+    /// A command line of the user's.
+    Command,
+}
+
+/// One engine to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    pub worker: WorkerId,
+    pub program: PathBuf,
+    pub args: Vec<String>,
+    /// Set in addition to our own environment.
+    pub environment: Vec<(String, String)>,
+    /// Where the engine answers HTTP.
+    pub address: SocketAddr,
+    /// Where the engine publishes KV events, as `ipc://…`.
+    pub kv_events: String,
+    /// Where the engine replays KV events.
+    pub kv_replay: String,
+}
+
+/// Why an engine cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("program {program:?} is not found in PATH; {advice}")]
+    ProgramMissing {
+        program: String,
+        advice: &'static str,
+    },
+    #[error("engine command is empty; put it after --, as: -- my-engine --port {{port}}")]
+    CommandEmpty,
+    #[error("engine command has {placeholder:?}, which is none of {known}")]
+    Placeholder { placeholder: String, known: String },
+    #[error(
+        "socket path {path:?} has {bytes} bytes, more than the {max} a unix socket may have; set engine.run_dir to a shorter folder"
+    )]
+    SocketPath {
+        path: String,
+        bytes: usize,
+        max: usize,
+    },
+    #[error("own executable cannot be found")]
+    OwnProgram { source: std::io::Error },
+    #[error("no free port on 127.0.0.1")]
+    Port { source: std::io::Error },
+}
+
+/// How an engine is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its process runs but does not answer yet.
+    Starting,
+    /// It answers. `life` counts its processes from 1: another life holds none of the blocks the
+    /// former held.
+    Ready { life: u64 },
+    /// It ended, or was ended, and is started again.
+    Restarting {
+        after: Duration,
+        /// How it ended.
+        cause: String,
+        /// The end of what it wrote.
+        last_lines: Arc<[String]>,
+    },
+    /// It was stopped for good.
+    Stopped,
+}
+
+/// An engine under our care; it ends with the launcher's `stop`.
+#[derive(Clone, Debug)]
+pub struct EngineProcess {
+    pub spec: Spec,
+    /// How the engine is; closed once it is stopped.
+    pub state: watch::Receiver<State>,
+}
+
+impl EngineProcess {
+    /// Waits until the engine answers; false when it is stopped first.
+    pub async fn ready(&mut self) -> bool {
+        let settled = |state: &State| matches!(state, State::Ready { .. } | State::Stopped);
+        let state = self.state.wait_for(settled).await;
+        state.is_ok_and(|state| matches!(*state, State::Ready { .. }))
+    }
+}
+
+/// Starts engines and keeps them running until `stop`.
+#[derive(Clone, Debug)]
+pub struct Launcher {
+    pub config: EngineConfig,
+    /// Holds the sockets and process ids of this run.
+    pub run_dir: Arc<RunDir>,
+    /// The tasks that watch the engines: wait for them, so that every engine has ended.
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
+}
+
+impl Launcher {
+    /// Starts an engine, and starts it again whenever it ends.
+    pub fn launch(&self, spec: Spec) -> EngineProcess {
+        let (sender, state) = watch::channel(State::Starting);
+        let supervisor = Supervisor {
+            spec: spec.clone(),
+            config: self.config.clone(),
+            run_dir: Arc::clone(&self.run_dir),
+            state: sender,
+            stop: self.stop.clone(),
+        };
+        self.tasks.spawn(supervisor.run());
+        EngineProcess { spec, state }
+    }
+}
+
+/// Finds as many free ports on 127.0.0.1, all different. Nothing keeps them free: an engine that
+/// finds its port taken ends and is started again.
+///
+/// # Errors
+/// When the system has none left.
+pub fn free_ports(count: usize) -> Result<Vec<u16>, EngineError> {
+    port::free(count).map_err(|source| EngineError::Port { source })
+}

@@ -94,7 +94,7 @@ pub fn notify_status(status: &str) {
 #[cfg(feature = "systemd")]
 fn notify(name: &str, value: &str) {
     // Without NOTIFY_SOCKET there is nobody to tell, and libsystemd says so with Ok(false).
-    if let Err(error) = systemd::daemon::notify(false, [(name, value)].iter()) {
+    if let Err(error) = systemd::daemon::notify([(name, value)].iter()) {
         warn!(%error, name, "systemd was not told");
     }
 }

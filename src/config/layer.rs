@@ -10,6 +10,9 @@ use crate::config::schema::{Key, Kind};
 
 /// Names the configuration file where `--config` does not; not a key.
 pub(crate) const FILE_VARIABLE: &str = "KVLENS_CONFIG";
+/// Names the revision to a build, whose environment a test may still have.
+const REVISION_VARIABLE: &str = "KVLENS_REVISION";
+const NO_KEYS: [&str; 2] = [FILE_VARIABLE, REVISION_VARIABLE];
 const PREFIX: &str = "KVLENS_";
 
 /// Values from one place, which error messages name.
@@ -122,7 +125,7 @@ pub(crate) fn process_environment() -> Vec<(String, String)> {
 
 /// Reads one variable; `None` when it is none of ours.
 pub(crate) fn variable(name: &str, text: &str, keys: &[Key]) -> Result<Option<Layer>, Problem> {
-    if !name.starts_with(PREFIX) || name == FILE_VARIABLE {
+    if !name.starts_with(PREFIX) || NO_KEYS.contains(&name) {
         return Ok(None);
     }
     let Some(key) = keys.iter().find(|key| key.variable() == name) else {

@@ -1,9 +1,23 @@
 //! Tests of the library as its users see it, and of the house rules.
 
+mod cli;
+mod codec;
 mod config;
+mod engine;
+mod hash_vectors;
+mod http;
+mod index_laws;
+mod media_fetch;
 mod mock_client;
 mod mock_engine;
 mod mock_events;
 mod mock_recording;
 mod mock_scheduler;
 mod mock_vllm;
+mod normalise;
+mod openai_requests;
+mod recording;
+mod router;
+mod source;
+mod template;
+mod tokenizer;

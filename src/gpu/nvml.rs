@@ -1,0 +1,56 @@
+//! NVML, the library of NVIDIA's driver, loaded when asked for.
+
+use std::ffi::OsStr;
+
+use nvml_wrapper::Nvml;
+use nvml_wrapper::error::NvmlError;
+
+/// Where the library is: by the loader's own search, then where NixOS keeps the driver.
+const PATHS: [&str; 2] = [
+    "libnvidia-ml.so.1",
+    "/run/opengl-driver/lib/libnvidia-ml.so.1",
+];
+
+/// Why NVML did not answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NvmlFault {
+    #[error("the NVIDIA driver's library {path} cannot be loaded: {text}")]
+    Library { path: &'static str, text: String },
+    #[error("the NVIDIA driver does not answer: {0}")]
+    Driver(NvmlError),
+}
+
+/// Counts the GPUs that the driver sees.
+pub(crate) fn device_count() -> Result<u32, NvmlFault> {
+    let nvml = load(&PATHS)?;
+    nvml.device_count().map_err(NvmlFault::Driver)
+}
+
+fn load(paths: &[&'static str]) -> Result<Nvml, NvmlFault> {
+    let mut first = None;
+    for path in paths {
+        match Nvml::builder().lib_path(OsStr::new(path)).init() {
+            Ok(nvml) => return Ok(nvml),
+            Err(NvmlError::LibloadingError(error)) => {
+                let text = error.to_string();
+                first.get_or_insert(NvmlFault::Library { path, text });
+            }
+            Err(error) => return Err(NvmlFault::Driver(error)),
+        }
+    }
+    Err(first.unwrap_or(NvmlFault::Driver(NvmlError::Uninitialized)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_library_is_named() {
+        let fault = load(&["/nonexistent/libnvidia-ml.so.1"]).unwrap_err();
+        assert!(
+            fault.to_string().contains("/nonexistent/libnvidia-ml.so.1"),
+            "{fault}"
+        );
+    }
+}
