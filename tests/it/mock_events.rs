@@ -112,7 +112,16 @@ async fn events_are_published_and_replayed() {
 
 #[tokio::test]
 async fn reused_blocks_are_reported_when_asked() {
-    let mock = Mock::start(&format!("{FAST} {EVENTS} --lora poet")).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let [events_at, replay_at] = ["kv.sock", "replay.sock"].map(|name| folder.path().join(name));
+    // What a killed engine leaves behind does not keep the next one from starting.
+    std::fs::write(&events_at, "").expect("written");
+    let ipc = format!(
+        "--kv-events-endpoint ipc://{} --kv-events-replay ipc://{}",
+        events_at.display(),
+        replay_at.display()
+    );
+    let mock = Mock::start(&format!("{FAST} {ipc} --lora poet")).await;
     let mut body = ask(&"Repeat after me. ".repeat(20), 1);
     body["model"] = json!("poet");
     mock.chat(body.clone()).await;
