@@ -28,7 +28,8 @@ impl FreeQueue {
         queue
     }
 
-    pub fn len(&self) -> usize {
+    /// How many blocks are in the queue.
+    pub fn count(&self) -> usize {
         self.length
     }
 
@@ -82,7 +83,7 @@ mod tests {
         queue.remove(3);
         queue.push_back(1);
         queue.push_all_front(&[3]);
-        assert_eq!(queue.len(), 4);
+        assert_eq!(queue.count(), 4);
         let rest: Vec<_> = std::iter::from_fn(|| queue.pop_front()).collect();
         assert_eq!(rest, [3, 2, 4, 1]);
     }

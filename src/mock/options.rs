@@ -100,7 +100,7 @@ impl Options {
             if value >= least {
                 return Ok(());
             }
-            Err(bad(option, value, format!("must be at least {least}")))
+            Err(bad(option, &value, format!("must be at least {least}")))
         };
         at_least("block-size", self.block_size as usize, 1)?;
         at_least("num-gpu-blocks", self.num_gpu_blocks as usize, 2)?;
@@ -113,7 +113,7 @@ impl Options {
         ] {
             // A step must end within the day, and its duration must be a number.
             if !(value == 0.0 || value.is_finite() && value >= 0.1) {
-                return Err(bad(option, value, "must be 0 or at least 0.1".into()));
+                return Err(bad(option, &value, "must be 0 or at least 0.1".into()));
             }
         }
         if let (Some(replay), None) = (&self.kv_events_replay, &self.kv_events_endpoint) {
@@ -134,7 +134,7 @@ impl Options {
             Some(asked) if (2..=fits).contains(&asked) => Ok(asked),
             Some(asked) => {
                 let rule = format!("must be from 2 to the {fits} tokens that the KV cache holds");
-                Err(bad("max-model-len", asked, rule))
+                Err(bad("max-model-len", &asked, rule))
             }
         }
     }
@@ -188,7 +188,7 @@ impl Options {
     }
 }
 
-fn bad(option: &'static str, value: impl ToString, rule: String) -> BadOption {
+fn bad(option: &'static str, value: &impl ToString, rule: String) -> BadOption {
     BadOption {
         option,
         value: value.to_string(),

@@ -64,13 +64,13 @@ impl Pool {
 
     /// Blocks that no request holds, cached ones included.
     pub fn free_blocks(&self) -> usize {
-        self.free.len()
+        self.free.count()
     }
 
     /// Part of the usable blocks that requests hold.
     pub fn usage(&self) -> f64 {
         let usable = self.slots.len().saturating_sub(1).max(1);
-        1.0 - self.free.len() as f64 / usable as f64
+        1.0 - self.free.count() as f64 / usable as f64
     }
 
     /// The cached blocks of the longest known prefix of `hashes`.
@@ -98,7 +98,7 @@ impl Pool {
 
     /// Appends `count` blocks to `taken`, evicting what they still cache; all or nothing.
     pub fn take(&mut self, count: usize, taken: &mut Vec<BlockId>) -> bool {
-        if count > self.free.len() {
+        if count > self.free.count() {
             return false;
         }
         for _ in 0..count {
@@ -151,7 +151,7 @@ impl Pool {
 
     /// Forgets every cached block; refused while a request holds any.
     pub fn clear(&mut self) -> bool {
-        if self.free.len() + 1 < self.slots.len() {
+        if self.free.count() + 1 < self.slots.len() {
             return false;
         }
         self.cached.clear();

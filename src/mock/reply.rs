@@ -4,6 +4,7 @@ use ::http::StatusCode;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use crate::http::reply::Reply;
@@ -124,33 +125,82 @@ impl Envelope {
         })
     }
 
-    fn chunk(&self, choices: Vec<Value>) -> Value {
+    fn chunk<'a>(&'a self, choice: Option<ChunkChoice<'a>>) -> Chunk<'a> {
         let is_chat = self.shape == Shape::Chat;
-        let mut chunk = self.head(if is_chat {
-            "chat.completion.chunk"
-        } else {
-            "text_completion"
-        });
-        chunk["choices"] = Value::Array(choices);
-        chunk
+        Chunk {
+            id: &self.id,
+            object: if is_chat {
+                "chat.completion.chunk"
+            } else {
+                "text_completion"
+            },
+            created: self.created,
+            model: &self.terms.model,
+            choices: choice,
+            prompt_token_ids: None,
+            usage: None,
+        }
     }
 
-    fn piece(&self, index: usize, piece: &Piece) -> Value {
-        let ids = self.terms.return_token_ids.then_some([piece.token]);
-        let (finish, stop) = finish(piece.finish.as_ref());
-        let mut choice = json!({
-            "index": index,
-            "logprobs": null,
-            "finish_reason": finish,
-            "stop_reason": stop,
-            "token_ids": ids,
-        });
-        match self.shape {
-            Shape::Chat => choice["delta"] = json!({ "content": piece.text }),
-            Shape::Text => choice["text"] = Value::from(piece.text.as_str()),
-        }
-        self.chunk(vec![choice])
+    fn piece<'a>(&'a self, index: usize, piece: &'a Piece) -> Chunk<'a> {
+        let (finish_reason, stop_reason) = finish(piece.finish.as_ref());
+        let is_chat = self.shape == Shape::Chat;
+        self.chunk(Some(ChunkChoice {
+            index,
+            delta: is_chat.then_some(Delta {
+                role: None,
+                content: &piece.text,
+            }),
+            text: (!is_chat).then_some(&piece.text),
+            logprobs: (),
+            finish_reason,
+            stop_reason,
+            token_ids: self.terms.return_token_ids.then_some([piece.token]),
+        }))
     }
+}
+
+/// One event of a stream. A type of its own because there is one per token.
+#[derive(Serialize)]
+struct Chunk<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    #[serde(serialize_with = "one_or_none")]
+    choices: Option<ChunkChoice<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [u32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Value>,
+}
+
+#[derive(Serialize)]
+struct ChunkChoice<'a> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta: Option<Delta<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    logprobs: (),
+    finish_reason: Option<&'a str>,
+    stop_reason: Option<&'a str>,
+    token_ids: Option<[u32; 1]>,
+}
+
+#[derive(Serialize)]
+struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    content: &'a str,
+}
+
+/// A chunk carries the news of one choice, or, with the usage, of none.
+fn one_or_none<S: Serializer>(
+    choice: &Option<ChunkChoice<'_>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(choice)
 }
 
 struct Streamed {
@@ -202,15 +252,19 @@ impl Streamed {
             return;
         }
         for index in 0..self.generation.choices.len() {
-            let mut chunk = self.envelope.chunk(vec![json!({
-                "index": index,
-                "delta": { "role": "assistant", "content": "" },
-                "logprobs": null,
-                "finish_reason": null,
-            })]);
-            if let Some(ids) = &self.generation.prompt_token_ids {
-                chunk["prompt_token_ids"] = json!(ids);
-            }
+            let mut chunk = self.envelope.chunk(Some(ChunkChoice {
+                index,
+                delta: Some(Delta {
+                    role: Some("assistant"),
+                    content: "",
+                }),
+                text: None,
+                logprobs: (),
+                finish_reason: None,
+                stop_reason: None,
+                token_ids: None,
+            }));
+            chunk.prompt_token_ids = self.generation.prompt_token_ids.as_deref();
             put_event(out, &chunk);
         }
     }
@@ -218,18 +272,18 @@ impl Streamed {
     fn end(&mut self, out: &mut Vec<u8>) {
         self.ended = true;
         if self.envelope.terms.include_usage {
-            let mut chunk = self.envelope.chunk(Vec::new());
-            chunk["usage"] = self.generation.usage(self.envelope.shape == Shape::Chat);
+            let mut chunk = self.envelope.chunk(None);
+            chunk.usage = Some(self.generation.usage(self.envelope.shape == Shape::Chat));
             put_event(out, &chunk);
         }
         out.extend_from_slice(b"data: [DONE]\n\n");
     }
 }
 
-fn put_event(out: &mut Vec<u8>, value: &Value) {
+fn put_event(out: &mut Vec<u8>, chunk: &Chunk<'_>) {
     out.extend_from_slice(b"data: ");
-    // A `Value` has string keys only, and writing into memory cannot fail.
-    let _ = serde_json::to_writer(&mut *out, value);
+    // A chunk has string keys only, and writing into memory cannot fail.
+    let _ = serde_json::to_writer(&mut *out, chunk);
     out.extend_from_slice(b"\n\n");
 }
 
