@@ -14,6 +14,7 @@ mod mock_events;
 mod mock_recording;
 mod mock_scheduler;
 mod mock_vllm;
+mod model;
 mod normalise;
 mod openai_requests;
 mod recording;
