@@ -22,6 +22,9 @@ const MEDIA_TAG: u8 = 0x01;
 pub struct BlockSize(NonZeroU32);
 
 impl BlockSize {
+    /// One token a block: what stands in for a worker that has not said its block size.
+    pub const ONE: Self = Self(NonZeroU32::MIN);
+
     /// A block size of `tokens`; `None` when that is zero.
     pub fn new(tokens: u32) -> Option<Self> {
         NonZeroU32::new(tokens).map(Self)

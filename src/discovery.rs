@@ -59,6 +59,14 @@ pub struct WorkerRecord {
     pub ledger: LedgerState,
 }
 
+impl WorkerRecord {
+    /// Whether requests for `name` may go there: its model, an alias or an adapter.
+    pub fn serves(&self, name: &str) -> bool {
+        let others = || self.aliases.iter().chain(&self.adapters);
+        self.model == name || others().any(|other| other == name)
+    }
+}
+
 /// A change to the set of workers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {

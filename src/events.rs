@@ -1,1 +1,4 @@
-//! ...
+//! The KV events of engines: from a socket to frames, from a frame to events.
+
+pub mod codec;
+pub mod msgpack;

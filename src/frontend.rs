@@ -1,1 +1,136 @@
-//! ...
+//! The frontend: what a client's request goes through from HTTP in to stream out.
+
+pub mod admin;
+pub mod chat;
+pub mod error;
+pub mod observe;
+pub mod pages;
+pub mod prompt;
+pub mod relay;
+pub mod text;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::dispatch::EngineClient;
+use crate::http::reply::Reply;
+use crate::http::{Answer, Call, Routes};
+use crate::media::Media;
+use crate::model::Model;
+use crate::openai::error::ApiError;
+use crate::openai::request::RequestLimits;
+use crate::router::Router;
+use crate::router::view::ModelView;
+use crate::telemetry::labels::Endpoint;
+use crate::telemetry::metrics::Metrics;
+
+/// A frontend and all it asks: one per process, shared by its requests.
+#[derive(Debug)]
+pub struct Frontend {
+    pub limits: RequestLimits,
+    /// Answers say which worker was chosen, and why.
+    pub expose_routing: bool,
+    pub router: Arc<Router>,
+    /// By base name: what renders and tokenises its prompts.
+    pub models: HashMap<String, Arc<Model>>,
+    /// `None` where images are not accepted.
+    pub media: Option<Media>,
+    pub client: EngineClient,
+    pub metrics: Arc<Metrics>,
+}
+
+/// A model that a request asked for: what the router knows of it and what renders its prompts.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) view: ModelView,
+    pub(crate) model: Arc<Model>,
+}
+
+impl Frontend {
+    /// The routes of the public listener.
+    pub fn routes(self: &Arc<Self>) -> Routes {
+        Routes::default()
+            .post(
+                "/v1/chat/completions",
+                self.observed(Endpoint::ChatCompletions, Self::chat),
+            )
+            .post(
+                "/v1/completions",
+                self.observed(Endpoint::Completions, Self::completion),
+            )
+            .post(
+                "/v1/embeddings",
+                self.observed(Endpoint::Embeddings, Self::embeddings),
+            )
+            .get(
+                "/v1/models",
+                self.observed(Endpoint::Models, Self::list_models),
+            )
+            .get("/live", self.plain(Self::live))
+            .get("/ready", self.plain(Self::ready))
+            .get("/health", self.plain(Self::ready))
+    }
+
+    /// The routes of the admin listener.
+    pub fn admin_routes(self: &Arc<Self>) -> Routes {
+        Routes::default()
+            .get("/metrics", self.plain(Self::metrics_page))
+            .get("/kvlens/v1/workers", self.plain(Self::list_workers))
+            .post("/kvlens/v1/explain", self.plain(Self::explain))
+            .get("/live", self.plain(Self::live))
+    }
+
+    /// A route whose answers are counted and timed under `endpoint`.
+    fn observed<F, A>(
+        self: &Arc<Self>,
+        endpoint: Endpoint,
+        handler: F,
+    ) -> impl Fn(Call) -> Answer + Send + Sync + 'static
+    where
+        F: Fn(Arc<Self>, Call) -> A + Copy + Send + Sync + 'static,
+        A: Future<Output = Result<Reply, ApiError>> + Send + 'static,
+    {
+        let frontend = self.clone();
+        move |call| {
+            let answer = handler(frontend.clone(), call);
+            Box::pin(observe::observed(
+                frontend.metrics.clone(),
+                endpoint,
+                answer,
+            ))
+        }
+    }
+
+    /// A route that is not counted.
+    fn plain<F, A>(self: &Arc<Self>, handler: F) -> impl Fn(Call) -> Answer + Send + Sync + 'static
+    where
+        F: Fn(Arc<Self>, Call) -> A + Copy + Send + Sync + 'static,
+        A: Future<Output = Result<Reply, ApiError>> + Send + 'static,
+    {
+        let frontend = self.clone();
+        move |call| {
+            let answer = handler(frontend.clone(), call);
+            Box::pin(async move { answer.await.unwrap_or_else(Reply::from) })
+        }
+    }
+
+    /// What `name` stands for.
+    ///
+    /// # Errors
+    /// 404 for a name nobody serves; 503 for one of ours whose workers are all away.
+    pub(crate) fn asked(&self, name: &str) -> Result<Asked, ApiError> {
+        let Some(view) = self.router.model(name) else {
+            return Err(match self.models.contains_key(name) {
+                true => error::no_worker(name),
+                false => error::unknown_model(name),
+            });
+        };
+        match self.models.get(&*view.base) {
+            Some(model) => Ok(Asked {
+                model: model.clone(),
+                view,
+            }),
+            None => Err(error::unknown_model(name)),
+        }
+    }
+}

@@ -20,6 +20,16 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Every verdict there is.
+    pub const ALL: [Self; 6] = [
+        Self::Unknown,
+        Self::Starting,
+        Self::Healthy,
+        Self::Degraded,
+        Self::Draining,
+        Self::Failed,
+    ];
+
     /// Whether new requests may be placed there.
     pub fn takes_requests(self) -> bool {
         matches!(self, Self::Unknown | Self::Healthy | Self::Degraded)

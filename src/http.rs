@@ -1,16 +1,19 @@
-//! HTTP servers: listeners with limits, routes, and bodies that stream.
+//! HTTP servers: routes, whole requests in, answers or streams out. Nothing else names axum or
+//! hyper's server.
+
+pub mod body;
+pub mod reply;
+pub mod serve;
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{HeaderMap, Method, StatusCode};
+use ::http::{HeaderMap, Method};
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
+use crate::http::reply::Reply;
 use crate::id::RequestId;
 
 /// A request whose body has been read whole, within the limits.
@@ -24,24 +27,10 @@ pub struct Call {
     pub body: Bytes,
 }
 
-/// The body of an answer.
-pub enum ReplyBody {
-    Full(Bytes),
-    /// Each item is written to the client as it comes; dropped when the client goes away. An `Err`
-    /// ends the connection without a proper end, so that a client never takes a cut body for whole.
-    Stream(BoxStream<'static, Result<Bytes, std::io::Error>>),
-}
-
-/// An answer.
-#[derive(Debug)]
-pub struct Reply {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: ReplyBody,
-}
-
-/// A handler's pending answer.
+/// A handler's pending answer; dropped when the client goes away before it is there.
 pub type Answer = Pin<Box<dyn Future<Output = Reply> + Send>>;
+
+type Handler = Arc<dyn Fn(Call) -> Answer + Send + Sync>;
 
 /// Limits of a listener; each is answered by its own status when exceeded.
 #[derive(Clone, Debug)]
@@ -52,74 +41,65 @@ pub struct Limits {
     pub bodies_in_flight_bytes_max: usize,
     /// Largest sum of all headers; over it 431.
     pub header_bytes_max: usize,
+    /// A connection that takes longer to send its headers is closed.
     pub header_read: Duration,
+    /// A body that takes longer to arrive is 408.
     pub body_read: Duration,
-    /// Most connections open at once.
+    /// Most connections open at once; further ones wait to be accepted.
     pub connections_max: usize,
 }
 
-/// Which handler answers which path.
-#[derive(Debug, Default)]
-pub struct Routes {}
-
-impl Routes {
-    /// Answers `POST path` with `handler`.
-    pub fn post<H>(self, _path: &str, _handler: H) -> Self
-    where
-        H: Fn(Call) -> Answer + Clone + Send + Sync + 'static,
-    {
-        unimplemented!()
-    }
-
-    /// Answers `GET path` with `handler`.
-    pub fn get<H>(self, _path: &str, _handler: H) -> Self
-    where
-        H: Fn(Call) -> Answer + Clone + Send + Sync + 'static,
-    {
-        unimplemented!()
-    }
-}
-
-/// Serves `routes` on `listener` until `stop`, then lets requests in flight finish.
-pub async fn serve(
-    _listener: TcpListener,
-    _routes: Routes,
-    _limits: Limits,
-    _stop: CancellationToken,
-) {
-    unimplemented!()
-}
-
-impl Reply {
-    /// A JSON answer.
-    pub fn json(_status: StatusCode, _body: &impl serde::Serialize) -> Self {
-        unimplemented!()
-    }
-
-    /// A plain text answer.
-    pub fn text(_status: StatusCode, _body: String) -> Self {
-        unimplemented!()
-    }
-
-    /// A stream of server-sent events; each item is passed as it comes.
-    pub fn events(_stream: BoxStream<'static, Result<Bytes, std::io::Error>>) -> Self {
-        unimplemented!()
-    }
-}
-
-impl std::fmt::Debug for ReplyBody {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Full(bytes) => write!(f, "Full({} bytes)", bytes.len()),
-            Self::Stream(_) => f.write_str("Stream"),
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 64 << 20,
+            bodies_in_flight_bytes_max: 512 << 20,
+            header_bytes_max: 64 << 10,
+            header_read: Duration::from_secs(10),
+            body_read: Duration::from_secs(60),
+            connections_max: 10_000,
         }
     }
 }
 
-/// Binds a listener.
-///
-/// # Errors
-/// When the address cannot be bound.
-pub async fn bind(_address: SocketAddr) -> std::io::Result<TcpListener> {
-    unimplemented!()
+/// Which handler answers which path and method.
+#[derive(Default)]
+pub struct Routes {
+    paths: Vec<(String, Vec<(Method, Handler)>)>,
+}
+
+impl Routes {
+    /// Answers `POST path` with `handler`.
+    pub fn post<H>(self, path: &str, handler: H) -> Self
+    where
+        H: Fn(Call) -> Answer + Send + Sync + 'static,
+    {
+        self.route(Method::POST, path, Arc::new(handler))
+    }
+
+    /// Answers `GET path`, and `HEAD` without its body, with `handler`.
+    pub fn get<H>(self, path: &str, handler: H) -> Self
+    where
+        H: Fn(Call) -> Answer + Send + Sync + 'static,
+    {
+        let handler: Handler = Arc::new(handler);
+        self.route(Method::GET, path, handler.clone())
+            .route(Method::HEAD, path, handler)
+    }
+
+    fn route(mut self, method: Method, path: &str, handler: Handler) -> Self {
+        match self.paths.iter_mut().find(|(known, _)| known == path) {
+            Some((_, methods)) => methods.push((method, handler)),
+            None => self.paths.push((path.to_owned(), vec![(method, handler)])),
+        }
+        self
+    }
+}
+
+impl std::fmt::Debug for Routes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list()
+            .entries(self.paths.iter().map(|(path, _)| path))
+            .finish()
+    }
 }

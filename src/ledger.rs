@@ -1,6 +1,17 @@
-//! The agent's record of what its engine holds.
+//! The agent's record of what its engine holds: from engine events to the sequence hashes that an
+//! agent publishes.
+
+pub mod book;
+pub mod counts;
+pub mod naming;
+pub mod waiting;
 
 use std::sync::Arc;
+
+use crate::block::{BlockSize, SequenceHash};
+use crate::ledger::book::{Arrival, Book};
+use crate::ledger::counts::{Alarm, Counts};
+use crate::ledger::naming::{Block, Namer};
 
 /// The name an engine gives a block in its events: 64 bits, or the whole digest where the engine is
 /// told to send bytes.
@@ -51,4 +62,226 @@ pub enum EngineEvent {
         group: Option<u32>,
     },
     Cleared,
+}
+
+/// What one batch changed, net: clearing first, then removals, then stores.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    pub cleared: bool,
+    pub removed: Vec<SequenceHash>,
+    pub stored: Vec<SequenceHash>,
+}
+
+/// What a ledger may know beside the model's name.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The token an image's placeholder range is made of; only engines that send media ids without
+    /// offsets (vLLM 0.17, 0.18) or none (up to 0.16) need it. `None` makes their image blocks
+    /// unhashable.
+    pub placeholder: Option<u32>,
+    /// The engine's number of blocks.
+    pub capacity_blocks: Option<u64>,
+    /// The block size the engine's metrics say; its events win.
+    pub block_size: Option<BlockSize>,
+    /// The session id of our own full reports: a prompt's first block under it means presence,
+    /// not one more copy.
+    pub session_id: Option<Arc<str>>,
+}
+
+/// Knows what one rank of an engine holds, and says what of it changed. Pure.
+///
+/// Only blocks of the GPU and of one cache group count: the first full-attention group that stores
+/// something.
+#[derive(Debug)]
+pub struct Ledger {
+    book: Book,
+    capacity_blocks: Option<u64>,
+    session_id: Option<Arc<str>>,
+    block_size: Option<BlockSize>,
+    size_from_events: bool,
+    group: Option<u32>,
+    partial: bool,
+}
+
+impl Ledger {
+    /// An empty ledger; `model` is the base name, as hashed.
+    pub fn new(model: &str, options: Options) -> Self {
+        Self {
+            book: Book::new(Namer {
+                model: model.into(),
+                placeholder: options.placeholder,
+            }),
+            capacity_blocks: options.capacity_blocks,
+            session_id: options.session_id,
+            block_size: options.block_size,
+            size_from_events: false,
+            group: None,
+            partial: false,
+        }
+    }
+
+    /// Applies one batch and says what it changed, net.
+    pub fn apply(&mut self, events: Vec<EngineEvent>) -> Published {
+        for event in events {
+            match event {
+                EngineEvent::Stored(stored) => self.store(stored),
+                EngineEvent::Removed {
+                    hashes,
+                    medium,
+                    group,
+                } => self.remove(&hashes, medium.as_deref(), group),
+                EngineEvent::Cleared => self.clear(),
+            }
+        }
+        self.book.publish()
+    }
+
+    /// Forgets everything, as for a new engine process or a reset; returned as published.
+    pub fn reset(&mut self) -> Published {
+        self.clear();
+        (self.size_from_events, self.group) = (false, None);
+        self.book.publish()
+    }
+
+    /// Says that events were lost: what the engine holds is known in part only.
+    pub fn mark_partial(&mut self) {
+        self.partial = true;
+    }
+
+    /// Whether the engine may hold blocks that were never published.
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
+    /// The block size, once known.
+    pub fn block_size(&self) -> Option<BlockSize> {
+        self.block_size
+    }
+
+    /// Counts the sequence hashes that are published.
+    pub fn blocks(&self) -> u64 {
+        self.book.owners.len() as u64
+    }
+
+    /// Counts the engine's blocks in use, copies and nameless ones included.
+    pub fn copies(&self) -> u64 {
+        self.book.copies
+    }
+
+    /// Counts the blocks whose parent is not known.
+    pub fn waiting_blocks(&self) -> usize {
+        self.book.waiting.len()
+    }
+
+    /// The alarms met so far.
+    pub fn counts(&self) -> &Counts {
+        &self.book.counts
+    }
+
+    /// The name of a block that is published.
+    pub fn name(&self, hash: &EngineHash) -> Option<SequenceHash> {
+        self.book.name_of(hash)
+    }
+
+    /// All that is published, for a snapshot; in no order.
+    pub fn snapshot(&self) -> Vec<SequenceHash> {
+        self.book.owners.keys().copied().collect()
+    }
+
+    fn store(&mut self, stored: Stored) {
+        if !self.counts_tier(&stored) || !self.has_shape(&stored) {
+            return;
+        }
+        let is_presence = stored.parent.is_none()
+            && self.session_id.is_some()
+            && stored.session_id == self.session_id;
+        let size = stored.block_size as usize;
+        let mut keys = stored.extra_keys.into_iter();
+        let sends_keys = keys.len() > 0;
+        let mut parent = stored.parent;
+        for (hash, tokens) in stored
+            .hashes
+            .into_iter()
+            .zip(stored.tokens.chunks_exact(size))
+        {
+            let block = Block {
+                tokens: tokens.into(),
+                keys: sends_keys.then(|| keys.next().unwrap_or_default()),
+                lora: stored.lora_name.clone(),
+            };
+            let is_placed = self.book.store(Arrival {
+                hash: &hash,
+                parent: parent.as_ref(),
+                block,
+                is_presence,
+            });
+            self.partial |= !is_placed;
+            parent = Some(hash);
+        }
+        if self
+            .capacity_blocks
+            .is_some_and(|most| self.book.copies > most)
+        {
+            self.book.counts.add(Alarm::OverCapacity);
+            self.clear();
+            self.partial = true;
+        }
+    }
+
+    /// Whether an event is of the GPU and of the group that counts, which the first one decides.
+    fn counts_tier(&mut self, stored: &Stored) -> bool {
+        let is_gpu = is_gpu(stored.medium.as_deref());
+        let kind = stored.group_kind.as_deref();
+        let group = stored.group.unwrap_or(0);
+        let is_full = kind.map_or(group == 0, |kind| kind == "full_attention");
+        let counts = is_gpu && is_full && *self.group.get_or_insert(group) == group;
+        if !counts {
+            self.book.counts.add(Alarm::OtherTier);
+        }
+        counts
+    }
+
+    fn has_shape(&mut self, stored: &Stored) -> bool {
+        let blocks = stored.hashes.len();
+        let tokens = (stored.block_size as usize).checked_mul(blocks);
+        let keys = stored.extra_keys.len();
+        let (Some(size), true) = (
+            BlockSize::new(stored.block_size),
+            tokens == Some(stored.tokens.len()) && (keys == 0 || keys == blocks),
+        ) else {
+            self.book.counts.add(Alarm::BadShape);
+            return false;
+        };
+        if self.block_size.is_some_and(|known| known != size) {
+            self.book.counts.add(Alarm::BlockSizeChanged);
+            if self.size_from_events {
+                // Blocks of two sizes share no chain; those after it come out as waiting.
+                return false;
+            }
+        }
+        self.size_from_events = true;
+        self.block_size = Some(size);
+        true
+    }
+
+    fn remove(&mut self, hashes: &[EngineHash], medium: Option<&str>, group: Option<u32>) {
+        let is_ours = self.group.is_none_or(|ours| ours == group.unwrap_or(0));
+        if !is_gpu(medium) || !is_ours {
+            return self.book.counts.add(Alarm::OtherTier);
+        }
+        for hash in hashes {
+            self.book.release(hash);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.book.clear();
+        self.partial = false;
+    }
+}
+
+/// Blocks in other tiers cannot be hit without being fetched first. Engines that name no medium
+/// have one tier.
+fn is_gpu(medium: Option<&str>) -> bool {
+    medium.is_none_or(|medium| medium == "GPU")
 }

@@ -1,12 +1,24 @@
 //! A model's folder, read once: tokenizer, chat template, configuration, family.
 
-use std::path::Path;
+mod cache;
+mod files;
+mod tokenizer;
 
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use jiff::Zoned;
 use serde_json::Value;
 
-use crate::vision::Family;
+use crate::model::files::{Files, Source};
+use crate::model::tokenizer::Tokenizer;
+use crate::prompt::PromptError;
+use crate::prompt::content::ContentFormat;
+use crate::prompt::normalise::{Dialect, normalise};
+use crate::prompt::template::{Template, TemplateInput};
+use crate::vision::{Family, VisionError};
 
-/// Why a model's folder cannot be used.
+/// Why a model's folder cannot be used, or what it was asked for cannot be done.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error("cannot read {path}")]
@@ -14,6 +26,32 @@ pub enum ModelError {
         path: String,
         source: std::io::Error,
     },
+    #[error("{path} is missing")]
+    Missing { path: String },
+    #[error("{path} is over {bytes_max} bytes")]
+    TooLarge { path: String, bytes_max: u64 },
+    #[error("{path} is not JSON")]
+    Json {
+        path: String,
+        source: serde_json::Error,
+    },
+    #[error("{path} is not a tokenizer we can use: {reason}")]
+    Tokenizer { path: String, reason: String },
+    #[error("{path}: {source}")]
+    Template { path: String, source: PromptError },
+    #[error("model in {path}: {source}")]
+    Vision { path: String, source: VisionError },
+    #[error("model in {path} has no chat template")]
+    NoChatTemplate { path: String },
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    #[error("cannot tokenise: {reason}")]
+    Encode { reason: String },
+    #[error(
+        "model {model:?} is neither a folder nor in the Hugging Face cache (looked in {looked_in}); \
+         download it with `hf download {model}` or name its folder"
+    )]
+    NotFound { model: String, looked_in: String },
 }
 
 /// What a chat request needs rendered: the normalised messages and what the template may see.
@@ -30,15 +68,27 @@ pub struct ChatInput<'a> {
 
 /// A model's folder, read and checked.
 #[derive(Debug)]
-pub struct Model {}
+pub struct Model {
+    /// For errors: the folder, or what stands for the demo's.
+    path: String,
+    tokenizer: Tokenizer,
+    template: Option<Template>,
+    /// The template for requests with tools, where the model has one of its own for them.
+    tool_template: Option<Template>,
+    special_tokens: Value,
+    family: Option<Family>,
+    media_tokens: Vec<String>,
+    context_tokens_max: Option<u32>,
+    eos_tokens: Vec<u32>,
+}
 
 impl Model {
     /// Reads a model from its folder.
     ///
     /// # Errors
     /// When a file is missing or unusable.
-    pub fn load(_folder: &Path) -> Result<Self, ModelError> {
-        unimplemented!()
+    pub fn load(folder: &Path) -> Result<Self, ModelError> {
+        Self::read(&Source::Folder(folder))
     }
 
     /// The demo model inside the binary.
@@ -46,42 +96,294 @@ impl Model {
     /// # Errors
     /// Never in a tested build.
     pub fn demo() -> Result<Self, ModelError> {
-        unimplemented!()
+        Self::read(&Source::Demo)
+    }
+
+    /// Finds a model's folder: `text` itself if it is one, else the newest snapshot of that id in
+    /// the Hugging Face cache that `environment` (a look-up of variables) points to. Nothing is
+    /// ever downloaded.
+    ///
+    /// # Errors
+    /// When there is neither, with the places that were looked at.
+    pub fn resolve(
+        text: &str,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<PathBuf, ModelError> {
+        cache::resolve(text, environment)
+    }
+
+    fn read(source: &Source<'_>) -> Result<Self, ModelError> {
+        let files = Files::read(source)?;
+        let path = source.path("");
+        let tokenizer = Tokenizer::new(files.tokenizer, &files.tokenizer_config);
+        let tokenizer = tokenizer.map_err(|reason| ModelError::Tokenizer {
+            path: source.path("tokenizer.json"),
+            reason,
+        })?;
+        let family = Family::from_config(&files.config, &files.preprocessor);
+        let family = family.map_err(|source| ModelError::Vision {
+            path: path.clone(),
+            source,
+        })?;
+        let special_tokens = special_tokens(&files.tokenizer_config);
+        Ok(Self {
+            path,
+            template: files.template.map(compile).transpose()?,
+            tool_template: files.tool_template.map(compile).transpose()?,
+            media_tokens: media_tokens(family.as_ref(), &files.config, &tokenizer),
+            context_tokens_max: context_tokens_max(&files.config),
+            eos_tokens: eos_tokens(
+                &special_tokens,
+                &tokenizer,
+                [&files.generation_config, &files.config],
+            ),
+            special_tokens,
+            family,
+            tokenizer,
+        })
     }
 
     /// The text of a chat, rendered by the model's template.
     ///
     /// # Errors
     /// When the template refuses the messages.
-    pub fn render(&self, _chat: &ChatInput<'_>) -> Result<String, ModelError> {
-        unimplemented!()
+    pub fn render(&self, chat: &ChatInput<'_>) -> Result<String, ModelError> {
+        let template = self.template_for(chat.tools.is_some())?;
+        let messages = chat.messages.as_array().map_or(&[][..], Vec::as_slice);
+        Ok(template.render(&TemplateInput {
+            messages,
+            tools: chat.tools,
+            variables: chat.variables,
+            special_tokens: Some(&self.special_tokens),
+            add_generation_prompt: chat.add_generation_prompt,
+            continue_final_message: chat.continue_final_message,
+            now: &Zoned::now(),
+        })?)
+    }
+
+    /// OpenAI messages in the form that the template takes, by the engine's rules.
+    ///
+    /// # Errors
+    /// When a message is malformed or has a part the model cannot take.
+    pub fn normalise(&self, messages: &[Value], has_tools: bool) -> Result<Vec<Value>, ModelError> {
+        let template = self.template_for(has_tools)?;
+        let dialect = Dialect {
+            content_format: template.content_format(),
+            placeholder_text: self.placeholder_text(),
+            knows_developer: template.knows_developer(),
+        };
+        Ok(normalise(messages, dialect)?)
+    }
+
+    fn template_for(&self, has_tools: bool) -> Result<&Template, ModelError> {
+        let tool_template = self.tool_template.as_ref().filter(|_| has_tools);
+        tool_template
+            .or(self.template.as_ref())
+            .ok_or_else(|| ModelError::NoChatTemplate {
+                path: self.path.clone(),
+            })
     }
 
     /// Token ids of a text; special tokens spelled in it become their ids, as the engine does.
     ///
     /// # Errors
     /// When the tokenizer fails.
-    pub fn encode(&self, _text: &str, _add_special_tokens: bool) -> Result<Vec<u32>, ModelError> {
-        unimplemented!()
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, ModelError> {
+        self.tokenizer
+            .encode(text, add_special_tokens)
+            .map_err(|reason| ModelError::Encode { reason })
     }
 
     /// The text of token ids.
-    pub fn decode(&self, _tokens: &[u32]) -> String {
-        unimplemented!()
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        self.tokenizer.decode(tokens)
     }
 
     /// How images expand; `None` when the model takes none or the family is unknown.
     pub fn family(&self) -> Option<&Family> {
-        unimplemented!()
+        self.family.as_ref()
+    }
+
+    /// What the engine writes for an image that its template does not write itself.
+    pub fn placeholder_text(&self) -> Option<&'static str> {
+        self.family.as_ref().map(Family::placeholder_text)
+    }
+
+    /// Spellings of the media tokens that no user's text may contain.
+    pub fn media_tokens(&self) -> &[String] {
+        &self.media_tokens
+    }
+
+    /// The form of message content that the template takes; `None` without a template.
+    pub fn content_format(&self) -> Option<ContentFormat> {
+        self.template.as_ref().map(Template::content_format)
     }
 
     /// The longest prompt plus answer the model takes, in tokens.
     pub fn context_tokens_max(&self) -> Option<u32> {
-        unimplemented!()
+        self.context_tokens_max
     }
 
     /// Ids that end an answer.
     pub fn eos_tokens(&self) -> &[u32] {
-        unimplemented!()
+        &self.eos_tokens
+    }
+}
+
+fn compile((path, source): (String, String)) -> Result<Template, ModelError> {
+    Template::new(&source).map_err(|source| ModelError::Template { path, source })
+}
+
+/// `bos_token` and its like as text, for the template.
+fn special_tokens(tokenizer_config: &Value) -> Value {
+    let mut map = serde_json::Map::new();
+    for (key, value) in tokenizer_config.as_object().into_iter().flatten() {
+        if key.ends_with("_token")
+            && let Some(text) = tokenizer::token_text(value)
+        {
+            map.insert(key.clone(), text.into());
+        }
+    }
+    Value::Object(map)
+}
+
+/// The family's own list and whatever the configuration's ids name, as far as the tokenizer
+/// knows them.
+fn media_tokens(family: Option<&Family>, config: &Value, tokenizer: &Tokenizer) -> Vec<String> {
+    const KEYS: [&str; 5] = [
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+        "vision_token_id",
+    ];
+    let Some(family) = family else {
+        return Vec::new();
+    };
+    let known = family.media_tokens().iter().map(|name| (*name).to_owned());
+    let mut names: Vec<String> = known.filter(|name| tokenizer.id(name).is_some()).collect();
+    for id in KEYS.iter().filter_map(|key| token_id(&config[key])) {
+        if let Some(name) = tokenizer.text(id)
+            && !names.contains(&name)
+        {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn context_tokens_max(config: &Value) -> Option<u32> {
+    [&config["text_config"], config]
+        .into_iter()
+        .find_map(|config| token_id(&config["max_position_embeddings"]))
+}
+
+/// The tokenizer's end token, then those of the first configuration that names any.
+fn eos_tokens(special: &Value, tokenizer: &Tokenizer, configs: [&Value; 2]) -> Vec<u32> {
+    let own = special["eos_token"].as_str();
+    let mut ids: Vec<u32> = own
+        .and_then(|text| tokenizer.id(text))
+        .into_iter()
+        .collect();
+    let [generation, config] = configs;
+    let keys = [generation, &config["text_config"], config].map(|config| &config["eos_token_id"]);
+    let listed = keys.into_iter().find(|key| !key.is_null());
+    let listed = match listed {
+        Some(Value::Array(listed)) => listed.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+        None => &[],
+    };
+    for id in listed.iter().filter_map(token_id) {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    ids
+}
+
+fn token_id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vision::ImageSize;
+    use serde_json::json;
+
+    #[test]
+    fn the_demo_model_knows_its_tokens() {
+        let model = Model::demo().unwrap();
+        let ids = model
+            .encode("<|im_start|>user\nhi<|im_end|>", false)
+            .unwrap();
+        let image = model.family().unwrap().placeholder();
+        assert_eq!(model.encode("<|image_pad|>", true).unwrap(), [image]);
+        assert_eq!(model.decode(&ids), "<|im_start|>user\nhi<|im_end|>");
+        assert_eq!(model.eos_tokens()[0], ids[ids.len() - 1]);
+        assert_eq!(model.eos_tokens().len(), 2);
+        assert_eq!(model.context_tokens_max(), Some(32_768));
+        assert_eq!(model.content_format(), Some(ContentFormat::OpenAi));
+        assert_eq!(model.media_tokens().len(), 5);
+        let text = model.placeholder_text().unwrap();
+        assert_eq!(model.encode(text, false).unwrap().len(), 3);
+        let size = ImageSize {
+            width: 640,
+            height: 480,
+        };
+        let expansion = model.family().unwrap().expand(size).unwrap();
+        assert_eq!(expansion.token_count(), 300);
+    }
+
+    #[test]
+    fn a_chat_becomes_text() {
+        let model = Model::demo().unwrap();
+        let url = json!({"url": "data:image/png;base64,AA=="});
+        let messages = [
+            json!({"role": "user", "content": [
+                {"type": "image_url", "image_url": url},
+                {"type": "text", "text": "What is this?"},
+            ]}),
+            json!({"role": "developer", "content": "Be brief."}),
+        ];
+        let messages = Value::Array(model.normalise(&messages, false).unwrap());
+        let mut chat = ChatInput {
+            messages: &messages,
+            tools: None,
+            variables: None,
+            add_generation_prompt: true,
+            continue_final_message: false,
+        };
+        let start = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_start|>\
+                     <|image_pad|><|vision_end|>What is this?";
+        let want = format!("{start}<|im_end|>\n<|im_start|>assistant\n");
+        assert_eq!(model.render(&chat).unwrap(), want);
+        chat.add_generation_prompt = false;
+        chat.continue_final_message = true;
+        assert_eq!(model.render(&chat).unwrap(), start);
+    }
+
+    #[test]
+    fn a_folder_without_its_files_says_which() {
+        let folder = tempfile::tempdir().unwrap();
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let load = || Model::load(folder.path()).unwrap_err().to_string();
+        assert!(load().ends_with("config.json is missing"));
+        write("config.json", "{}");
+        assert!(load().ends_with("tokenizer.json is missing"));
+        write("tokenizer.json", "{");
+        assert!(load().ends_with("tokenizer.json is not JSON"));
+        write("tokenizer.json", "{}");
+        assert!(load().contains("tokenizer.json is not a tokenizer we can use: "));
+        write("tokenizer.json", include_str!("model/demo/tokenizer.json"));
+        let model = Model::load(folder.path()).unwrap();
+        assert!(model.family().is_none() && model.media_tokens().is_empty());
+        let error = model.normalise(&[], false).unwrap_err().to_string();
+        assert!(error.ends_with("has no chat template"), "{error}");
+        write("chat_template.json", r#"{"chat_template": "{% if %}"}"#);
+        assert!(load().contains("chat_template.json: chat template does not compile: "));
+        write("config.json", r#"{"model_type": "qwen3_vl"}"#);
+        assert!(load().contains("config.json has no usable \"image_token_id\""));
     }
 }

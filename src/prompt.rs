@@ -1,7 +1,10 @@
 //! The prompt as the engine sees it: token ids with every image expanded, and where the images lie.
 
+pub mod content;
+pub mod normalise;
 pub mod placeholder;
 pub mod template;
+mod tojson;
 
 use std::sync::Arc;
 
@@ -22,4 +25,23 @@ pub struct MediaSpan {
 pub struct ExpandedPrompt {
     pub tokens: Vec<u32>,
     pub spans: Vec<MediaSpan>,
+}
+
+/// Why messages do not become a prompt. Every text but `Compile` may be shown to a client.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PromptError {
+    #[error("prompt has {placeholders} image placeholders for {media} images")]
+    PlaceholderCount { placeholders: usize, media: usize },
+    #[error("prompt of {tokens} tokens is longer than any engine takes")]
+    TooLong { tokens: u64 },
+    #[error("chat template does not compile: {reason}")]
+    Compile { reason: String },
+    #[error("chat template refused the messages: {reason}")]
+    Refused { reason: String },
+    #[error("chat template failed on the messages: {reason}")]
+    Render { reason: String },
+    #[error("message {index}: {reason}")]
+    Message { index: usize, reason: String },
+    #[error("continue_final_message: {reason}")]
+    Continue { reason: &'static str },
 }

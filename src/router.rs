@@ -1,1 +1,220 @@
-//! ...
+//! The router: answers placements, and takes in what workers hold and which of them there are.
+
+pub mod booking;
+pub mod state;
+pub mod view;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::block::{BlockSize, SequenceHash};
+use crate::discovery::{Change, Update};
+use crate::health::Verdict;
+use crate::id::{DpRank, WorkerId};
+use crate::index::gap::Step;
+use crate::index::{Applied, KvEvent};
+use crate::router::booking::Booking;
+use crate::router::state::State;
+use crate::router::view::{CandidateView, ModelView, WorkerView};
+use crate::select::{Cost, Policy, RouterMode};
+use crate::telemetry::labels::{KvEventKind, KvEventLabels, VerdictLabels};
+use crate::telemetry::metrics::Metrics;
+
+/// How long a worker that refused a connection gets no requests: long enough for its agent to see
+/// why, short enough that one refusal by chance costs little.
+const REFUSED_PAUSE: Duration = Duration::from_secs(2);
+
+/// Most updates from agents that wait for the router; agents then wait too, and lose nothing.
+pub const UPDATES_MAX: usize = 4_096;
+
+/// What the router needs to know of a request: hashes and counts, never its text or images.
+#[derive(Clone, Debug)]
+pub struct Footprint {
+    /// The model's base name.
+    pub model: Arc<str>,
+    /// The adapter asked for, where it is one.
+    pub adapter: Option<Arc<str>>,
+    /// Sequence hashes of the prompt's full blocks, for each block size among the model's workers.
+    /// Empty for a prompt that reads no cache.
+    pub hashes: Vec<(BlockSize, Arc<[SequenceHash]>)>,
+    pub prompt_tokens: u32,
+}
+
+/// Where a request goes. Dropping its booking frees what it holds there.
+#[derive(Debug)]
+pub struct Placement {
+    pub worker: WorkerId,
+    pub rank: DpRank,
+    /// Data-parallel ranks of the worker's engine.
+    pub ranks: u32,
+    /// Where the worker's engine answers, as `http://host:port`.
+    pub address: Arc<str>,
+    pub block_size: BlockSize,
+    /// Leading blocks of the prompt that the worker holds, capped at what a cache can answer.
+    pub overlap_blocks: u32,
+    /// Full blocks of the prompt.
+    pub prompt_blocks: u32,
+    pub cost: Cost,
+    pub booking: Booking,
+}
+
+/// Why a request was not placed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    #[error("no worker serves model {model:?}")]
+    UnknownModel { model: String },
+    #[error("none of the {workers} workers of model {model:?} can take a request now")]
+    NoEligibleWorker { model: String, workers: usize },
+}
+
+/// One router, shared by all that ask it. Its state stands behind one short synchronous lock: a
+/// placement takes microseconds, and a task with a queue would add two hand-overs to each.
+#[derive(Debug)]
+pub struct Router {
+    policy: Policy,
+    state: Mutex<State>,
+    metrics: Arc<Metrics>,
+}
+
+impl Router {
+    /// A router with no workers.
+    pub fn new(policy: Policy, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            policy,
+            state: Mutex::new(State::new(policy)),
+            metrics,
+        })
+    }
+
+    /// How workers are chosen.
+    pub fn mode(&self) -> RouterMode {
+        self.policy.mode
+    }
+
+    /// Chooses a worker that is not among `excluded`, and books the request there before it
+    /// answers.
+    ///
+    /// # Errors
+    /// When no worker serves the model, or none that does can take requests.
+    pub fn place(
+        self: &Arc<Self>,
+        footprint: &Footprint,
+        excluded: &[WorkerId],
+    ) -> Result<Placement, RouteError> {
+        let chosen = self.lock().place(footprint, excluded, Instant::now())?;
+        let booking = Booking::new(self.clone(), chosen.booking);
+        Ok(Placement {
+            worker: chosen.worker,
+            rank: chosen.rank,
+            ranks: chosen.ranks,
+            address: chosen.address,
+            block_size: chosen.block_size,
+            overlap_blocks: chosen.overlap_blocks,
+            prompt_blocks: chosen.prompt_blocks,
+            cost: chosen.cost,
+            booking,
+        })
+    }
+
+    /// Every candidate a request would have now, with the terms of its cost; nothing is booked.
+    pub fn explain(&self, footprint: &Footprint) -> Vec<CandidateView> {
+        self.lock().explain(footprint, Instant::now())
+    }
+
+    /// The workers, as operators see them.
+    pub fn workers(&self) -> Vec<WorkerView> {
+        self.lock().worker_views()
+    }
+
+    /// What a request's `model` stands for; `None` when no worker serves it.
+    pub fn model(&self, name: &str) -> Option<ModelView> {
+        self.lock().model_view(name)
+    }
+
+    /// Every name a request may use, base names first.
+    pub fn model_names(&self) -> Vec<String> {
+        self.lock().model_names()
+    }
+
+    /// Notes that a worker refused a connection: it gets no requests for a moment.
+    pub fn refused(&self, worker: &WorkerId) {
+        warn!(%worker, pause = ?REFUSED_PAUSE, "worker refused a connection");
+        self.lock().pause(worker, Instant::now() + REFUSED_PAUSE);
+    }
+
+    /// Takes in one update of an agent.
+    pub fn apply(&self, update: Update) {
+        match update {
+            Update::Kv(event) => {
+                let applied = self.lock().apply_event(&event);
+                self.count_event(&event);
+                if let Applied::Yes(Step::Gap { missed }) = applied {
+                    self.metrics.kv_event_gaps.inc();
+                    warn!(worker = %event.worker, rank = %event.rank, missed, "kv event gap");
+                }
+            }
+            Update::Change(change) => self.apply_change(change),
+        }
+        self.metrics
+            .index_blocks
+            .set(self.lock().indexed_blocks() as i64);
+    }
+
+    fn count_event(&self, event: &KvEvent) {
+        let kinds = [
+            (KvEventKind::Stored, event.stored.len()),
+            (KvEventKind::Removed, event.removed.len()),
+            (KvEventKind::Cleared, usize::from(event.cleared)),
+        ];
+        for (kind, count) in kinds.into_iter().filter(|(_, count)| *count > 0) {
+            self.metrics
+                .kv_events
+                .get_or_create(&KvEventLabels { kind })
+                .inc_by(count as u64);
+        }
+    }
+
+    fn apply_change(&self, change: Change) {
+        match change {
+            Change::Up(record) => {
+                let worker = record.worker.clone();
+                let verdict: Verdict = record.verdict;
+                if self.lock().upsert(*record) {
+                    info!(%worker, ?verdict, "worker joined");
+                }
+            }
+            Change::Down(worker) => {
+                if self.lock().remove(&worker) {
+                    info!(%worker, "worker left");
+                }
+            }
+        }
+        for (verdict, count) in self.lock().verdicts() {
+            self.metrics
+                .workers
+                .get_or_create(&VerdictLabels { verdict })
+                .set(count);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock leaves counts slightly off at worst; refusing all requests since
+        // would be worse.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Applies the agents' updates until `stop` or until all agents are gone.
+pub async fn run(
+    router: Arc<Router>,
+    mut updates: mpsc::Receiver<Update>,
+    stop: CancellationToken,
+) {
+    while let Some(Some(update)) = stop.run_until_cancelled(updates.recv()).await {
+        router.apply(update);
+    }
+}

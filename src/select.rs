@@ -1,1 +1,232 @@
-//! ...
+//! The cost model: which of several candidates a request goes to. Same inputs and seed, same choice.
+
+pub mod load;
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::block::BlockSize;
+use crate::select::load::Load;
+
+/// How a worker is chosen.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouterMode {
+    /// The cheapest by what is still to compute there and what it already does.
+    #[default]
+    Kv,
+    /// Each in turn.
+    RoundRobin,
+    Random,
+    /// The one with the fewest requests in flight.
+    LeastLoaded,
+}
+
+/// What the choice depends on beside the candidates.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    pub mode: RouterMode,
+    /// Weight of the prefill term; 0 ignores the caches.
+    pub overlap_weight: f64,
+    /// 0 takes the cheapest; above, costlier candidates are taken now and then.
+    pub temperature: f64,
+}
+
+/// One worker rank that could take the request.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    pub block_size: BlockSize,
+    /// Leading blocks of the prompt it holds, already capped at what a cache can answer.
+    pub overlap_blocks: u32,
+    pub load: Load,
+}
+
+/// The terms of one candidate's cost, in blocks.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Cost {
+    /// To be computed before the first token: this prompt's uncached part and what is queued there.
+    pub prefill_blocks: f64,
+    /// Held while decoding: what is active there and this prompt's own blocks.
+    pub decode_blocks: f64,
+    /// `overlap_weight × prefill_blocks + decode_blocks`.
+    pub total: f64,
+}
+
+/// The cost of `prompt_tokens` on one candidate. Two terms as in NVIDIA Dynamo's router: work
+/// before the first token, weighted, and memory held afterwards.
+pub fn cost(prompt_tokens: u32, candidate: &Candidate, policy: Policy) -> Cost {
+    let block_tokens = f64::from(candidate.block_size.tokens());
+    let cached_tokens = candidate.overlap_blocks * candidate.block_size.tokens();
+    let uncached_tokens = u64::from(prompt_tokens.saturating_sub(cached_tokens));
+    let prefill_tokens = candidate.load.prefill_tokens + uncached_tokens;
+    let prefill_blocks = prefill_tokens as f64 / block_tokens;
+    let own_blocks = u64::from(prompt_tokens.div_ceil(candidate.block_size.tokens()));
+    let decode_blocks = (candidate.load.decode_blocks + own_blocks) as f64;
+    let total = policy.overlap_weight * prefill_blocks + decode_blocks;
+    Cost {
+        prefill_blocks,
+        decode_blocks,
+        total,
+    }
+}
+
+/// Chooses one of `candidates`, given each one's cost: its position, or `None` when there are none.
+/// `turn` counts placements; it orders round-robin, and with it ties and chances are spread.
+pub fn select(
+    candidates: &[Candidate],
+    costs: &[Cost],
+    policy: Policy,
+    turn: u64,
+) -> Option<usize> {
+    debug_assert_eq!(candidates.len(), costs.len(), "one cost per candidate");
+    let count = candidates.len() as u64;
+    if count == 0 {
+        return None;
+    }
+    let choice = match policy.mode {
+        RouterMode::RoundRobin => (turn % count) as usize,
+        RouterMode::Random => (chance(turn) % count) as usize,
+        RouterMode::LeastLoaded => {
+            cheapest(candidates.iter().map(|c| c.load.requests as f64), turn)
+        }
+        RouterMode::Kv if policy.temperature > 0.0 => softmax(costs, policy.temperature, turn),
+        RouterMode::Kv => cheapest(costs.iter().map(|cost| cost.total), turn),
+    };
+    Some(choice)
+}
+
+/// The position of the lowest value; ties are spread by `turn`.
+fn cheapest(values: impl Iterator<Item = f64> + Clone, turn: u64) -> usize {
+    let lowest = values.clone().fold(f64::INFINITY, f64::min);
+    let ties: Vec<usize> = values
+        .enumerate()
+        .filter(|(_, value)| *value <= lowest)
+        .map(|(at, _)| at)
+        .collect();
+    ties.get((turn % ties.len().max(1) as u64) as usize)
+        .copied()
+        .unwrap_or(0)
+}
+
+/// Draws a position with probability falling in its cost. Costs are scaled to 0..1 first, so that
+/// one temperature means the same for short and long prompts.
+fn softmax(costs: &[Cost], temperature: f64, turn: u64) -> usize {
+    let lowest = costs
+        .iter()
+        .map(|cost| cost.total)
+        .fold(f64::INFINITY, f64::min);
+    let highest = costs
+        .iter()
+        .map(|cost| cost.total)
+        .fold(f64::NEG_INFINITY, f64::max);
+    let range = (highest - lowest).max(f64::MIN_POSITIVE);
+    let weight = |cost: &Cost| (-(cost.total - lowest) / range / temperature).exp();
+    let sum: f64 = costs.iter().map(weight).sum();
+    // 53 random bits make a fraction of every size a double can tell apart.
+    let mut left = (chance(turn) >> 11) as f64 / (1_u64 << 53) as f64 * sum;
+    for (at, cost) in costs.iter().enumerate() {
+        left -= weight(cost);
+        if left < 0.0 {
+            return at;
+        }
+    }
+    costs.len() - 1
+}
+
+/// Evenly spread bits from a counter.
+fn chance(turn: u64) -> u64 {
+    xxh3_64_with_seed(&turn.to_le_bytes(), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(overlap_blocks: u32, prefill_tokens: u64, decode_blocks: u64) -> Candidate {
+        let load = Load {
+            prefill_tokens,
+            decode_blocks,
+            requests: decode_blocks as u32,
+        };
+        Candidate {
+            block_size: BlockSize::new(16).unwrap(),
+            overlap_blocks,
+            load,
+        }
+    }
+
+    fn choose(mode: RouterMode, candidates: &[Candidate], turn: u64) -> Option<usize> {
+        let policy = Policy {
+            mode,
+            overlap_weight: 1.0,
+            temperature: 0.0,
+        };
+        let costs: Vec<Cost> = candidates.iter().map(|c| cost(160, c, policy)).collect();
+        select(candidates, &costs, policy, turn)
+    }
+
+    #[test]
+    fn kv_weighs_overlap_against_load() {
+        let idle = candidate(0, 0, 0);
+        let holds_half = candidate(5, 0, 0);
+        let check = |candidates: &[Candidate], expected| {
+            assert_eq!(
+                choose(RouterMode::Kv, candidates, 7),
+                expected,
+                "{candidates:?}"
+            );
+        };
+        check(&[], None);
+        check(&[idle, holds_half], Some(1));
+        check(&[idle, candidate(5, 96, 0)], Some(0)); // 6 blocks queued outweigh 5 held
+        check(&[idle, candidate(5, 0, 6)], Some(0)); // so do 6 blocks being decoded
+        check(&[idle, candidate(5, 32, 2)], Some(1));
+    }
+
+    #[test]
+    fn ties_are_spread_and_modes_keep_their_promise() {
+        let same = [candidate(0, 0, 0); 3];
+        for mode in [
+            RouterMode::Kv,
+            RouterMode::RoundRobin,
+            RouterMode::LeastLoaded,
+        ] {
+            let turns: Vec<_> = (0..4).map(|turn| choose(mode, &same, turn)).collect();
+            assert_eq!(turns, [Some(0), Some(1), Some(2), Some(0)], "{mode:?}");
+        }
+        let uneven = [candidate(9, 0, 3), candidate(0, 0, 1), candidate(0, 0, 2)];
+        assert_eq!(choose(RouterMode::LeastLoaded, &uneven, 5), Some(1));
+        let mut drawn = [0_u32; 3];
+        (0..3_000).for_each(|turn| drawn[choose(RouterMode::Random, &uneven, turn).unwrap()] += 1);
+        assert!(
+            drawn.iter().all(|count| (850..1_150).contains(count)),
+            "{drawn:?}"
+        );
+    }
+
+    #[test]
+    fn temperature_takes_the_costlier_now_and_then() {
+        let candidates = [candidate(9, 0, 0), candidate(0, 0, 0)];
+        let policy = Policy {
+            mode: RouterMode::Kv,
+            overlap_weight: 1.0,
+            temperature: 0.5,
+        };
+        let costs: Vec<Cost> = candidates.iter().map(|c| cost(160, c, policy)).collect();
+        let chosen = |turn| select(&candidates, &costs, policy, turn) == Some(0);
+        let cheapest = (0..2_000).filter(|turn| chosen(*turn)).count();
+        // e^0 : e^-2 is 0.881 : 0.119.
+        assert!((1_700..1_820).contains(&cheapest), "{cheapest} of 2000");
+    }
+}

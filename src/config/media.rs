@@ -1,7 +1,5 @@
 //! `[media]`: whether images are taken, their limits, and what may be fetched.
 
-use std::time::Duration;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -11,10 +9,10 @@ use serde::{Deserialize, Serialize};
 pub struct MediaConfig {
     /// Whether requests may carry images.
     pub enabled: bool,
-    /// Largest image, encoded, in bytes.
+    /// Largest image in bytes, encoded, inline or fetched.
     #[schemars(range(min = 1))]
     pub image_bytes_max: usize,
-    /// Most pixels of an image.
+    /// Most pixels of an image; engines refuse more as a decompression bomb.
     #[schemars(range(min = 1))]
     pub pixels_max: u64,
     /// Longest side of an image, in pixels.
@@ -23,25 +21,29 @@ pub struct MediaConfig {
     /// Largest ratio of an image's long side to its short one.
     #[schemars(range(min = 1))]
     pub ratio_max: u32,
-    /// Time to connect to an image's server, in seconds.
-    #[schemars(range(min = 1))]
-    pub connect_secs: u64,
-    /// Time to the first byte of an image's body, in seconds.
-    #[schemars(range(min = 1))]
-    pub first_byte_secs: u64,
-    /// Time for a whole fetch, redirects included, in seconds.
-    #[schemars(range(min = 1))]
-    pub total_secs: u64,
-    /// Most redirects followed in one fetch.
+    /// Time to resolve a host, connect and greet, in seconds.
+    #[schemars(range(min = 0.001))]
+    pub connect_secs: f64,
+    /// Time from asking, connecting included, to the head of an answer, in seconds; each redirect
+    /// starts anew.
+    #[schemars(range(min = 0.001))]
+    pub first_byte_secs: f64,
+    /// Time for a whole image, waiting for a turn and redirects included, in seconds.
+    #[schemars(range(min = 0.001))]
+    pub total_secs: f64,
+    /// Most redirects followed; each is checked as the first URL was.
     #[schemars(range(max = 20))]
     pub redirects_max: usize,
-    /// Ports that may be fetched from.
+    /// Ports that may be asked on hosts that `allow` does not name with a port.
     pub ports: Vec<u16>,
-    /// Hosts and networks that may be fetched from although they are not public.
+    /// Hosts that may be asked though they are not public: a name, `*.suffix`, an address, each with
+    /// `:port` or without, or a network as `10.0.0.0/8`. A listed host is reached at its listed
+    /// ports only, and where its name leads is not checked.
     pub allow: Vec<String>,
-    /// Largest sum of image bytes kept for reuse, in bytes.
+    /// Bytes of fetched images that are kept for the next request.
     pub cache_bytes_max: usize,
-    /// Most fetches at once; one more waits.
+    /// Most fetches at once; one more waits, within its `total_secs`. Each holds up to
+    /// `image_bytes_max` bytes.
     #[schemars(range(min = 1))]
     pub fetches_max: usize,
 }
@@ -54,31 +56,14 @@ impl Default for MediaConfig {
             pixels_max: 178_956_970,
             side_max: 32_768,
             ratio_max: 200,
-            connect_secs: 3,
-            first_byte_secs: 5,
-            total_secs: 10,
+            connect_secs: 3.0,
+            first_byte_secs: 5.0,
+            total_secs: 10.0,
             redirects_max: 3,
             ports: vec![80, 443],
             allow: Vec::new(),
             cache_bytes_max: 256 << 20,
             fetches_max: 64,
         }
-    }
-}
-
-impl MediaConfig {
-    /// Time to connect to an image's server.
-    pub fn connect(&self) -> Duration {
-        Duration::from_secs(self.connect_secs)
-    }
-
-    /// Time to the first byte of an image's body.
-    pub fn first_byte(&self) -> Duration {
-        Duration::from_secs(self.first_byte_secs)
-    }
-
-    /// Time for a whole fetch.
-    pub fn total(&self) -> Duration {
-        Duration::from_secs(self.total_secs)
     }
 }

@@ -1,25 +1,9 @@
 //! `[router]`: how a worker is chosen.
 
-use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How a worker is chosen.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ValueEnum,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum RouterMode {
-    /// By the blocks a worker already holds, weighed against its load.
-    #[default]
-    Kv,
-    /// One after the other.
-    RoundRobin,
-    /// By chance.
-    Random,
-    /// The one with the fewest requests in flight.
-    LeastLoaded,
-}
+use crate::select::{Policy, RouterMode};
 
 /// How a worker is chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -41,6 +25,17 @@ impl Default for RouterConfig {
             mode: RouterMode::default(),
             overlap_score_weight: 1.0,
             temperature: 0.0,
+        }
+    }
+}
+
+impl RouterConfig {
+    /// What the choice depends on beside the candidates.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            mode: self.mode,
+            overlap_weight: self.overlap_score_weight,
+            temperature: self.temperature,
         }
     }
 }

@@ -122,7 +122,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::config::router::RouterMode;
+    use crate::select::RouterMode;
     use crate::telemetry::labels::Endpoint;
 
     #[test]

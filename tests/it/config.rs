@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use kvlens::config::router::RouterMode;
 use kvlens::config::{Config, Sources, Values, reference};
+use kvlens::select::RouterMode;
 use tempfile::NamedTempFile;
 
 fn file(text: &str) -> NamedTempFile {

@@ -29,7 +29,7 @@ const IMPURE: [&str; 14] = [
 ];
 
 /// Each outside crate that has a room of its own, and the rooms.
-const ROOMS: [(&str, &[&str]); 17] = [
+const ROOMS: [(&str, &[&str]); 16] = [
     ("async_nats", &["bus"]),
     ("axum", &["http"]),
     ("etcd_client", &["discovery/etcd"]),
@@ -42,7 +42,6 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("nvml_wrapper", &["gpu/nvml"]),
     ("prometheus_client", &["telemetry"]),
     ("reqwest", &["media"]),
-    ("schemars", &["config"]),
     ("systemd", &["lifecycle"]),
     ("tokenizers", &["model", "prompt"]),
     ("tracing_subscriber", &["telemetry"]),

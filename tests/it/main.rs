@@ -1,6 +1,17 @@
 //! Tests of the library as its users see it, and of the house rules.
 
 mod cli;
+mod codec;
 mod config;
 mod engine;
+mod hash_vectors;
+mod http;
+mod index_laws;
 mod layers;
+mod media_fetch;
+mod mock_engine;
+mod mock_vllm;
+mod normalise;
+mod recording;
+mod template;
+mod tokenizer;

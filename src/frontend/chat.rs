@@ -1,0 +1,138 @@
+//! A chat request's story, from body to answer.
+
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+
+use crate::dispatch::request::chat_body;
+use crate::frontend::relay::Outgoing;
+use crate::frontend::{Frontend, error, prompt};
+use crate::http::Call;
+use crate::http::reply::Reply;
+use crate::media::{Image, MediaError};
+use crate::openai::chat::ChatRequest;
+use crate::openai::error::ApiError;
+use crate::router::Footprint;
+use crate::telemetry::labels::{MediaLabels, MediaOutcome};
+
+/// A chat that is ready to be placed.
+#[derive(Debug)]
+pub(crate) struct PreparedChat {
+    pub(crate) request: ChatRequest,
+    pub(crate) images: Vec<Image>,
+    pub(crate) exactness: prompt::Exactness,
+    pub(crate) footprint: Footprint,
+    pub(crate) salt: String,
+}
+
+impl Frontend {
+    /// Answers `POST /v1/chat/completions`.
+    pub(crate) async fn chat(self: Arc<Self>, call: Call) -> Result<Reply, ApiError> {
+        let PreparedChat {
+            request,
+            images,
+            exactness,
+            footprint,
+            salt,
+        } = self.prepare_chat(&call.body).await?;
+        let outgoing = Outgoing {
+            id: call.id,
+            path: "/v1/chat/completions",
+            footprint,
+            exactness,
+            stream: request.common.stream,
+            include_usage: request.common.include_usage,
+            has_images: !images.is_empty(),
+            body: chat_body(request, &images, &salt),
+        };
+        self.relay(outgoing).await
+    }
+
+    /// Everything before the placement: parse, images, template, tokens, expansion, hashes.
+    pub(crate) async fn prepare_chat(&self, body: &[u8]) -> Result<PreparedChat, ApiError> {
+        let request = ChatRequest::parse(body, self.limits)?;
+        self.metrics
+            .unknown_fields
+            .inc_by(u64::from(request.common.dropped_fields));
+        let asked = self.asked(&request.common.model)?;
+        let images = self.images(&request).await?;
+        let known = prompt::chat_prompt(&asked.model, &request, &images)?;
+        check_context(asked.model.context_tokens_max(), &known, "messages")?;
+        let salt = salt(&request.common.cache_salt);
+        let cached = !request.common.bypasses_cache;
+        let footprint = prompt::footprint(&asked, &known, &salt, cached);
+        Ok(PreparedChat {
+            request,
+            images,
+            exactness: known.exactness,
+            footprint,
+            salt,
+        })
+    }
+
+    /// All images of a request at once; the first that cannot be used names its field.
+    async fn images(&self, request: &ChatRequest) -> Result<Vec<Image>, ApiError> {
+        let Some(first) = request.images.first() else {
+            return Ok(Vec::new());
+        };
+        let Some(media) = &self.media else {
+            let message = "this server takes no images; media.enabled turns them on";
+            return Err(ApiError::invalid("images_disabled", first.param(), message));
+        };
+        let load = async |part: &crate::openai::chat::ImagePart| {
+            let loaded = media.load(&part.url, "").await;
+            let outcome = outcome(&part.url, &loaded);
+            self.metrics
+                .media
+                .get_or_create(&MediaLabels { outcome })
+                .inc();
+            loaded.map_err(|failure| error::media(&failure, part.param()))
+        };
+        try_join_all(request.images.iter().map(load)).await
+    }
+}
+
+fn outcome(url: &str, loaded: &Result<Image, MediaError>) -> MediaOutcome {
+    match loaded {
+        Ok(_)
+            if url
+                .get(..5)
+                .is_some_and(|s| s.eq_ignore_ascii_case("data:")) =>
+        {
+            MediaOutcome::Inline
+        }
+        Ok(_) => MediaOutcome::Fetched,
+        Err(error) if error.code() == "image_fetch_failed" => MediaOutcome::Failed,
+        Err(_) => MediaOutcome::Refused,
+    }
+}
+
+/// Refuses a prompt that leaves no room for a single token of answer, images counted.
+pub(crate) fn check_context(
+    context_tokens_max: Option<u32>,
+    known: &prompt::Known,
+    param: &str,
+) -> Result<(), ApiError> {
+    let prompt_tokens = known.prompt.tokens.len();
+    match context_tokens_max {
+        Some(most) if prompt_tokens >= most as usize => {
+            let message = format!(
+                "the prompt has {prompt_tokens} tokens, images included; the model takes {most} \
+                 with its answer"
+            );
+            Err(ApiError::invalid("context_length_exceeded", param, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The salt an engine sees for a client's own: derived, because it appears in events, and empty
+/// where the client set none.
+pub(crate) fn salt(client_salt: &str) -> String {
+    if client_salt.is_empty() {
+        return String::new();
+    }
+    let mut hasher = blake3::Hasher::new_derive_key("kvlens 1 cache salt");
+    hasher.update(client_salt.as_bytes());
+    hasher.finalize().to_hex().to_string()
+}

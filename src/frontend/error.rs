@@ -1,0 +1,155 @@
+//! The one door from our errors to what clients see: status, code, field. Causes stay in the log.
+
+use crate::media::MediaError;
+use crate::model::ModelError;
+use crate::openai::error::{ApiError, ErrorKind};
+use crate::prompt::PromptError;
+use crate::router::RouteError;
+
+/// When to come again after a 503: engines restart within seconds.
+const RETRY_SECS: u32 = 2;
+
+impl From<RouteError> for ApiError {
+    fn from(error: RouteError) -> Self {
+        match &error {
+            RouteError::UnknownModel { model } => unknown_model(model),
+            RouteError::NoEligibleWorker { .. } => {
+                unavailable("no_eligible_worker", error.to_string())
+            }
+        }
+    }
+}
+
+impl From<ModelError> for ApiError {
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::Prompt(PromptError::Compile { .. }) => server_error("bad_chat_template"),
+            ModelError::Prompt(error) => error.into(),
+            ModelError::NoChatTemplate { .. } => {
+                let message = "the model has no chat template; use /v1/completions";
+                Self::invalid("chat_not_supported", "model", message)
+            }
+            _ => server_error("model_files"),
+        }
+    }
+}
+
+impl From<PromptError> for ApiError {
+    fn from(error: PromptError) -> Self {
+        let code = match &error {
+            PromptError::PlaceholderCount { .. } => "placeholder_mismatch",
+            PromptError::TooLong { .. } => "context_length_exceeded",
+            _ => "invalid_messages",
+        };
+        Self::invalid(code, "messages", error.to_string())
+    }
+}
+
+/// The 404 of a model nobody serves.
+pub(crate) fn unknown_model(model: &str) -> ApiError {
+    // A name is echoed, so that a typo shows, but never at a length that a log or a terminal minds.
+    let shown: String = model.chars().take(128).collect();
+    let message = format!("model {shown:?} is not served here; GET /v1/models lists what is");
+    ApiError {
+        status: 404,
+        ..ApiError::invalid("model_not_found", "model", message)
+    }
+}
+
+/// The 503 of a model whose workers are all away.
+pub(crate) fn no_worker(model: &str) -> ApiError {
+    unavailable(
+        "no_eligible_worker",
+        format!("no worker of model {model:?} is ready"),
+    )
+}
+
+/// A 503 with a hint when to come again.
+pub(crate) fn unavailable(code: &'static str, message: String) -> ApiError {
+    ApiError::new(503, ErrorKind::ServiceUnavailable, code, message).retry_after(RETRY_SECS)
+}
+
+/// An image that cannot be used, blamed on its field.
+pub(crate) fn media(error: &MediaError, param: String) -> ApiError {
+    ApiError::invalid(error.code(), param, error.to_string())
+}
+
+/// The 502 of engines that broke off before they answered.
+pub(crate) fn engine_failed(engines: usize) -> ApiError {
+    let message = format!("{engines} engine(s) failed before they answered this request");
+    ApiError::new(502, ErrorKind::ServerError, "engine_failed", message)
+}
+
+/// An engine's own refusal. Its text is shown only where it holds nothing of the engine's inside.
+pub(crate) fn rejected(status: u16, body: &[u8], has_images: bool) -> ApiError {
+    let text = engine_message(body);
+    let about_image = text
+        .as_deref()
+        .is_some_and(|text| text.to_lowercase().contains("image"));
+    let code = if has_images && about_image {
+        "invalid_image"
+    } else {
+        "rejected_by_engine"
+    };
+    let shown = text.filter(|text| is_showable(text));
+    let message = shown.unwrap_or_else(|| "the engine refused the request".to_owned());
+    ApiError::new(status, ErrorKind::InvalidRequestError, code, message)
+}
+
+fn engine_message(body: &[u8]) -> Option<String> {
+    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let message = body
+        .pointer("/error/message")
+        .or_else(|| body.get("message"))?;
+    message.as_str().map(str::to_owned)
+}
+
+/// Whether a text is short and holds no address, path or object of the engine's process.
+fn is_showable(text: &str) -> bool {
+    text.len() <= 500
+        && !["0x", "<", "/", "\\", "Traceback"]
+            .iter()
+            .any(|inner| text.contains(inner))
+}
+
+fn server_error(code: &'static str) -> ApiError {
+    ApiError::new(
+        500,
+        ErrorKind::ServerError,
+        code,
+        "the model's files cannot render this request",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engines_insides_are_not_shown() {
+        let body = |message: &str| serde_json::json!({"error": {"message": message}}).to_string();
+        let message = |text: &str| rejected(400, body(text).as_bytes(), true).message;
+        assert_eq!(
+            message("max_tokens is too large"),
+            "max_tokens is too large"
+        );
+        for inner in [
+            "cannot identify <_io.BytesIO object at 0x7f>",
+            "no file /opt/model/x.py",
+        ] {
+            assert_eq!(message(inner), "the engine refused the request");
+        }
+        assert_eq!(
+            rejected(400, body("bad image").as_bytes(), true).code,
+            "invalid_image"
+        );
+        assert_eq!(
+            rejected(400, body("bad image").as_bytes(), false).code,
+            "rejected_by_engine"
+        );
+        assert_eq!(
+            rejected(400, b"<html>", true).message,
+            "the engine refused the request"
+        );
+    }
+}

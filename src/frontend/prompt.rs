@@ -1,0 +1,231 @@
+//! From a request to what the router needs of it: rendered, tokenised, expanded, hashed.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::block::{self, BlockSize};
+use crate::frontend::Asked;
+use crate::media::Image;
+use crate::model::{ChatInput, Model};
+use crate::openai::chat::ChatRequest;
+use crate::openai::completion::{CompletionRequest, Prompt};
+use crate::openai::error::ApiError;
+use crate::prompt::placeholder::{self, Media, spelled_media};
+use crate::prompt::{ExpandedPrompt, PromptError};
+use crate::router::Footprint;
+use crate::vision::{Family, VisionError};
+
+/// Whether a prompt is known to the last token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exactness {
+    Exact,
+    /// Known up to its first image: an image's expansion is unknown, for this reason.
+    TextOnly {
+        reason: &'static str,
+    },
+}
+
+/// A prompt as far as it is known.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) prompt: ExpandedPrompt,
+    pub(crate) exactness: Exactness,
+}
+
+/// Renders and expands a chat with its images.
+///
+/// # Errors
+/// When a message spells a media token, the template refuses, or an image has no expansion.
+pub(crate) fn chat_prompt(
+    model: &Model,
+    request: &ChatRequest,
+    images: &[Image],
+) -> Result<Known, ApiError> {
+    refuse_spelled_media(model, &request.messages, "messages")?;
+    if let Some(tools) = &request.tools {
+        refuse_spelled_media(model, tools.as_array().map_or(&[], Vec::as_slice), "tools")?;
+    }
+    let messages = Value::Array(model.normalise(&request.messages, request.tools.is_some())?);
+    let text = model.render(&ChatInput {
+        messages: &messages,
+        tools: request.tools.as_ref(),
+        variables: Some(&Value::Object(request.variables.clone())),
+        add_generation_prompt: request.add_generation_prompt,
+        continue_final_message: request.continue_final_message,
+    })?;
+    // The template writes the special tokens itself, as vLLM expects of a chat.
+    let tokens = model.encode(&text, false)?;
+    expand(model.family(), tokens, images, request)
+}
+
+/// Tokenises a completion's prompt.
+///
+/// # Errors
+/// When the text spells a media token, or token ids hold one.
+pub(crate) fn completion_prompt(
+    model: &Model,
+    request: &CompletionRequest,
+) -> Result<Known, ApiError> {
+    let tokens = match &request.prompt {
+        Prompt::Tokens(tokens) => tokens.clone(),
+        Prompt::Text(text) => {
+            if let Some(name) = spelled_media(text, model.media_tokens()) {
+                return Err(spelled(name, "prompt".to_owned()));
+            }
+            model.encode(text, request.add_special_tokens)?
+        }
+    };
+    let placeholder = model.family().map(Family::placeholder);
+    if placeholder.is_some_and(|placeholder| tokens.contains(&placeholder)) {
+        let message = "prompt holds the token of an image, and completions take no images";
+        return Err(ApiError::invalid("media_token_in_text", "prompt", message));
+    }
+    let prompt = ExpandedPrompt {
+        tokens,
+        spans: Vec::new(),
+    };
+    Ok(Known {
+        prompt,
+        exactness: Exactness::Exact,
+    })
+}
+
+/// The footprint of a prompt: hashed once for each block size its model's workers have.
+pub(crate) fn footprint(asked: &Asked, known: &Known, salt: &str, cached: bool) -> Footprint {
+    let view = &asked.view;
+    let root = block::root(
+        &view.base,
+        view.adapter.as_deref().unwrap_or_default(),
+        salt,
+    );
+    let hash = |size: &BlockSize| {
+        (
+            *size,
+            Arc::from(block::sequence_hashes(root, &known.prompt, *size)),
+        )
+    };
+    let hashes = if cached {
+        view.block_sizes.iter().map(hash).collect()
+    } else {
+        Vec::new()
+    };
+    Footprint {
+        model: view.base.clone(),
+        adapter: view.adapter.clone(),
+        hashes,
+        prompt_tokens: known.prompt.tokens.len() as u32,
+    }
+}
+
+fn expand(
+    family: Option<&Family>,
+    tokens: Vec<u32>,
+    images: &[Image],
+    request: &ChatRequest,
+) -> Result<Known, ApiError> {
+    if images.is_empty() && family.is_none() {
+        let prompt = ExpandedPrompt {
+            tokens,
+            spans: Vec::new(),
+        };
+        return Ok(Known {
+            prompt,
+            exactness: Exactness::Exact,
+        });
+    }
+    let Some(family) = family else {
+        // Without a family the placeholder is unknown too, so nothing of the prompt is sure.
+        let reason = "family_unknown";
+        let prompt = ExpandedPrompt::default();
+        return Ok(Known {
+            prompt,
+            exactness: Exactness::TextOnly { reason },
+        });
+    };
+    let mut media = Vec::with_capacity(images.len());
+    for (image, part) in images.iter().zip(&request.images) {
+        let Some(size) = image.size else {
+            return text_before_images(tokens, family.placeholder(), images.len());
+        };
+        let expansion = family.expand(size).map_err(|error| match error {
+            VisionError::AspectRatio { .. } => {
+                ApiError::invalid("image_too_large", part.param(), error.to_string())
+            }
+            _ => ApiError::invalid("invalid_image", part.param(), error.to_string()),
+        })?;
+        media.push(Media {
+            id: image.digest.to_string().into(),
+            expansion,
+        });
+    }
+    let prompt = placeholder::expand(&tokens, family.placeholder(), &media)?;
+    Ok(Known {
+        prompt,
+        exactness: Exactness::Exact,
+    })
+}
+
+/// The text before the first image: all that is sure when an image's size cannot be read.
+fn text_before_images(
+    mut tokens: Vec<u32>,
+    placeholder: u32,
+    media: usize,
+) -> Result<Known, ApiError> {
+    let placeholders = tokens.iter().filter(|token| **token == placeholder).count();
+    if placeholders != media {
+        return Err(PromptError::PlaceholderCount {
+            placeholders,
+            media,
+        }
+        .into());
+    }
+    let first = tokens.iter().position(|token| *token == placeholder);
+    tokens.truncate(first.unwrap_or(tokens.len()));
+    let prompt = ExpandedPrompt {
+        tokens,
+        spans: Vec::new(),
+    };
+    Ok(Known {
+        prompt,
+        exactness: Exactness::TextOnly {
+            reason: "size_unreadable",
+        },
+    })
+}
+
+/// Refuses a text that spells a media token: the engine would take it for an image.
+fn refuse_spelled_media(model: &Model, values: &[Value], field: &str) -> Result<(), ApiError> {
+    let names = model.media_tokens();
+    for (index, value) in values.iter().enumerate() {
+        if let Some((path, name)) = find_spelled(value, names) {
+            return Err(spelled(name, format!("{field}[{index}]{path}")));
+        }
+    }
+    Ok(())
+}
+
+/// The path and name of the first media token spelled anywhere inside a value. JSON read from a
+/// body is at most 128 deep, and so is this.
+fn find_spelled<'a>(value: &Value, names: &'a [String]) -> Option<(String, &'a str)> {
+    let inside = |(step, inner): (String, &Value)| {
+        find_spelled(inner, names).map(|(path, name)| (format!("{step}{path}"), name))
+    };
+    match value {
+        Value::String(text) => spelled_media(text, names).map(|name| (String::new(), name)),
+        Value::Array(list) => list
+            .iter()
+            .enumerate()
+            .find_map(|(at, inner)| inside((format!("[{at}]"), inner))),
+        Value::Object(fields) => fields.iter().find_map(|(key, inner)| {
+            let named = spelled_media(key, names).map(|name| (String::new(), name));
+            named.or_else(|| inside((format!(".{key}"), inner)))
+        }),
+        _ => None,
+    }
+}
+
+fn spelled(name: &str, param: String) -> ApiError {
+    let message = format!("{param} spells the media token {name}; images come as image_url parts");
+    ApiError::invalid("media_token_in_text", param, message)
+}

@@ -1,0 +1,63 @@
+//! Completions and embeddings: requests without messages.
+
+use std::sync::Arc;
+
+use crate::dispatch::request::{completion_body, embeddings_body};
+use crate::frontend::chat::{check_context, salt};
+use crate::frontend::prompt::Exactness;
+use crate::frontend::relay::Outgoing;
+use crate::frontend::{Frontend, prompt};
+use crate::http::Call;
+use crate::http::reply::Reply;
+use crate::openai::completion::CompletionRequest;
+use crate::openai::embeddings::EmbeddingsRequest;
+use crate::openai::error::ApiError;
+use crate::router::Footprint;
+
+impl Frontend {
+    /// Answers `POST /v1/completions`.
+    pub(crate) async fn completion(self: Arc<Self>, call: Call) -> Result<Reply, ApiError> {
+        let request = CompletionRequest::parse(&call.body, self.limits)?;
+        self.metrics
+            .unknown_fields
+            .inc_by(u64::from(request.common.dropped_fields));
+        let asked = self.asked(&request.common.model)?;
+        let known = prompt::completion_prompt(&asked.model, &request)?;
+        check_context(asked.model.context_tokens_max(), &known, "prompt")?;
+        let salt = salt(&request.common.cache_salt);
+        let cached = !request.common.bypasses_cache;
+        let outgoing = Outgoing {
+            id: call.id,
+            path: "/v1/completions",
+            footprint: prompt::footprint(&asked, &known, &salt, cached),
+            exactness: known.exactness,
+            stream: request.common.stream,
+            include_usage: request.common.include_usage,
+            has_images: false,
+            body: completion_body(request, &salt),
+        };
+        self.relay(outgoing).await
+    }
+
+    /// Answers `POST /v1/embeddings`: placed by load, for no cache answers it.
+    pub(crate) async fn embeddings(self: Arc<Self>, call: Call) -> Result<Reply, ApiError> {
+        let request = EmbeddingsRequest::parse(&call.body)?;
+        let asked = self.asked(&request.model)?;
+        let outgoing = Outgoing {
+            id: call.id,
+            path: "/v1/embeddings",
+            footprint: Footprint {
+                model: asked.view.base,
+                adapter: asked.view.adapter,
+                hashes: Vec::new(),
+                prompt_tokens: 0,
+            },
+            exactness: Exactness::Exact,
+            stream: false,
+            include_usage: false,
+            has_images: false,
+            body: embeddings_body(request),
+        };
+        self.relay(outgoing).await
+    }
+}

@@ -1,0 +1,155 @@
+//! Reads a request's body whole, within the listener's limits.
+
+use std::sync::Arc;
+
+use ::http::HeaderMap;
+use ::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::http::Limits;
+use crate::openai::error::{ApiError, ErrorKind};
+
+/// A body, and the room it takes among all bodies in flight.
+pub(crate) struct HeldBody {
+    pub(crate) bytes: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// The room that all bodies in flight share, in bytes.
+pub(crate) fn room(limits: &Limits) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(
+        limits
+            .bodies_in_flight_bytes_max
+            .min(Semaphore::MAX_PERMITS),
+    ))
+}
+
+/// Refuses headers over the limit, so that the answer has a body that says why.
+pub(crate) fn check_headers(headers: &HeaderMap, limits: &Limits) -> Result<(), ApiError> {
+    let bytes: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    if bytes <= limits.header_bytes_max {
+        return Ok(());
+    }
+    let message = format!("headers are over {} bytes", limits.header_bytes_max);
+    Err(ApiError::new(
+        431,
+        ErrorKind::InvalidRequestError,
+        "headers_too_large",
+        message,
+    ))
+}
+
+/// Refuses what is said to be no JSON or to be compressed: a compressed body would slip past the
+/// size limit.
+pub(crate) fn check_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let unsupported = |message: &str| {
+        ApiError::new(
+            415,
+            ErrorKind::InvalidRequestError,
+            "unsupported_media_type",
+            message,
+        )
+    };
+    let encoding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes());
+    if !matches!(encoding, None | Some(b"identity")) {
+        return Err(unsupported("a compressed body is not accepted"));
+    }
+    let Some(content_type) = headers.get(CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let essence = content_type
+        .to_str()
+        .unwrap_or("")
+        .split(';')
+        .next()
+        .unwrap_or("")
+        .trim();
+    let json = essence.eq_ignore_ascii_case("application/json");
+    if json {
+        Ok(())
+    } else {
+        Err(unsupported("content-type must be application/json"))
+    }
+}
+
+/// Reads the body, counting as it comes; a length said beforehand is checked before the first byte.
+pub(crate) async fn read(
+    headers: &HeaderMap,
+    mut body: Body,
+    limits: &Limits,
+    room: &Arc<Semaphore>,
+) -> Result<HeldBody, ApiError> {
+    let said: Option<usize> = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse().ok());
+    if said.is_some_and(|length| length > limits.body_bytes_max) {
+        return Err(too_large(limits));
+    }
+    let mut held = HeldBody {
+        bytes: Bytes::new(),
+        _room: None,
+    };
+    if let Some(length) = said {
+        take_room(&mut held, room, length)?;
+    }
+    // Grows with what arrives, not with what was promised.
+    let mut bytes = BytesMut::with_capacity(said.unwrap_or(0).min(1 << 20));
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else {
+            return Err(cut_short());
+        };
+        let Ok(chunk) = frame.into_data() else {
+            continue;
+        };
+        if bytes.len() + chunk.len() > limits.body_bytes_max {
+            return Err(too_large(limits));
+        }
+        if said.is_none() {
+            take_room(&mut held, room, chunk.len())?;
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    held.bytes = bytes.freeze();
+    Ok(held)
+}
+
+fn take_room(held: &mut HeldBody, room: &Arc<Semaphore>, bytes: usize) -> Result<(), ApiError> {
+    let wanted = u32::try_from(bytes).unwrap_or(u32::MAX);
+    let Ok(permit) = room.clone().try_acquire_many_owned(wanted) else {
+        let message = "the bodies of the requests in flight take all the room there is";
+        let error = ApiError::new(503, ErrorKind::ServiceUnavailable, "overloaded", message);
+        return Err(error.retry_after(1));
+    };
+    match &mut held._room {
+        Some(taken) => taken.merge(permit),
+        none => *none = Some(permit),
+    }
+    Ok(())
+}
+
+fn too_large(limits: &Limits) -> ApiError {
+    let message = format!("body is over {} bytes", limits.body_bytes_max);
+    ApiError::new(
+        413,
+        ErrorKind::InvalidRequestError,
+        "body_too_large",
+        message,
+    )
+}
+
+fn cut_short() -> ApiError {
+    let message = "the body ended before its announced length";
+    ApiError::new(
+        400,
+        ErrorKind::InvalidRequestError,
+        "incomplete_body",
+        message,
+    )
+}

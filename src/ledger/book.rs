@@ -1,0 +1,277 @@
+//! The books of a ledger: engine hash to name and copies, sequence hash to engine hash, and what a
+//! batch changed of them.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use crate::block::SequenceHash;
+use crate::ledger::counts::{Alarm, Counts};
+use crate::ledger::naming::{Before, Block, Named, Namer, Open};
+use crate::ledger::waiting::Waiting;
+use crate::ledger::{EngineHash, Published};
+
+/// What the ledger knows of one block of the engine.
+#[derive(Debug)]
+struct Held {
+    name: Name,
+    /// Engines store a block twice and remove it twice. Never zero.
+    copies: u32,
+    open: Option<Box<Open>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Name {
+    Known(SequenceHash),
+    /// Its extra keys, or an ancestor's, were not understood.
+    Unhashable,
+    /// Its parent is not known.
+    Waiting,
+}
+
+/// The sequence hashes a batch touched, in order, and whether each was there before it.
+#[derive(Debug, Default)]
+struct Change {
+    cleared: bool,
+    order: Vec<SequenceHash>,
+    was_held: HashMap<SequenceHash, bool>,
+}
+
+impl Change {
+    fn touch(&mut self, hash: SequenceHash, is_held: bool) {
+        if let Entry::Vacant(entry) = self.was_held.entry(hash) {
+            entry.insert(is_held);
+            self.order.push(hash);
+        }
+    }
+}
+
+/// One block on its way into the books.
+#[derive(Debug)]
+pub struct Arrival<'a> {
+    pub hash: &'a EngineHash,
+    pub parent: Option<&'a EngineHash>,
+    pub block: Block,
+    /// The engine reports that it holds the block, not that it stored one more copy.
+    pub is_presence: bool,
+}
+
+/// Every block the engine holds, by both its names.
+#[derive(Debug)]
+pub struct Book {
+    pub namer: Namer,
+    pub counts: Counts,
+    pub waiting: Waiting,
+    held: HashMap<EngineHash, Held>,
+    /// The engine hash of each name that is published.
+    pub owners: HashMap<SequenceHash, EngineHash>,
+    /// The engine's blocks in use, copies and nameless ones included.
+    pub copies: u64,
+    change: Change,
+}
+
+impl Book {
+    /// Empty books.
+    pub fn new(namer: Namer) -> Self {
+        Self {
+            namer,
+            counts: Counts::default(),
+            waiting: Waiting::default(),
+            held: HashMap::new(),
+            owners: HashMap::new(),
+            copies: 0,
+            change: Change::default(),
+        }
+    }
+
+    /// Enters a block; false when its parent is not known and it has to wait.
+    pub fn store(&mut self, arrival: Arrival<'_>) -> bool {
+        let Arrival { hash, parent, .. } = arrival;
+        let named = match parent {
+            None => self.name(&arrival.block, Before::Start),
+            Some(parent) => self.name_after(parent, &arrival.block),
+        };
+        let mut is_placed = true;
+        if let (Name::Waiting, Some(parent), false) = (named.0, parent, self.is_known(hash)) {
+            is_placed = false;
+            self.counts.add(Alarm::UnknownParent);
+            if !self.waiting.add(hash, parent, arrival.block) {
+                self.counts.add(Alarm::WaitingDropped);
+                return false;
+            }
+        }
+        self.hold(hash, named, arrival.is_presence);
+        self.name_waiting(hash);
+        is_placed
+    }
+
+    /// The name of a block, where it has one.
+    pub fn name_of(&self, hash: &EngineHash) -> Option<SequenceHash> {
+        match self.held.get(hash)?.name {
+            Name::Known(name) => Some(name),
+            Name::Unhashable | Name::Waiting => None,
+        }
+    }
+
+    fn is_known(&self, hash: &EngineHash) -> bool {
+        matches!(self.held.get(hash), Some(held) if held.name != Name::Waiting)
+    }
+
+    /// What a child of `parent` follows, or the name it shares with it.
+    fn before(&self, parent: &EngineHash) -> Result<Before<'_>, Name> {
+        let held = self.held.get(parent).ok_or(Name::Waiting)?;
+        match held.name {
+            Name::Known(hash) => Ok(Before::Parent {
+                hash,
+                open: held.open.as_deref(),
+            }),
+            other => Err(other),
+        }
+    }
+
+    fn name_after(&self, parent: &EngineHash, block: &Block) -> (Name, Option<Box<Open>>) {
+        match self.before(parent) {
+            Ok(before) => self.name(block, before),
+            Err(name) => (name, None),
+        }
+    }
+
+    fn name(&self, block: &Block, before: Before<'_>) -> (Name, Option<Box<Open>>) {
+        match self.namer.name(block, before) {
+            Some(Named { hash, open }) => (Name::Known(hash), open),
+            None => (Name::Unhashable, None),
+        }
+    }
+
+    /// Notes one more copy of a block, or its presence alone, under the name it turned out to have.
+    fn hold(
+        &mut self,
+        hash: &EngineHash,
+        (name, open): (Name, Option<Box<Open>>),
+        is_presence: bool,
+    ) {
+        if name == Name::Unhashable {
+            self.counts.add(Alarm::Unhashable);
+        }
+        let Some(held) = self.held.get_mut(hash) else {
+            let held = Held {
+                name,
+                copies: 1,
+                open,
+            };
+            self.held.insert(hash.clone(), held);
+            self.copies += 1;
+            return self.own(hash, name);
+        };
+        if !is_presence {
+            held.copies = held.copies.saturating_add(1);
+            self.copies += 1;
+        }
+        let old = held.name;
+        if old == name || !matches!(name, Name::Known(_)) {
+            return;
+        }
+        (held.name, held.open) = (name, open);
+        match old {
+            Name::Known(old) => {
+                self.counts.add(Alarm::Renamed);
+                self.disown(hash, old);
+            }
+            Name::Waiting => self.waiting.forget(hash),
+            Name::Unhashable => {}
+        }
+        self.own(hash, name);
+    }
+
+    /// Publishes a block's name. Another engine hash that had it is dropped with all its copies.
+    fn own(&mut self, hash: &EngineHash, name: Name) {
+        let Name::Known(name) = name else {
+            return;
+        };
+        self.change.touch(name, self.owners.contains_key(&name));
+        let Some(older) = self.owners.insert(name, hash.clone()) else {
+            return;
+        };
+        if older != *hash {
+            self.counts.add(Alarm::Twin);
+            let dropped = self.held.remove(&older);
+            self.copies -= dropped.map_or(0, |held| u64::from(held.copies));
+        }
+    }
+
+    fn disown(&mut self, hash: &EngineHash, name: SequenceHash) {
+        if self.owners.get(&name) == Some(hash) {
+            self.change.touch(name, true);
+            self.owners.remove(&name);
+        }
+    }
+
+    /// Names the blocks that waited for `hash`, and those that waited for them.
+    fn name_waiting(&mut self, hash: &EngineHash) {
+        if self.waiting.is_empty() || !self.is_known(hash) {
+            return;
+        }
+        let mut ready = vec![hash.clone()];
+        while let Some(parent) = ready.pop() {
+            for (child, block) in self.waiting.take_children(&parent) {
+                let (name, open) = self.name_after(&parent, &block);
+                let Some(held) = self.held.get_mut(&child) else {
+                    continue;
+                };
+                (held.name, held.open) = (name, open);
+                if name == Name::Unhashable {
+                    self.counts.add(Alarm::Unhashable);
+                }
+                self.own(&child, name);
+                ready.push(child);
+            }
+        }
+    }
+
+    /// Takes out one copy of a block.
+    pub fn release(&mut self, hash: &EngineHash) {
+        let Some(held) = self.held.get_mut(hash) else {
+            return self.counts.add(Alarm::RemovedUnknown);
+        };
+        self.copies -= 1;
+        held.copies -= 1;
+        if held.copies > 0 {
+            return;
+        }
+        let name = held.name;
+        self.held.remove(hash);
+        match name {
+            Name::Known(name) => self.disown(hash, name),
+            Name::Waiting => self.waiting.forget(hash),
+            Name::Unhashable => {}
+        }
+    }
+
+    /// Forgets every block.
+    pub fn clear(&mut self) {
+        self.held.clear();
+        self.owners.clear();
+        self.waiting.clear();
+        self.copies = 0;
+        self.change = Change {
+            cleared: true,
+            ..Change::default()
+        };
+    }
+
+    /// What changed since this was last asked, net.
+    pub fn publish(&mut self) -> Published {
+        let change = std::mem::take(&mut self.change);
+        let mut published = Published {
+            cleared: change.cleared,
+            ..Published::default()
+        };
+        for hash in change.order {
+            match (change.was_held.get(&hash), self.owners.contains_key(&hash)) {
+                (Some(false), true) => published.stored.push(hash),
+                (Some(true), false) => published.removed.push(hash),
+                _ => {}
+            }
+        }
+        published
+    }
+}

@@ -1,0 +1,442 @@
+//! The router's state and every change to it; no await, no I/O.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::block::{BlockSize, SequenceHash};
+use crate::discovery::WorkerRecord;
+use crate::health::Verdict;
+use crate::id::{DpRank, WorkerId};
+use crate::index::holders::Slot;
+use crate::index::{Applied, Index, KvEvent};
+use crate::router::view::{CandidateView, ModelView, WorkerView};
+use crate::router::{Footprint, RouteError};
+use crate::select::load::{Load, Share};
+use crate::select::{Candidate, Cost, Policy, cost, select};
+
+/// Most distinct block sizes hashed for one request; workers of further sizes are chosen by load
+/// alone, so that a fleet of many sizes cannot multiply a request's hashing.
+const BLOCK_SIZES_MAX: usize = 4;
+
+/// Names one booking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct BookingKey(u64);
+
+/// A placement without its booking's life.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    pub(crate) worker: WorkerId,
+    pub(crate) rank: DpRank,
+    pub(crate) ranks: u32,
+    pub(crate) address: Arc<str>,
+    pub(crate) block_size: BlockSize,
+    pub(crate) overlap_blocks: u32,
+    pub(crate) prompt_blocks: u32,
+    pub(crate) cost: Cost,
+    pub(crate) booking: BookingKey,
+}
+
+/// A worker and what is booked on it.
+#[derive(Debug)]
+struct Member {
+    record: WorkerRecord,
+    address: Arc<str>,
+    /// One per rank.
+    ranks: Vec<RankState>,
+    /// Gets no requests before this instant.
+    paused_until: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct RankState {
+    load: Load,
+    /// Requests in flight there, each a tentative holder of its prompt's blocks: the engine holds
+    /// them, or is about to.
+    bookings: HashMap<BookingKey, Booked>,
+}
+
+#[derive(Debug)]
+struct Booked {
+    share: Share,
+    hashes: Arc<[SequenceHash]>,
+}
+
+/// One rank of one worker as a request sees it.
+#[derive(Debug)]
+struct Seat {
+    worker: WorkerId,
+    rank: DpRank,
+    prompt_blocks: u32,
+    not_eligible: Option<&'static str>,
+    candidate: Candidate,
+    cost: Cost,
+}
+
+/// The only owner of index, load and the set of workers.
+#[derive(Debug)]
+pub(crate) struct State {
+    policy: Policy,
+    workers: BTreeMap<WorkerId, Member>,
+    index: Index,
+    /// Which rank each booking in flight stands on.
+    seats: HashMap<BookingKey, (WorkerId, DpRank)>,
+    next_booking: u64,
+    /// Counts placements.
+    turn: u64,
+}
+
+impl State {
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            workers: BTreeMap::new(),
+            index: Index::new(),
+            seats: HashMap::new(),
+            next_booking: 0,
+            turn: 0,
+        }
+    }
+
+    /// Chooses and books; see [`crate::router::Router::place`].
+    pub(crate) fn place(
+        &mut self,
+        footprint: &Footprint,
+        excluded: &[WorkerId],
+        now: Instant,
+    ) -> Result<Chosen, RouteError> {
+        let seats = self.seats(footprint, now);
+        if seats.is_empty() {
+            return Err(RouteError::UnknownModel {
+                model: footprint.model.to_string(),
+            });
+        }
+        let workers = seats.len();
+        let eligible: Vec<Seat> = seats
+            .into_iter()
+            .filter(|seat| seat.not_eligible.is_none() && !excluded.contains(&seat.worker))
+            .collect();
+        let Some(seat) = self.choose(eligible) else {
+            return Err(RouteError::NoEligibleWorker {
+                model: footprint.model.to_string(),
+                workers,
+            });
+        };
+        self.turn += 1;
+        Ok(self.book(seat, footprint))
+    }
+
+    /// Every candidate with its cost; see [`crate::router::Router::explain`].
+    pub(crate) fn explain(&self, footprint: &Footprint, now: Instant) -> Vec<CandidateView> {
+        let seats = self.seats(footprint, now);
+        let eligible = seats.iter().filter(|seat| seat.not_eligible.is_none());
+        let (candidates, costs): (Vec<_>, Vec<_>) = eligible
+            .clone()
+            .map(|seat| (seat.candidate, seat.cost))
+            .unzip();
+        let chosen = select(&candidates, &costs, self.policy, self.turn).and_then(|at| {
+            eligible
+                .map(|seat| (seat.worker.clone(), seat.rank))
+                .nth(at)
+        });
+        let view = |seat: Seat| CandidateView {
+            chosen: chosen
+                .as_ref()
+                .is_some_and(|(w, r)| *w == seat.worker && *r == seat.rank),
+            worker: seat.worker,
+            rank: seat.rank,
+            not_eligible: seat.not_eligible,
+            overlap_blocks: seat.candidate.overlap_blocks,
+            prompt_blocks: seat.prompt_blocks,
+            load: seat.candidate.load,
+            cost: seat.cost,
+        };
+        seats.into_iter().map(view).collect()
+    }
+
+    /// Takes in a worker's record; true when the worker is new.
+    pub(crate) fn upsert(&mut self, record: WorkerRecord) -> bool {
+        let address: Arc<str> = record.address.as_str().into();
+        let ranks = record.ranks.max(1) as usize;
+        match self.workers.get_mut(&record.worker) {
+            Some(member) => {
+                member
+                    .ranks
+                    .resize_with(ranks.max(member.ranks.len()), RankState::default);
+                member.record = record;
+                member.address = address;
+                false
+            }
+            None => {
+                let ranks = std::iter::repeat_with(RankState::default)
+                    .take(ranks)
+                    .collect();
+                let worker = record.worker.clone();
+                let member = Member {
+                    record,
+                    address,
+                    ranks,
+                    paused_until: None,
+                };
+                self.workers.insert(worker, member);
+                true
+            }
+        }
+    }
+
+    /// Forgets a worker, its blocks and its bookings; true when it was known.
+    pub(crate) fn remove(&mut self, worker: &WorkerId) -> bool {
+        self.index.remove(worker);
+        self.seats.retain(|_, (on, _)| on != worker);
+        self.workers.remove(worker).is_some()
+    }
+
+    /// Applies one event; one of a worker we do not know is dropped, for its blocks could never be
+    /// placed on.
+    pub(crate) fn apply_event(&mut self, event: &KvEvent) -> Applied {
+        if !self.workers.contains_key(&event.worker) {
+            return Applied::Duplicate;
+        }
+        self.index.apply(event)
+    }
+
+    pub(crate) fn pause(&mut self, worker: &WorkerId, until: Instant) {
+        if let Some(member) = self.workers.get_mut(worker) {
+            member.paused_until = Some(until);
+        }
+    }
+
+    pub(crate) fn prefill_done(&mut self, key: BookingKey) {
+        if let Some(rank) = self.rank_of(key)
+            && let Some(booked) = rank.bookings.get_mut(&key)
+        {
+            rank.load.prefill_done(&mut booked.share);
+        }
+    }
+
+    pub(crate) fn free(&mut self, key: BookingKey) {
+        if let Some(rank) = self.rank_of(key)
+            && let Some(booked) = rank.bookings.remove(&key)
+        {
+            rank.load.free(booked.share);
+        }
+        self.seats.remove(&key);
+    }
+
+    /// Counts the indexed blocks.
+    pub(crate) fn indexed_blocks(&self) -> u64 {
+        self.index.total_blocks()
+    }
+
+    /// Counts the workers of each verdict, those of none included.
+    pub(crate) fn verdicts(&self) -> [(Verdict, i64); Verdict::ALL.len()] {
+        let of = |verdict| {
+            self.workers
+                .values()
+                .filter(move |m| m.record.verdict == verdict)
+        };
+        Verdict::ALL.map(|verdict| (verdict, of(verdict).count() as i64))
+    }
+
+    pub(crate) fn worker_views(&self) -> Vec<WorkerView> {
+        let view = |member: &Member| WorkerView {
+            record: member.record.clone(),
+            indexed_blocks: self.index.worker_blocks(&member.record.worker),
+            load: member.ranks.iter().map(|rank| rank.load).collect(),
+        };
+        self.workers.values().map(view).collect()
+    }
+
+    pub(crate) fn model_view(&self, name: &str) -> Option<ModelView> {
+        let serves = |member: &&Member| member.record.serves(name);
+        let first = &self.workers.values().find(serves)?.record;
+        let adapter = first
+            .adapters
+            .iter()
+            .any(|adapter| adapter == name)
+            .then(|| name.into());
+        let mut sizes: BTreeMap<BlockSize, usize> = BTreeMap::new();
+        for member in self.workers.values().filter(serves) {
+            if let Some(size) = member.record.block_size {
+                *sizes.entry(size).or_default() += 1;
+            }
+        }
+        let mut block_sizes: Vec<BlockSize> = sizes.keys().copied().collect();
+        block_sizes.sort_by_key(|size| std::cmp::Reverse(sizes[size]));
+        block_sizes.truncate(BLOCK_SIZES_MAX);
+        Some(ModelView {
+            base: first.model.as_str().into(),
+            adapter,
+            block_sizes,
+        })
+    }
+
+    pub(crate) fn model_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        let records = || self.workers.values().map(|member| &member.record);
+        let bases = records().map(|record| &record.model);
+        let others = records().flat_map(|record| record.aliases.iter().chain(&record.adapters));
+        for name in bases.chain(others) {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        names
+    }
+
+    fn choose(&self, mut eligible: Vec<Seat>) -> Option<Seat> {
+        let (candidates, costs): (Vec<_>, Vec<_>) = eligible
+            .iter()
+            .map(|seat| (seat.candidate, seat.cost))
+            .unzip();
+        let at = select(&candidates, &costs, self.policy, self.turn)?;
+        Some(eligible.swap_remove(at))
+    }
+
+    fn book(&mut self, seat: Seat, footprint: &Footprint) -> Chosen {
+        let key = BookingKey(self.next_booking);
+        self.next_booking += 1;
+        let block_size = seat.candidate.block_size;
+        let cached_tokens = seat.candidate.overlap_blocks * block_size.tokens();
+        let share = Share {
+            prefill_tokens: u64::from(footprint.prompt_tokens.saturating_sub(cached_tokens)),
+            decode_blocks: u64::from(footprint.prompt_tokens.div_ceil(block_size.tokens())),
+        };
+        let hashes = footprint
+            .hashes_for(block_size)
+            .cloned()
+            .unwrap_or_default();
+        let member = self.workers.get_mut(&seat.worker);
+        let address = member
+            .as_ref()
+            .map(|member| member.address.clone())
+            .unwrap_or_default();
+        let ranks = member.as_ref().map_or(1, |member| member.record.ranks);
+        if let Some(rank) = member.and_then(|member| member.ranks.get_mut(seat.rank.0 as usize)) {
+            rank.load.book(share);
+            rank.bookings.insert(key, Booked { share, hashes });
+        }
+        self.seats.insert(key, (seat.worker.clone(), seat.rank));
+        Chosen {
+            worker: seat.worker,
+            rank: seat.rank,
+            ranks,
+            address,
+            block_size,
+            overlap_blocks: seat.candidate.overlap_blocks,
+            prompt_blocks: seat.prompt_blocks,
+            cost: seat.cost,
+            booking: key,
+        }
+    }
+
+    fn rank_of(&mut self, key: BookingKey) -> Option<&mut RankState> {
+        let (worker, rank) = self.seats.get(&key)?;
+        self.workers.get_mut(worker)?.ranks.get_mut(rank.0 as usize)
+    }
+
+    /// Every rank of every worker that serves the model.
+    fn seats(&self, footprint: &Footprint, now: Instant) -> Vec<Seat> {
+        let name = footprint.adapter.as_ref().unwrap_or(&footprint.model);
+        let mut held: HashMap<Slot, u32> = HashMap::new();
+        for (_, hashes) in &footprint.hashes {
+            // Hashes of two block sizes never meet, so the answers can share one map.
+            held.extend(
+                self.index
+                    .overlap(hashes)
+                    .into_iter()
+                    .map(|o| (o.slot, o.blocks)),
+            );
+        }
+        let members = self
+            .workers
+            .values()
+            .filter(|member| member.record.serves(name));
+        let seats = members.flat_map(|member| {
+            let ranks = member
+                .ranks
+                .iter()
+                .enumerate()
+                .take(member.record.ranks.max(1) as usize);
+            ranks.map(move |(rank, state)| (member, DpRank(rank as u32), state))
+        });
+        seats
+            .map(|(member, rank, state)| {
+                let slot = self.index.slot(&member.record.worker, rank);
+                let held = slot.and_then(|slot| held.get(&slot).copied()).unwrap_or(0);
+                self.seat(footprint, (member, rank, state), held, now)
+            })
+            .collect()
+    }
+
+    fn seat(
+        &self,
+        footprint: &Footprint,
+        (member, rank, state): (&Member, DpRank, &RankState),
+        held_blocks: u32,
+        now: Instant,
+    ) -> Seat {
+        let prompt_tokens = footprint.prompt_tokens;
+        let block_size = member.record.block_size.unwrap_or(BlockSize::ONE);
+        let hashes = footprint.hashes_for(block_size);
+        let tentative_blocks = hashes.map_or(0, |hashes| state.tentative_blocks(hashes));
+        let overlap_blocks = held_blocks
+            .max(tentative_blocks)
+            .min(block_size.cacheable_blocks(prompt_tokens));
+        let candidate = Candidate {
+            block_size,
+            overlap_blocks,
+            load: state.load,
+        };
+        Seat {
+            worker: member.record.worker.clone(),
+            rank,
+            prompt_blocks: block_size.full_blocks(prompt_tokens),
+            not_eligible: member.not_eligible(now),
+            cost: cost(prompt_tokens, &candidate, self.policy),
+            candidate,
+        }
+    }
+}
+
+impl Member {
+    /// Why no request goes there now.
+    fn not_eligible(&self, now: Instant) -> Option<&'static str> {
+        if !self.record.verdict.takes_requests() {
+            return Some("verdict");
+        }
+        if self.paused_until.is_some_and(|until| now < until) {
+            return Some("refused a connection");
+        }
+        None
+    }
+}
+
+impl RankState {
+    /// The longest lead that a request in flight shares with this prompt.
+    fn tentative_blocks(&self, hashes: &[SequenceHash]) -> u32 {
+        let lead = |booked: &Booked| {
+            // A sequence hash covers all before it, so the shared lead can be bisected.
+            let (mut low, mut high) = (0, hashes.len().min(booked.hashes.len()));
+            while low < high {
+                let middle = low.midpoint(high);
+                if hashes[middle] == booked.hashes[middle] {
+                    low = middle + 1
+                } else {
+                    high = middle
+                }
+            }
+            low as u32
+        };
+        self.bookings.values().map(lead).max().unwrap_or(0)
+    }
+}
+
+impl Footprint {
+    fn hashes_for(&self, size: BlockSize) -> Option<&Arc<[SequenceHash]>> {
+        self.hashes
+            .iter()
+            .find(|(known, _)| *known == size)
+            .map(|(_, hashes)| hashes)
+    }
+}

@@ -1,0 +1,47 @@
+//! What the router shows of itself: workers, models, and why a request would go where.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::block::BlockSize;
+use crate::discovery::WorkerRecord;
+use crate::id::{DpRank, WorkerId};
+use crate::select::Cost;
+use crate::select::load::Load;
+
+/// What a request's `model` stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelView {
+    /// The base name, as hashed.
+    pub base: Arc<str>,
+    /// The adapter, where the name is one's.
+    pub adapter: Option<Arc<str>>,
+    /// The distinct block sizes of the workers that serve it, most common first.
+    pub block_sizes: Vec<BlockSize>,
+}
+
+/// A worker and what it does.
+#[derive(Clone, Debug, Serialize)]
+pub struct WorkerView {
+    #[serde(flatten)]
+    pub record: WorkerRecord,
+    /// Blocks of it in the index, over all ranks.
+    pub indexed_blocks: u64,
+    /// One entry per data-parallel rank.
+    pub load: Vec<Load>,
+}
+
+/// One candidate of a request, and what it would cost there.
+#[derive(Clone, Debug, Serialize)]
+pub struct CandidateView {
+    pub worker: WorkerId,
+    pub rank: DpRank,
+    /// Why no request goes there now; `None` for one that may be chosen.
+    pub not_eligible: Option<&'static str>,
+    pub overlap_blocks: u32,
+    pub prompt_blocks: u32,
+    pub load: Load,
+    pub cost: Cost,
+    pub chosen: bool,
+}
