@@ -47,6 +47,7 @@ impl Engines {
         let plan = Plan {
             worker: WorkerId::new("w0").expect("w0 is a worker id"),
             kind: Kind::Command,
+            name: "demo".to_owned(),
             model: None,
             port,
             gpus: Some(vec![2, 3]),
@@ -214,6 +215,7 @@ fn a_missing_program_is_named() {
     let plan = |kind, args: &[&str]| Plan {
         worker: WorkerId::new("w0").unwrap(),
         kind,
+        name: "demo".to_owned(),
         model: None,
         port: 1,
         gpus: None,
@@ -231,7 +233,7 @@ fn a_missing_program_is_named() {
         ),
         (
             plan(Kind::Command, &["sh", "{prot}"]),
-            "engine command has \"{prot}\", which is none of {port} {model} {kv_events} {kv_replay} \
+            "engine command has \"{prot}\", which is none of {port} {name} {model} {kv_events} {kv_replay} \
              {worker}",
         ),
     ] {
@@ -246,6 +248,7 @@ fn placeholders_of_a_command_are_filled() {
     let plan = Plan {
         worker: WorkerId::new("w0").unwrap(),
         kind: Kind::Command,
+        name: "demo".to_owned(),
         model: Some("qwen".to_owned()),
         port: 4321,
         gpus: None,
@@ -253,6 +256,7 @@ fn placeholders_of_a_command_are_filled() {
             "sh",
             "{port}",
             "{model}",
+            "{name}",
             "{kv_events}",
             "{kv_replay}",
             "{worker}",
@@ -264,7 +268,7 @@ fn placeholders_of_a_command_are_filled() {
     let run = engines.launcher.run_dir.path().display();
     let events = format!("ipc://{run}/w0.kv");
     let replay = format!("ipc://{run}/w0.replay");
-    assert_eq!(spec.args, ["4321", "qwen", &events, &replay, "w0"]);
+    assert_eq!(spec.args, ["4321", "qwen", "demo", &events, &replay, "w0"]);
     assert_eq!((spec.kv_events, spec.kv_replay), (events, replay));
     assert_eq!(spec.address.to_string(), "127.0.0.1:4321");
     assert!(Path::new(&spec.program).ends_with("sh"));
