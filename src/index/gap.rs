@@ -2,6 +2,9 @@
 
 use crate::id::Incarnation;
 
+/// The sequence number of an event that comes before an engine's first batch, 0: one less.
+pub const BEFORE_FIRST: u64 = u64::MAX;
+
 /// How an event stands to those applied before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -33,12 +36,15 @@ impl Progress {
         let step = match self.last {
             None => Step::InOrder,
             Some((known, _)) if known != incarnation => Step::NewIncarnation,
-            Some((_, last)) if sequence < last => Step::Duplicate,
-            Some((_, last)) if sequence == last && !cleared => Step::Duplicate,
-            Some((_, last)) if sequence - last > 1 && !cleared => Step::Gap {
-                missed: sequence - last - 1,
+            // Numbers wrap, so that 0 follows BEFORE_FIRST.
+            Some((_, last)) => match sequence.wrapping_sub(last).cast_signed() {
+                ahead if ahead < 0 => Step::Duplicate,
+                0 if !cleared => Step::Duplicate,
+                ahead if ahead > 1 && !cleared => Step::Gap {
+                    missed: ahead.unsigned_abs() - 1,
+                },
+                _ => Step::InOrder,
             },
-            Some(_) => Step::InOrder,
         };
         if step != Step::Duplicate {
             self.last = Some((incarnation, sequence));
@@ -63,22 +69,14 @@ mod tests {
             (1, 8, true, Step::InOrder),
             (1, 11, false, gap),
             (1, 20, true, Step::InOrder), // nothing before a clearing matters
-            (2, 0, false, Step::NewIncarnation),
+            (2, BEFORE_FIRST, true, Step::NewIncarnation),
+            (2, 0, false, Step::InOrder),
             (2, 1, false, Step::InOrder),
-            (
-                2,
-                u64::MAX,
-                false,
-                Step::Gap {
-                    missed: u64::MAX - 2,
-                },
-            ),
+            (2, BEFORE_FIRST, true, Step::Duplicate),
         ] {
             let seen = progress.observe(Incarnation(incarnation), sequence, cleared);
             assert_eq!(seen, step, "incarnation {incarnation} sequence {sequence}");
         }
-        assert_eq!(progress.last(), Some((Incarnation(2), u64::MAX)));
-        let last = progress.observe(Incarnation(2), u64::MAX, false);
-        assert_eq!(last, Step::Duplicate);
+        assert_eq!(progress.last(), Some((Incarnation(2), 1)));
     }
 }

@@ -108,14 +108,22 @@ impl Setup {
 
     /// The agent beside one engine.
     pub(crate) fn agent(&self, engine: &Spec) -> AgentSpec {
+        let kind = match self.kind {
+            Kind::Mock => "mock",
+            Kind::Vllm => "vllm",
+            Kind::Command => "command",
+        };
         AgentSpec {
             worker: engine.worker.clone(),
             address: format!("http://{}", engine.address),
             model: self.name.clone(),
             aliases: Vec::new(),
-            kv_events: vec![engine.kv_events.clone()],
-            kv_replay: vec![engine.kv_replay.clone()],
-            placeholder_token: self.model.family().map(Family::placeholder),
+            kind: kind.to_owned(),
+            sources: vec![Source {
+                events: engine.kv_events.clone(),
+                replay: Some(engine.kv_replay.clone()),
+            }],
+            placeholder: self.model.family().map(Family::placeholder),
         }
     }
 

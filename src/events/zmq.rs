@@ -1,0 +1,270 @@
+//! Follows the event stream of one vLLM rank over ZeroMQ: subscribes first, replays what it
+//! missed, and tells a gap from a new engine process.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{debug, warn};
+use zeromq::{
+    DealerSocket, Socket, SocketEvent, SocketRecv, SocketSend, SubSocket, ZmqError, ZmqMessage,
+};
+
+/// Longest wait for a connection, and between two messages of a replay.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A publisher may take this long to note a new subscriber; what it sent meanwhile is replayed.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// After so long without a message the last one is asked for again: a lost tail, or another engine
+/// behind the same address, would not show otherwise.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Waits between attempts to connect: doubled from the first up to the last.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(2);
+
+/// The sequence number that ends a replay: -1.
+const REPLAY_END: u64 = u64::MAX;
+
+/// Where one rank of an engine publishes its events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The endpoint to subscribe to, as `ipc:///run/kv.sock` or `tcp://127.0.0.1:5557`.
+    pub events: String,
+    /// The endpoint that replays. Without one a lost message stays lost, and each new connection
+    /// counts as a new engine process.
+    pub replay: Option<String>,
+}
+
+/// What comes from a source, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Feed {
+    /// The next batch.
+    Message { sequence: u64, payload: Bytes },
+    /// The engine is another process: what was learnt of it is void, and numbers begin again.
+    NewLife,
+    /// Messages that nobody has any more.
+    Lost { first: u64, count: u64 },
+}
+
+/// Why a connection to a source ended.
+#[derive(Debug, thiserror::Error)]
+enum SourceError {
+    #[error("no answer from {endpoint} within {waited:?}")]
+    Deadline { endpoint: String, waited: Duration },
+    #[error("connection to {endpoint} broke")]
+    Broken { endpoint: String },
+    #[error("socket of {endpoint} failed")]
+    Socket { endpoint: String, source: ZmqError },
+    #[error("message of {frames} frames is none of vLLM's")]
+    Frames { frames: usize },
+    #[error("nobody takes the messages any more")]
+    Unwanted,
+}
+
+/// Follows a source until nobody takes its messages any more. Every batch comes once and in order;
+/// connections that break are made again.
+pub async fn follow(source: &Source, feed: &mpsc::Sender<Feed>) {
+    let mut follower = Follower {
+        source,
+        feed,
+        last: None,
+    };
+    let mut wait = RETRY_FIRST;
+    loop {
+        let started = Instant::now();
+        match follower.session().await {
+            SourceError::Unwanted => return,
+            error => debug!(endpoint = source.events, %error, "kv event source lost, reconnecting"),
+        }
+        if started.elapsed() > ANSWER_DEADLINE {
+            wait = RETRY_FIRST;
+        }
+        sleep(wait).await;
+        wait = (wait * 2).min(RETRY_LAST);
+        if follower.source.replay.is_none() && follower.last.is_some() {
+            let _ = follower.begin_new_life().await;
+        }
+    }
+}
+
+struct Follower<'a> {
+    source: &'a Source,
+    feed: &'a mpsc::Sender<Feed>,
+    /// The last message given out: its payload tells a new engine process from the old one.
+    last: Option<(u64, Bytes)>,
+}
+
+/// How a replay goes on from the last message.
+#[derive(Debug, PartialEq, Eq)]
+enum Continuity {
+    SameLife,
+    OtherLife,
+    /// It had nothing, not even the last message.
+    Empty,
+}
+
+impl Follower<'_> {
+    /// One connection, from subscribing to its end; the end is always a reason.
+    async fn session(&mut self) -> SourceError {
+        match self.run_session().await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn run_session(&mut self) -> Result<std::convert::Infallible, SourceError> {
+        let endpoint = self.source.events.as_str();
+        let failed = |source| socket_error(endpoint, source);
+        let mut socket = SubSocket::new();
+        let mut monitor = socket.monitor();
+        socket.subscribe("").await.map_err(failed)?;
+        within(endpoint, socket.connect(endpoint)).await?;
+        // Subscribed first, replayed second: what comes meanwhile waits in the socket.
+        self.catch_up(true).await?;
+        let mut check = Instant::now() + SETTLE;
+        loop {
+            tokio::select! {
+                message = socket.recv() => {
+                    let (sequence, payload) = parse(message.map_err(failed)?)?;
+                    self.take_live(sequence, payload).await?;
+                    check = check.max(Instant::now() + SETTLE);
+                }
+                () = sleep_until(check) => {
+                    self.catch_up(false).await?;
+                    check = Instant::now() + SILENCE;
+                }
+                event = monitor.next() => {
+                    if matches!(event, None | Some(SocketEvent::Disconnected(_))) {
+                        return Err(SourceError::Broken { endpoint: endpoint.to_owned() });
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take_live(&mut self, sequence: u64, payload: Bytes) -> Result<(), SourceError> {
+        let expected = self.last.as_ref().map_or(0, |(last, _)| last + 1);
+        if sequence > expected {
+            debug!(
+                endpoint = self.source.events,
+                expected, sequence, "kv event gap, replaying"
+            );
+            self.catch_up(false).await?;
+        }
+        self.give(sequence, payload).await
+    }
+
+    /// Replays from the last message inclusive, or from the first. `connected` says that the
+    /// connection is new: only then can the last message's absence mean a new engine process,
+    /// because a process takes its connections with it.
+    async fn catch_up(&mut self, connected: bool) -> Result<(), SourceError> {
+        let Some(endpoint) = &self.source.replay else {
+            return Ok(());
+        };
+        let continuity = match self.replay(endpoint, connected).await {
+            Err(error @ SourceError::Deadline { .. }) => {
+                warn!(endpoint, %error, "kv events can't be replayed");
+                return Ok(());
+            }
+            other => other?,
+        };
+        let is_new = match continuity {
+            Continuity::SameLife => false,
+            Continuity::OtherLife => true,
+            Continuity::Empty => connected && self.last.is_some(),
+        };
+        if is_new {
+            self.begin_new_life().await?;
+            self.replay(endpoint, false).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks for everything from the last message on and gives out what is new.
+    async fn replay(&mut self, endpoint: &str, connected: bool) -> Result<Continuity, SourceError> {
+        let from = self.last.as_ref().map_or(0, |(last, _)| *last);
+        let mut socket = DealerSocket::new();
+        within(endpoint, socket.connect(endpoint)).await?;
+        let mut request = ZmqMessage::from(Bytes::new());
+        request.push_back(Bytes::copy_from_slice(&from.to_be_bytes()));
+        within(endpoint, socket.send(request)).await?;
+        let mut continuity = Continuity::Empty;
+        loop {
+            let (sequence, payload) = parse(within(endpoint, socket.recv()).await?)?;
+            if sequence == REPLAY_END {
+                return Ok(continuity);
+            }
+            if let (Continuity::Empty, Some((last, known))) = (&continuity, &self.last)
+                && (sequence, &payload) != (*last, known)
+                && (connected || sequence == *last)
+            {
+                return Ok(Continuity::OtherLife);
+            }
+            continuity = Continuity::SameLife;
+            self.give(sequence, payload).await?;
+        }
+    }
+
+    async fn begin_new_life(&mut self) -> Result<(), SourceError> {
+        self.last = None;
+        self.send(Feed::NewLife).await
+    }
+
+    /// Gives out a message unless it was before, with what is missing in front of it.
+    async fn give(&mut self, sequence: u64, payload: Bytes) -> Result<(), SourceError> {
+        let first = self.last.as_ref().map_or(0, |(last, _)| last + 1);
+        if sequence < first {
+            return Ok(());
+        }
+        if sequence > first {
+            let count = sequence - first;
+            self.send(Feed::Lost { first, count }).await?;
+        }
+        self.last = Some((sequence, payload.clone()));
+        self.send(Feed::Message { sequence, payload }).await
+    }
+
+    async fn send(&self, feed: Feed) -> Result<(), SourceError> {
+        let sent = self.feed.send(feed).await;
+        sent.map_err(|_| SourceError::Unwanted)
+    }
+}
+
+/// Splits a message into sequence number and payload. vLLM sends `topic, sequence, payload`; a
+/// replay has an empty frame in front, and no topic up to 0.25.
+fn parse(message: ZmqMessage) -> Result<(u64, Bytes), SourceError> {
+    let mut frames = message.into_vec();
+    let count = frames.len();
+    let wrong = SourceError::Frames { frames: count };
+    let (Some(payload), Some(sequence)) = (frames.pop(), frames.pop()) else {
+        return Err(wrong);
+    };
+    match <[u8; 8]>::try_from(sequence.as_ref()) {
+        Ok(sequence) if count <= 4 => Ok((u64::from_be_bytes(sequence), payload)),
+        _ => Err(wrong),
+    }
+}
+
+async fn within<T>(
+    endpoint: &str,
+    step: impl Future<Output = Result<T, ZmqError>>,
+) -> Result<T, SourceError> {
+    match timeout(ANSWER_DEADLINE, step).await {
+        Ok(answer) => answer.map_err(|source| socket_error(endpoint, source)),
+        Err(_) => Err(SourceError::Deadline {
+            endpoint: endpoint.to_owned(),
+            waited: ANSWER_DEADLINE,
+        }),
+    }
+}
+
+fn socket_error(endpoint: &str, source: ZmqError) -> SourceError {
+    SourceError::Socket {
+        endpoint: endpoint.to_owned(),
+        source,
+    }
+}

@@ -1,0 +1,111 @@
+//! One data-parallel rank as its agent sees it: from what its source gives to what the router is
+//! told.
+
+use crate::block::BlockSize;
+use crate::events::codec;
+use crate::events::zmq::Feed;
+use crate::id::{DpRank, Incarnation, WorkerId};
+use crate::index::KvEvent;
+use crate::index::gap::BEFORE_FIRST;
+use crate::ledger::counts::Counts;
+use crate::ledger::{Ledger, Published};
+
+/// What the worker's record and the log say of a rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankStatus {
+    pub incarnation: Incarnation,
+    /// Of the last batch applied; 0 before the first.
+    pub sequence: u64,
+    pub blocks: u64,
+    pub is_partial: bool,
+    pub block_size: Option<BlockSize>,
+    pub counts: Counts,
+    /// Batches that could not be read.
+    pub unreadable: u64,
+}
+
+/// The ledger of one rank and where its events stand.
+#[derive(Debug)]
+pub struct Rank {
+    worker: WorkerId,
+    rank: DpRank,
+    incarnation: Incarnation,
+    sequence: u64,
+    ledger: Ledger,
+    unreadable: u64,
+}
+
+impl Rank {
+    /// A rank of which nothing has been seen.
+    pub fn new(worker: WorkerId, rank: DpRank, incarnation: Incarnation, ledger: Ledger) -> Self {
+        Self {
+            worker,
+            rank,
+            incarnation,
+            sequence: BEFORE_FIRST,
+            ledger,
+            unreadable: 0,
+        }
+    }
+
+    /// The life of the engine that is followed.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Where the rank stands.
+    pub fn status(&self) -> RankStatus {
+        RankStatus {
+            incarnation: self.incarnation,
+            sequence: match self.sequence {
+                BEFORE_FIRST => 0,
+                sequence => sequence,
+            },
+            blocks: self.ledger.blocks(),
+            is_partial: self.ledger.is_partial(),
+            block_size: self.ledger.block_size(),
+            counts: *self.ledger.counts(),
+            unreadable: self.unreadable,
+        }
+    }
+
+    /// Takes what the source gave; the event to tell the router, which is there for every batch, so
+    /// that sequence numbers have no holes. `renew` makes the incarnation of a new engine process.
+    pub fn take(&mut self, feed: Feed, renew: impl FnOnce() -> Incarnation) -> Option<KvEvent> {
+        let published = match feed {
+            Feed::Lost { .. } => {
+                self.ledger.mark_partial();
+                return None;
+            }
+            Feed::NewLife => {
+                self.incarnation = renew();
+                self.sequence = BEFORE_FIRST;
+                self.ledger.reset()
+            }
+            Feed::Message { sequence, payload } => {
+                self.sequence = sequence;
+                self.apply(&payload)
+            }
+        };
+        Some(KvEvent {
+            worker: self.worker.clone(),
+            rank: self.rank,
+            incarnation: self.incarnation,
+            sequence: self.sequence,
+            cleared: published.cleared,
+            removed: published.removed,
+            stored: published.stored,
+        })
+    }
+
+    fn apply(&mut self, payload: &[u8]) -> Published {
+        match codec::decode(payload) {
+            Ok(batch) => self.ledger.apply(batch.events),
+            Err(_) => {
+                self.unreadable += 1;
+                self.ledger.mark_partial();
+                Published::default()
+            }
+        }
+    }
+}

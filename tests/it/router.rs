@@ -1,0 +1,280 @@
+//! The router's promises: what is placed where, what is booked, what a lost worker takes with it.
+
+use std::sync::Arc;
+
+use kvlens::block::{BlockSize, SequenceHash};
+use kvlens::discovery::{
+    Change, Completeness, EngineInfo, LedgerState, RECORD_VERSION, Update, WorkerRecord,
+};
+use kvlens::health::Verdict;
+use kvlens::id::{DpRank, Incarnation, WorkerId};
+use kvlens::index::KvEvent;
+use kvlens::router::{Footprint, Placement, RouteError, Router};
+use kvlens::select::load::Load;
+use kvlens::select::{Policy, RouterMode};
+use kvlens::telemetry::metrics::Metrics;
+
+const SIZE: u32 = 16;
+
+fn worker(name: &str) -> WorkerId {
+    WorkerId::new(name).expect("a legal name")
+}
+
+fn record(name: &str) -> WorkerRecord {
+    WorkerRecord {
+        version: RECORD_VERSION,
+        worker: worker(name),
+        incarnation: Incarnation(1),
+        address: format!("http://{name}"),
+        model: "base".to_owned(),
+        aliases: vec!["alias".to_owned()],
+        adapters: vec!["adapter".to_owned()],
+        engine: EngineInfo {
+            kind: "mock".to_owned(),
+            version: "1".to_owned(),
+        },
+        block_size: BlockSize::new(SIZE),
+        capacity_blocks: Some(100),
+        ranks: 1,
+        verdict: Verdict::Healthy,
+        ledger: LedgerState {
+            completeness: Completeness::Complete,
+            sequence: 0,
+            blocks: 0,
+        },
+    }
+}
+
+fn router(mode: RouterMode, names: &[&str]) -> Arc<Router> {
+    let policy = Policy {
+        mode,
+        overlap_weight: 1.0,
+        temperature: 0.0,
+    };
+    let router = Router::new(policy, Arc::new(Metrics::default()));
+    names.iter().for_each(|name| up(&router, record(name)));
+    router
+}
+
+fn up(router: &Router, record: WorkerRecord) {
+    router.apply(Update::Change(Change::Up(Box::new(record))));
+}
+
+fn stored(router: &Router, name: &str, sequence: u64, hashes: &[u64]) {
+    router.apply(Update::Kv(KvEvent {
+        worker: worker(name),
+        rank: DpRank(0),
+        incarnation: Incarnation(1),
+        sequence,
+        cleared: false,
+        removed: Vec::new(),
+        stored: hashes.iter().copied().map(SequenceHash).collect(),
+    }));
+}
+
+/// A prompt of these blocks and one token more.
+fn footprint(hashes: &[u64]) -> Footprint {
+    let prompt_tokens = hashes.len() as u32 * SIZE + 1;
+    let size = BlockSize::new(SIZE).expect("16 is not zero");
+    Footprint {
+        model: "base".into(),
+        adapter: None,
+        hashes: vec![(size, hashes.iter().copied().map(SequenceHash).collect())],
+        prompt_tokens,
+    }
+}
+
+fn place(router: &Arc<Router>, hashes: &[u64]) -> Placement {
+    router.place(&footprint(hashes), &[]).expect("a worker")
+}
+
+fn load(router: &Router, name: &str) -> Load {
+    let workers = router.workers();
+    workers
+        .iter()
+        .find(|view| view.record.worker.as_str() == name)
+        .expect("known")
+        .load[0]
+}
+
+#[test]
+fn a_prompt_goes_to_the_holder_of_its_blocks() {
+    let router = router(RouterMode::Kv, &["a", "b"]);
+    stored(&router, "b", 0, &[1, 2, 3]);
+    for _ in 0..4 {
+        let placement = place(&router, &[1, 2, 3, 4]);
+        assert_eq!(placement.worker, worker("b"));
+        assert_eq!((placement.overlap_blocks, placement.prompt_blocks), (3, 4));
+        assert_eq!(&*placement.address, "http://b");
+    }
+    // A hole ends the overlap: block 9 is not held, so block 3 behind it is of no use.
+    assert_eq!(place(&router, &[1, 9, 3]).overlap_blocks, 1);
+}
+
+#[test]
+fn the_last_token_is_never_counted_as_cached() {
+    let router = router(RouterMode::Kv, &["a"]);
+    stored(&router, "a", 0, &[1, 2, 3]);
+    let whole = Footprint {
+        prompt_tokens: 3 * SIZE,
+        ..footprint(&[1, 2, 3])
+    };
+    let placement = router.place(&whole, &[]).unwrap();
+    assert_eq!((placement.overlap_blocks, placement.prompt_blocks), (2, 3));
+}
+
+#[test]
+fn a_booking_is_there_before_the_answer_and_gone_with_its_drop() {
+    let router = router(RouterMode::Kv, &["a"]);
+    let first = place(&router, &[1, 2]);
+    assert_eq!(
+        load(&router, "a"),
+        Load {
+            prefill_tokens: 33,
+            decode_blocks: 3,
+            requests: 1
+        }
+    );
+    first.booking.first_token();
+    assert_eq!(
+        load(&router, "a"),
+        Load {
+            prefill_tokens: 0,
+            decode_blocks: 3,
+            requests: 1
+        }
+    );
+    drop(first);
+    assert_eq!(load(&router, "a"), Load::default());
+}
+
+#[test]
+fn identical_requests_at_once_do_not_scatter_and_different_ones_do() {
+    let router = router(RouterMode::Kv, &["a", "b"]);
+    let blocks: Vec<u64> = (1..=20).collect();
+    let held: Vec<_> = (0..3).map(|_| place(&router, &blocks)).collect();
+    assert_eq!(held[1].overlap_blocks, 20); // what is in flight there is as good as held
+    assert!(
+        held.iter()
+            .all(|placement| placement.worker == held[0].worker)
+    );
+    let other = place(&router, &[77, 78, 79]);
+    assert_ne!(other.worker, held[0].worker);
+    drop(held);
+    assert_eq!(place(&router, &blocks).overlap_blocks, 0); // no event ever confirmed them
+}
+
+#[test]
+fn modes_other_than_kv_do_not_look_at_caches() {
+    let router = router(RouterMode::RoundRobin, &["a", "b"]);
+    stored(&router, "a", 0, &[1, 2, 3]);
+    let turns: Vec<String> = (0..4)
+        .map(|_| place(&router, &[1, 2, 3]).worker.to_string())
+        .collect();
+    assert_eq!(turns, ["a", "b", "a", "b"]);
+}
+
+#[test]
+fn names_stand_for_models_and_adapters() {
+    let router = router(RouterMode::Kv, &["a"]);
+    assert_eq!(router.model_names(), ["base", "alias", "adapter"]);
+    assert_eq!(router.model("alias").unwrap().adapter, None);
+    assert_eq!(router.model("alias").unwrap().base, "base".into());
+    assert_eq!(
+        router.model("adapter").unwrap().adapter,
+        Some("adapter".into())
+    );
+    assert_eq!(router.model("other"), None);
+    let missing = Footprint {
+        model: "other".into(),
+        ..footprint(&[1])
+    };
+    let error = router.place(&missing, &[]).unwrap_err();
+    assert_eq!(
+        error,
+        RouteError::UnknownModel {
+            model: "other".to_owned()
+        }
+    );
+}
+
+#[test]
+fn workers_that_cannot_take_requests_get_none() {
+    let router = router(RouterMode::Kv, &["a", "b"]);
+    stored(&router, "a", 0, &[1, 2]);
+    assert_eq!(
+        router
+            .place(&footprint(&[1, 2]), &[worker("a")])
+            .unwrap()
+            .worker,
+        worker("b")
+    );
+    router.refused(&worker("a"));
+    assert_eq!(place(&router, &[1, 2]).worker, worker("b"));
+    up(
+        &router,
+        WorkerRecord {
+            verdict: Verdict::Draining,
+            ..record("b")
+        },
+    );
+    let error = router.place(&footprint(&[1, 2]), &[]).unwrap_err();
+    assert!(
+        matches!(error, RouteError::NoEligibleWorker { workers: 2, .. }),
+        "{error}"
+    );
+    let reasons: Vec<_> = router
+        .explain(&footprint(&[1]))
+        .into_iter()
+        .map(|view| view.not_eligible)
+        .collect();
+    assert_eq!(reasons, [Some("refused a connection"), Some("verdict")]);
+}
+
+#[test]
+fn a_lost_worker_takes_its_blocks_and_bookings_along() {
+    let router = router(RouterMode::Kv, &["a", "b"]);
+    stored(&router, "a", 0, &[1, 2]);
+    let placed = place(&router, &[1, 2]);
+    router.apply(Update::Change(Change::Down(worker("a"))));
+    stored(&router, "a", 1, &[3]); // a straggler of the dead
+    drop(placed);
+    let again = place(&router, &[1, 2]);
+    assert_eq!((again.worker, again.overlap_blocks), (worker("b"), 0));
+    up(&router, record("a"));
+    assert_eq!(load(&router, "a"), Load::default());
+    assert_eq!(router.workers()[0].indexed_blocks, 0);
+}
+
+#[test]
+fn explain_books_nothing_and_shows_the_choice() {
+    let router = router(RouterMode::Kv, &["a", "b"]);
+    stored(&router, "b", 0, &[1, 2, 3]);
+    let views = router.explain(&footprint(&[1, 2, 3]));
+    let rows: Vec<_> = views.iter().map(|v| (v.overlap_blocks, v.chosen)).collect();
+    assert_eq!(rows, [(0, false), (3, true)]);
+    assert!(views[1].cost.total < views[0].cost.total);
+    assert_eq!(load(&router, "b"), Load::default());
+}
+
+#[test]
+fn each_block_size_is_looked_up_by_its_own_hashes() {
+    let router = router(RouterMode::Kv, &["a"]);
+    let large = BlockSize::new(32).unwrap();
+    up(
+        &router,
+        WorkerRecord {
+            block_size: Some(large),
+            ..record("b")
+        },
+    );
+    stored(&router, "b", 0, &[500]);
+    let mut asked = footprint(&[1, 2]);
+    asked.hashes.push((large, [SequenceHash(500)].into()));
+    let placement = router.place(&asked, &[]).unwrap();
+    assert_eq!(
+        (placement.worker, placement.overlap_blocks),
+        (worker("b"), 1)
+    );
+    assert_eq!(placement.block_size, large);
+}

@@ -1,0 +1,257 @@
+//! Following an engine's stream over ZeroMQ: replays, gaps, new engine processes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kvlens::events::zmq::{Feed, Source, follow};
+use kvlens::id::{DpRank, Incarnation, WorkerId};
+use kvlens::index::Index;
+use kvlens::ledger::{Ledger, Options};
+use kvlens::worker::rank::Rank;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use zeromq::{PubSocket, RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
+
+use crate::codec::frames;
+
+type Message = (u64, Vec<u8>);
+
+/// A publisher that speaks as vLLM does: PUB for live messages, ROUTER for replays.
+pub(crate) struct Publisher {
+    pub(crate) source: Source,
+    commands: mpsc::Sender<(Message, bool)>,
+    tasks: JoinSet<()>,
+}
+
+impl Publisher {
+    /// Binds in `folder`; `has_topic` is the replay's form since 0.26.
+    pub(crate) async fn start(folder: &std::path::Path, has_topic: bool) -> Self {
+        let endpoint = |name: &str| format!("ipc://{}", folder.join(name).display());
+        let source = Source {
+            events: endpoint("events"),
+            replay: Some(endpoint("replay")),
+        };
+        for name in ["events", "replay"] {
+            let _ = std::fs::remove_file(folder.join(name));
+        }
+        let mut live = PubSocket::new();
+        live.bind(&source.events).await.expect("bind events");
+        let mut replay = RouterSocket::new();
+        replay.bind(&endpoint("replay")).await.expect("bind replay");
+        let (commands, received) = mpsc::channel(1024);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(live, replay, received, has_topic));
+        Self {
+            source,
+            commands,
+            tasks,
+        }
+    }
+
+    pub(crate) async fn publish(&self, message: &Message) {
+        let sent = self.commands.send((message.clone(), true)).await;
+        sent.expect("the publisher runs");
+    }
+
+    /// Puts a message in the replay buffer only, as if it had been lost on its way.
+    pub(crate) async fn lose(&self, message: &Message) {
+        let sent = self.commands.send((message.clone(), false)).await;
+        sent.expect("the publisher runs");
+    }
+
+    pub(crate) async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+fn message(frames: &[&[u8]]) -> ZmqMessage {
+    let mut message = ZmqMessage::from(Bytes::copy_from_slice(frames[0]));
+    for frame in &frames[1..] {
+        message.push_back(Bytes::copy_from_slice(frame));
+    }
+    message
+}
+
+async fn serve(
+    mut live: PubSocket,
+    mut replay: RouterSocket,
+    mut commands: mpsc::Receiver<(Message, bool)>,
+    has_topic: bool,
+) {
+    let mut buffer: Vec<Message> = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some((next, is_live)) = commands.recv() => {
+                if is_live {
+                    let frames = message(&[b"kv-events", &next.0.to_be_bytes(), &next.1]);
+                    live.send(frames).await.expect("publish");
+                }
+                buffer.push(next);
+            }
+            Ok(request) = replay.recv() => {
+                let request = request.into_vec();
+                let from = u64::from_be_bytes(request[2].as_ref().try_into().expect("8 bytes"));
+                let mut answers: Vec<_> = buffer.iter().filter(|(at, _)| *at >= from).collect();
+                let end = (u64::MAX, Vec::new());
+                answers.push(&end);
+                for (sequence, payload) in answers {
+                    let sequence = sequence.to_be_bytes();
+                    let frames: &[&[u8]] = if has_topic {
+                        &[&request[0], b"", b"kv-events", &sequence, payload]
+                    } else {
+                        &[&request[0], b"", &sequence, payload]
+                    };
+                    replay.send(message(frames)).await.expect("answer");
+                }
+            }
+        }
+    }
+}
+
+/// The next feed; panics when none comes.
+async fn next(feed: &mut mpsc::Receiver<Feed>) -> Feed {
+    let waited = timeout(Duration::from_secs(15), feed.recv()).await;
+    waited.expect("a feed in time").expect("a follower")
+}
+
+fn sequence_of(feed: Feed) -> u64 {
+    match feed {
+        Feed::Message { sequence, .. } => sequence,
+        other => panic!("{other:?} instead of a message"),
+    }
+}
+
+fn following(source: &Source) -> (mpsc::Receiver<Feed>, JoinSet<()>) {
+    let (sender, receiver) = mpsc::channel(16);
+    let source = source.clone();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { follow(&source, &sender).await });
+    (receiver, tasks)
+}
+
+fn payload(sequence: u64) -> Message {
+    (sequence, format!("payload {sequence}").into_bytes())
+}
+
+#[tokio::test]
+async fn what_came_before_is_replayed_and_every_message_comes_once_in_order() {
+    for has_topic in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let publisher = Publisher::start(folder.path(), has_topic).await;
+        for sequence in 0..20 {
+            publisher.publish(&payload(sequence)).await;
+        }
+        let (mut feed, _tasks) = following(&publisher.source);
+        for sequence in 0..20 {
+            assert_eq!(sequence_of(next(&mut feed).await), sequence);
+        }
+        for sequence in 20..60 {
+            match sequence % 7 {
+                3 | 4 => publisher.lose(&payload(sequence)).await,
+                _ => publisher.publish(&payload(sequence)).await,
+            }
+        }
+        for sequence in 20..60 {
+            assert_eq!(sequence_of(next(&mut feed).await), sequence);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lost_tail_is_found_without_another_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = Publisher::start(folder.path(), true).await;
+    publisher.publish(&payload(0)).await;
+    let (mut feed, _tasks) = following(&publisher.source);
+    assert_eq!(sequence_of(next(&mut feed).await), 0);
+    publisher.lose(&payload(1)).await;
+    assert_eq!(sequence_of(next(&mut feed).await), 1);
+}
+
+#[tokio::test]
+async fn another_engine_behind_the_same_address_is_a_new_life() {
+    // It may have sent as many messages as the former one: only the payload tells them apart.
+    for count in [0_u64, 3, 5] {
+        let folder = tempfile::tempdir().unwrap();
+        let publisher = Publisher::start(folder.path(), true).await;
+        for sequence in 0..3 {
+            publisher.publish(&payload(sequence)).await;
+        }
+        let (mut feed, _tasks) = following(&publisher.source);
+        for sequence in 0..3 {
+            assert_eq!(sequence_of(next(&mut feed).await), sequence);
+        }
+        publisher.stop().await;
+        let publisher = Publisher::start(folder.path(), true).await;
+        for sequence in 0..count {
+            let other = (sequence, format!("other {sequence}").into_bytes());
+            publisher.publish(&other).await;
+        }
+        assert_eq!(next(&mut feed).await, Feed::NewLife, "after {count}");
+        for sequence in 0..count {
+            assert_eq!(sequence_of(next(&mut feed).await), sequence);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_longer_replayed_is_said_to_be_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = Publisher::start(folder.path(), true).await;
+    publisher.publish(&payload(7)).await;
+    let (mut feed, _tasks) = following(&publisher.source);
+    assert_eq!(next(&mut feed).await, Feed::Lost { first: 0, count: 7 });
+    assert_eq!(sequence_of(next(&mut feed).await), 7);
+}
+
+#[tokio::test]
+async fn after_lost_events_the_index_is_as_without_loss() {
+    let messages = frames("recording/run1");
+    let new_rank = || {
+        let worker = WorkerId::new("w").unwrap();
+        let ledger = Ledger::new("tiny-vl", Options::default());
+        Rank::new(worker, DpRank(0), Incarnation(1), ledger)
+    };
+    let (mut rank, mut wanted) = (new_rank(), Index::new());
+    for (sequence, payload) in messages.clone() {
+        let payload = payload.into();
+        let event = rank.take(Feed::Message { sequence, payload }, || Incarnation(2));
+        wanted.apply(&event.unwrap());
+    }
+    let blocks = wanted.total_blocks();
+    assert!(blocks > 2000, "{blocks} blocks");
+
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = Publisher::start(folder.path(), true).await;
+    let (mut feed, _tasks) = following(&publisher.source);
+    let (mut rank, mut index) = (new_rank(), Index::new());
+    for message in &messages {
+        if message.0 % 5 == 0 {
+            publisher.lose(message).await;
+        } else {
+            publisher.publish(message).await;
+        }
+    }
+    for _ in &messages {
+        let event = rank.take(next(&mut feed).await, || Incarnation(2));
+        index.apply(&event.expect("nothing is lost for good"));
+    }
+    assert_eq!(index.total_blocks(), blocks);
+    assert!(!rank.status().is_partial);
+    for (_, payload) in &messages {
+        assert_eq!(overlaps(&index, payload), overlaps(&wanted, payload));
+    }
+}
+
+/// The overlap of each event's blocks, by the names an own ledger gives them.
+fn overlaps(index: &Index, payload: &[u8]) -> u32 {
+    let mut ledger = Ledger::new("tiny-vl", Options::default());
+    let batch = kvlens::events::codec::decode(payload).expect("a batch");
+    let stored = ledger.apply(batch.events).stored;
+    index
+        .overlap(&stored)
+        .first()
+        .map_or(0, |found| found.blocks)
+}
