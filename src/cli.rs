@@ -179,6 +179,8 @@ fn report(failure: &Failure) -> Vec<String> {
 mod tests {
     use clap::CommandFactory;
 
+    use crate::config::log::LogConfig;
+
     use super::*;
 
     #[test]
@@ -211,10 +213,19 @@ mod tests {
 
     #[test]
     fn an_error_and_its_causes_are_one_line() {
+        let level = LogConfig {
+            level: "kvlens=loud".to_owned(),
+            ..LogConfig::default()
+        };
+        let telemetry_error = telemetry::check(&level).unwrap_err();
         let failure = Failure::Role {
             role: "up",
-            source: Box::new(up::UpError::Empty { workers: 0 }),
+            source: Box::new(telemetry_error),
         };
-        assert_eq!(report(&failure), ["up: nothing to run for 0 workers"]);
+        let lines = report(&failure);
+        let start =
+            "up: log.level is \"kvlens=loud\", which is no level and no list of module=level: ";
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].starts_with(start), "{lines:?}");
     }
 }
