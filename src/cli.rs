@@ -15,6 +15,7 @@ use crate::commands::check_config::{self, CheckError};
 use crate::config::problem::ConfigError;
 use crate::config::{Config, Sources, Values};
 use crate::lifecycle::{self, StopSignals};
+use crate::mock;
 use crate::telemetry::{self, TelemetryError};
 use crate::up;
 
@@ -43,6 +44,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Action {
     Up(up::Args),
+    MockEngine(mock::options::Options),
     CheckConfig(check_config::Args),
 }
 
@@ -101,6 +103,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Action::Up(args) => {
             let config = prepare(sources, up::Args::role_defaults(), args.flags())?;
             run_role("up", |stop| up::run(args, config, stop))
+        }
+        Action::MockEngine(options) => {
+            prepare(sources, Values::default(), Values::default())?;
+            run_role("mock-engine", |stop| mock::run(options, stop))
         }
         Action::CheckConfig(args) => print(&check_config::run(&args, &sources)?),
     }
@@ -179,8 +185,6 @@ fn report(failure: &Failure) -> Vec<String> {
 mod tests {
     use clap::CommandFactory;
 
-    use crate::config::log::LogConfig;
-
     use super::*;
 
     #[test]
@@ -213,19 +217,13 @@ mod tests {
 
     #[test]
     fn an_error_and_its_causes_are_one_line() {
-        let level = LogConfig {
-            level: "kvlens=loud".to_owned(),
-            ..LogConfig::default()
-        };
-        let telemetry_error = telemetry::check(&level).unwrap_err();
         let failure = Failure::Role {
             role: "up",
-            source: Box::new(telemetry_error),
+            source: Box::new(up::UpError::ModelMissing { engine: "vllm" }),
         };
-        let lines = report(&failure);
-        let start =
-            "up: log.level is \"kvlens=loud\", which is no level and no list of module=level: ";
-        assert_eq!(lines.len(), 1);
-        assert!(lines[0].starts_with(start), "{lines:?}");
+        assert_eq!(
+            report(&failure),
+            ["up: --engine vllm needs --model with a folder or a name"]
+        );
     }
 }

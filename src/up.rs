@@ -66,7 +66,7 @@ pub struct Args {
     #[arg(long)]
     router_temperature: Option<f64>,
     /// Further arguments of the engine; with `--engine command`, its command line, in which
-    /// {port}, {name}, {model}, {kv_events}, {kv_replay} and {worker} are filled in
+    /// {port}, {model}, {name}, {kv_events}, {kv_replay} and {worker} are filled in
     #[arg(last = true)]
     pub engine_args: Vec<String>,
 }

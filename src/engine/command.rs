@@ -19,9 +19,9 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub struct Plan {
     pub worker: WorkerId,
     pub kind: Kind,
-    /// The name under which the engine is to serve the model.
+    /// The name it serves its model under.
     pub name: String,
-    /// A model's folder; `None` takes the model of that name, or the mock's own.
+    /// The model's folder; `None` takes the mock's own.
     pub model: Option<String>,
     /// A port on 127.0.0.1.
     pub port: u16,
@@ -58,7 +58,8 @@ impl Plan {
     fn mock_args(&self, kv_events: &str, kv_replay: &str) -> Vec<String> {
         let port = self.port.to_string();
         let mut args = vec!["mock-engine", "--exit-with-stdin", "--host", "127.0.0.1"];
-        args.extend(["--port", &port, "--served-model-name", &self.name]);
+        args.extend(["--port", &port]);
+        args.extend(["--served-model-name", &self.name]);
         args.extend(["--kv-events-endpoint", kv_events]);
         args.extend(["--kv-events-replay", kv_replay]);
         args.extend(
@@ -80,8 +81,9 @@ impl Plan {
             "buffer_steps": REPLAY_BATCHES,
         })
         .to_string();
-        let model = self.model.as_ref().unwrap_or(&self.name);
-        let mut args = vec!["serve", model, "--served-model-name", &self.name];
+        let mut args = vec!["serve"];
+        args.extend(self.model.as_deref());
+        args.extend(["--served-model-name", &self.name]);
         args.extend(["--host", "127.0.0.1", "--port", &port]);
         args.extend(["--enable-prefix-caching", "--enable-prompt-tokens-details"]);
         args.extend(["--prefix-caching-hash-algo", "sha256_cbor"]);
@@ -98,8 +100,8 @@ impl Plan {
         let port = self.port.to_string();
         let values = [
             ("{port}", port.as_str()),
-            ("{name}", &self.name),
-            ("{model}", self.model.as_ref().unwrap_or(&self.name)),
+            ("{model}", self.model.as_deref().unwrap_or_default()),
+            ("{name}", self.name.as_str()),
             ("{kv_events}", kv_events),
             ("{kv_replay}", kv_replay),
             ("{worker}", self.worker.as_str()),
@@ -199,7 +201,7 @@ mod tests {
         Plan {
             worker: WorkerId::new("gpu-0").unwrap(),
             kind: Kind::Vllm,
-            name: "demo".to_owned(),
+            name: "org/model".to_owned(),
             model: model.map(str::to_owned),
             port: 9000,
             gpus: Some(vec![1]),
@@ -209,18 +211,17 @@ mod tests {
 
     #[test]
     fn vllm_is_told_to_publish_what_routing_needs() {
-        let args = plan(Some("/models/qwen")).vllm_args("ipc:///run/e", "ipc:///run/r");
-        assert_eq!(args[..2], ["serve", "/models/qwen"]);
+        let args = plan(Some("/models/x")).vllm_args("ipc:///run/e", "ipc:///run/r");
+        assert_eq!(&args[..2], ["serve", "/models/x"]);
         let after = |flag: &str| {
             args.iter()
                 .skip_while(move |arg| *arg != flag)
                 .nth(1)
                 .unwrap()
         };
-        assert_eq!(after("--host"), "127.0.0.1");
         assert_eq!(after("--port"), "9000");
-        assert_eq!(after("--served-model-name"), "demo");
-        assert_eq!(plan(None).vllm_args("", "")[1], "demo", "fetched by name");
+        assert_eq!(after("--served-model-name"), "org/model");
+        assert_eq!(after("--host"), "127.0.0.1");
         assert_eq!(after("--prefix-caching-hash-algo"), "sha256_cbor");
         let events: serde_json::Value = serde_json::from_str(after("--kv-events-config")).unwrap();
         assert_eq!(events["endpoint"], "ipc:///run/e");

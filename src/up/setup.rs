@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::engine::command::Plan;
 use crate::engine::run_dir::RunDir;
 use crate::engine::{Kind, Spec, free_ports};
+use crate::events::zmq::Source;
 use crate::gpu::GpuCount;
 use crate::id::WorkerId;
 use crate::model::Model;

@@ -45,9 +45,9 @@ impl Engines {
     /// Runs a shell script as an engine that is to answer on `port`.
     fn launch(&self, script: &str, port: u16) -> EngineProcess {
         let plan = Plan {
+            name: "m".to_owned(),
             worker: WorkerId::new("w0").expect("w0 is a worker id"),
             kind: Kind::Command,
-            name: "demo".to_owned(),
             model: None,
             port,
             gpus: Some(vec![2, 3]),
@@ -213,9 +213,9 @@ async fn an_engine_too_slow_to_answer_is_restarted() {
 fn a_missing_program_is_named() {
     let engines = Engines::new(0);
     let plan = |kind, args: &[&str]| Plan {
+        name: "m".to_owned(),
         worker: WorkerId::new("w0").unwrap(),
         kind,
-        name: "demo".to_owned(),
         model: None,
         port: 1,
         gpus: None,
@@ -233,7 +233,7 @@ fn a_missing_program_is_named() {
         ),
         (
             plan(Kind::Command, &["sh", "{prot}"]),
-            "engine command has \"{prot}\", which is none of {port} {name} {model} {kv_events} {kv_replay} \
+            "engine command has \"{prot}\", which is none of {port} {model} {kv_events} {kv_replay} \
              {worker}",
         ),
     ] {
@@ -246,9 +246,9 @@ fn a_missing_program_is_named() {
 fn placeholders_of_a_command_are_filled() {
     let engines = Engines::new(0);
     let plan = Plan {
+        name: "m".to_owned(),
         worker: WorkerId::new("w0").unwrap(),
         kind: Kind::Command,
-        name: "demo".to_owned(),
         model: Some("qwen".to_owned()),
         port: 4321,
         gpus: None,
@@ -256,7 +256,6 @@ fn placeholders_of_a_command_are_filled() {
             "sh",
             "{port}",
             "{model}",
-            "{name}",
             "{kv_events}",
             "{kv_replay}",
             "{worker}",
@@ -268,7 +267,7 @@ fn placeholders_of_a_command_are_filled() {
     let run = engines.launcher.run_dir.path().display();
     let events = format!("ipc://{run}/w0.kv");
     let replay = format!("ipc://{run}/w0.replay");
-    assert_eq!(spec.args, ["4321", "qwen", "demo", &events, &replay, "w0"]);
+    assert_eq!(spec.args, ["4321", "qwen", &events, &replay, "w0"]);
     assert_eq!((spec.kv_events, spec.kv_replay), (events, replay));
     assert_eq!(spec.address.to_string(), "127.0.0.1:4321");
     assert!(Path::new(&spec.program).ends_with("sh"));
