@@ -28,6 +28,7 @@ pub enum RouterMode {
     Kv,
     /// Each in turn.
     RoundRobin,
+    /// Any, by chance.
     Random,
     /// The one with the fewest requests in flight.
     LeastLoaded,
