@@ -198,13 +198,10 @@ mod tests {
         ] {
             assert_eq!(find(name).kind, kind, "{name}");
         }
-        assert_eq!(
-            find("router.mode").kind,
-            Kind::Choice(
-                ["kv", "round-robin", "random", "least-loaded"]
-                    .map(String::from)
-                    .into()
-            )
-        );
+        let Kind::Choice(mut modes) = find("router.mode").kind.clone() else {
+            panic!("it is a choice");
+        };
+        modes.sort();
+        assert_eq!(modes, ["kv", "least-loaded", "random", "round-robin"]);
     }
 }

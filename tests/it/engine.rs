@@ -233,7 +233,7 @@ fn a_missing_program_is_named() {
         ),
         (
             plan(Kind::Command, &["sh", "{prot}"]),
-            "engine command has \"{prot}\", which is none of {port} {model} {kv_events} {kv_replay} \
+            "engine command has \"{prot}\", which is none of {port} {model} {name} {kv_events} {kv_replay} \
              {worker}",
         ),
     ] {

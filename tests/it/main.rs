@@ -7,6 +7,7 @@ mod engine;
 mod hash_vectors;
 mod http;
 mod index_laws;
+mod layers;
 mod media_fetch;
 mod mock_client;
 mod mock_engine;
