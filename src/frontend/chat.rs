@@ -57,6 +57,9 @@ impl Frontend {
         let asked = self.asked(&request.common.model)?;
         let images = self.images(&request).await?;
         let known = prompt::chat_prompt(&asked.model, &request, &images)?;
+        if known.exactness != prompt::Exactness::Exact {
+            self.metrics.text_only.inc();
+        }
         check_context(asked.model.context_tokens_max(), &known, "messages")?;
         let salt = salt(&request.common.cache_salt);
         let cached = !request.common.bypasses_cache;

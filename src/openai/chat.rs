@@ -64,8 +64,9 @@ impl ChatRequest {
                 message,
             ));
         }
-        let variables = take_variables(&mut fields)?;
+        let mut variables = take_variables(&mut fields)?;
         let common = Common::take(fields, limits)?;
+        add_reasoning_effort(&mut variables, &common.passed);
         Ok(Self {
             messages,
             images,
@@ -216,6 +217,18 @@ fn take_tools(fields: &mut Map<String, Value>) -> Result<Option<Value>, ApiError
         }
         Some(_) => Err(fields::invalid_type("tools", "a list of objects")),
     }
+}
+
+/// What vLLM tells the template of `reasoning_effort`: the value, and whether to think at all unless
+/// the client said so itself.
+fn add_reasoning_effort(variables: &mut Map<String, Value>, passed: &Map<String, Value>) {
+    let Some(effort) = passed.get("reasoning_effort") else {
+        return;
+    };
+    variables.insert("reasoning_effort".to_owned(), effort.clone());
+    variables
+        .entry("enable_thinking")
+        .or_insert_with(|| (effort != "none").into());
 }
 
 fn take_variables(fields: &mut Map<String, Value>) -> Result<Map<String, Value>, ApiError> {

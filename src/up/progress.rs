@@ -71,39 +71,45 @@ async fn follow(process: EngineProcess, metrics: Arc<Metrics>) {
     let mut states = process.state;
     let worker = process.spec.worker;
     let mut since = Instant::now();
+    let mut shown = None;
     loop {
         let state = states.borrow_and_update().clone();
-        match state {
-            State::Starting => {
+        // The same state may be sent twice.
+        if shown.as_ref() != Some(&state) {
+            if state == State::Starting {
                 since = Instant::now();
-                println!("  {worker}  starting");
             }
-            State::Ready { .. } => {
-                println!(
-                    "  {worker}  answers after {:.1} s",
-                    since.elapsed().as_secs_f64()
-                );
-            }
-            State::Restarting {
-                after,
-                cause,
-                last_lines,
-            } => {
+            if matches!(state, State::Restarting { .. }) {
                 metrics.engine_restarts.inc();
-                println!(
-                    "  {worker}  {cause}; starting it again in {:.1} s",
-                    after.as_secs_f64()
-                );
-                let skipped = last_lines.len().saturating_sub(LINES_SHOWN);
-                last_lines
-                    .iter()
-                    .skip(skipped)
-                    .for_each(|line| println!("  {worker}  | {line}"));
             }
-            State::Stopped => return,
+            show(worker.as_str(), &state, since.elapsed());
         }
-        if states.changed().await.is_err() {
+        if state == State::Stopped || states.changed().await.is_err() {
             return;
         }
+        shown = Some(state);
+    }
+}
+
+fn show(worker: &str, state: &State, running: Duration) {
+    match state {
+        State::Starting => println!("  {worker}  starting"),
+        State::Ready { .. } => println!("  {worker}  answers after {:.1} s", running.as_secs_f64()),
+        State::Restarting {
+            after,
+            cause,
+            last_lines,
+        } => {
+            println!(
+                "  {worker}  {cause}; starting it again in {:.1} s",
+                after.as_secs_f64()
+            );
+            let skipped = last_lines.len().saturating_sub(LINES_SHOWN);
+            last_lines
+                .iter()
+                .skip(skipped)
+                .for_each(|line| println!("  {worker}  | {line}"));
+        }
+        State::Stopped => {}
     }
 }

@@ -36,10 +36,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
     ("figment", &["config"]),
     ("hyper::server", &["http"]),
     ("hyper_util::server", &["http"]),
-    (
-        "hyper_util::client",
-        &["dispatch", "engine/probe", "worker/probe"],
-    ),
+    ("hyper_util::client", &["dispatch"]),
     ("image", &["media", "mock"]),
     ("minijinja", &["model", "prompt"]),
     ("nvml_wrapper", &["gpu/nvml"]),
