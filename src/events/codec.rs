@@ -83,7 +83,7 @@ const REMOVED: [&str; 3] = ["block_hashes", "medium", "group_idx"];
 
 /// One event; `None` for a kind we do not know.
 fn event(reader: &mut Reader<'_>) -> Read<Option<EngineEvent>> {
-    match reader.next()? {
+    match reader.read()? {
         Token::Array(0) | Token::Nil => Ok(None),
         Token::Array(count) => {
             let tag = text(reader, "event type")?;
@@ -100,7 +100,7 @@ fn event(reader: &mut Reader<'_>) -> Read<Option<EngineEvent>> {
 
 fn type_of(reader: &mut Reader<'_>, pairs: u32) -> Read<Arc<str>> {
     for _ in 0..pairs {
-        if reader.next()? == Token::Text(b"type") {
+        if reader.read()? == Token::Text(b"type") {
             return text(reader, "event type");
         }
         reader.skip()?;
@@ -123,7 +123,7 @@ impl Key {
                 let name = order.get(position as usize - 1);
                 Ok(name.map_or(b"".as_slice(), |name| name.as_bytes()))
             }
-            Self::Named => match reader.next()? {
+            Self::Named => match reader.read()? {
                 Token::Text(name) => Ok(name),
                 _ => Err(shape("event key", "a text")),
             },
@@ -191,12 +191,12 @@ fn removed(reader: &mut Reader<'_>, keys: impl Iterator<Item = Key>) -> Read<Eng
 
 /// The extra keys of one block: nil or an array of texts, `[id, offset]` pairs and others.
 fn extra_keys(reader: &mut Reader<'_>) -> Read<Vec<ExtraKey>> {
-    optional_list(reader, "extra_keys", |reader| match reader.next()? {
+    optional_list(reader, "extra_keys", |reader| match reader.read()? {
         Token::Text(bytes) => Ok(utf8(bytes).map_or(ExtraKey::Unknown, ExtraKey::Text)),
         Token::Array(2) => {
-            let (id, offset) = (reader.next()?, None);
+            let (id, offset) = (reader.read()?, None);
             reader.skip_rest_of(id)?;
-            let next = reader.next()?;
+            let next = reader.read()?;
             reader.skip_rest_of(next)?;
             let offset = match next {
                 Token::Uint(number) => i64::try_from(number).ok(),
@@ -222,7 +222,7 @@ fn hash(reader: &mut Reader<'_>) -> Read<EngineHash> {
 }
 
 fn optional_hash(reader: &mut Reader<'_>) -> Read<Option<EngineHash>> {
-    match reader.next()? {
+    match reader.read()? {
         Token::Nil => Ok(None),
         Token::Uint(number) => Ok(Some(EngineHash::Int(number))),
         // TensorRT-LLM and some forks send the same 64 bits as a signed number.
@@ -237,7 +237,7 @@ fn token_id(reader: &mut Reader<'_>) -> Read<u32> {
 }
 
 fn optional_u32(reader: &mut Reader<'_>, field: &'static str) -> Read<Option<u32>> {
-    match reader.next()? {
+    match reader.read()? {
         Token::Nil => Some(None),
         Token::Uint(number) => u32::try_from(number).map(Some).ok(),
         _ => None,
@@ -250,7 +250,7 @@ fn text(reader: &mut Reader<'_>, field: &'static str) -> Read<Arc<str>> {
 }
 
 fn optional_text(reader: &mut Reader<'_>, field: &'static str) -> Read<Option<Arc<str>>> {
-    match reader.next()? {
+    match reader.read()? {
         Token::Nil => Ok(None),
         Token::Text(bytes) => utf8(bytes).map(Some).ok_or(shape(field, "UTF-8")),
         _ => Err(shape(field, "a text")),
@@ -275,7 +275,7 @@ fn optional_list<T>(
     field: &'static str,
     item: impl FnMut(&mut Reader<'_>) -> Read<T>,
 ) -> Read<Vec<T>> {
-    match reader.next()? {
+    match reader.read()? {
         Token::Nil => Ok(Vec::new()),
         Token::Array(count) => items(reader, count, item),
         _ => Err(shape(field, "an array")),
@@ -296,7 +296,7 @@ fn items<T>(
 }
 
 fn array(reader: &mut Reader<'_>, field: &'static str) -> Read<u32> {
-    match reader.next()? {
+    match reader.read()? {
         Token::Array(count) => Ok(count),
         _ => Err(shape(field, "an array")),
     }

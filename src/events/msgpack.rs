@@ -49,7 +49,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// When the payload ends inside it or its marker is reserved.
-    pub fn next(&mut self) -> Result<Token<'a>, MsgpackError> {
+    pub fn read(&mut self) -> Result<Token<'a>, MsgpackError> {
         let at = self.at;
         let marker = self.number::<1>()? as u8;
         Ok(match marker {
@@ -91,20 +91,20 @@ impl<'a> Reader<'a> {
     /// Skips one value with all it holds, however deep: no recursion, so depth has no limit.
     ///
     /// # Errors
-    /// As [`Reader::next`].
+    /// As [`Reader::read`].
     pub fn skip(&mut self) -> Result<(), MsgpackError> {
-        let token = self.next()?;
+        let token = self.read()?;
         self.skip_rest_of(token)
     }
 
     /// Skips what belongs to a token already read.
     ///
     /// # Errors
-    /// As [`Reader::next`].
+    /// As [`Reader::read`].
     pub fn skip_rest_of(&mut self, token: Token<'_>) -> Result<(), MsgpackError> {
         let mut left = values_inside(token);
         while left > 0 {
-            left = left - 1 + values_inside(self.next()?);
+            left = left - 1 + values_inside(self.read()?);
         }
         Ok(())
     }
@@ -179,10 +179,10 @@ mod tests {
             (&[0xc3], Token::Bool(true)),
         ];
         for (bytes, token) in rows {
-            assert_eq!(Reader::new(bytes).next(), Ok(token), "{bytes:x?}");
+            assert_eq!(Reader::new(bytes).read(), Ok(token), "{bytes:x?}");
         }
         assert_eq!(
-            Reader::new(&[0xc1]).next(),
+            Reader::new(&[0xc1]).read(),
             Err(MsgpackError::Reserved { at: 0 })
         );
     }

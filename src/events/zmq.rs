@@ -12,7 +12,10 @@ use zeromq::{
     DealerSocket, Socket, SocketEvent, SocketRecv, SocketSend, SubSocket, ZmqError, ZmqMessage,
 };
 
-/// Longest wait for a connection, and between two messages of a replay.
+/// Longest wait for a connection. The engine is on this host, and its socket's own thread answers.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Longest wait between two messages of a replay.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A publisher may take this long to note a new subscriber; what it sent meanwhile is replayed.
@@ -72,6 +75,7 @@ pub async fn follow(source: &Source, feed: &mpsc::Sender<Feed>) {
         source,
         feed,
         last: None,
+        is_proven: true,
     };
     let mut wait = RETRY_FIRST;
     loop {
@@ -85,9 +89,6 @@ pub async fn follow(source: &Source, feed: &mpsc::Sender<Feed>) {
         }
         sleep(wait).await;
         wait = (wait * 2).min(RETRY_LAST);
-        if follower.source.replay.is_none() && follower.last.is_some() {
-            let _ = follower.begin_new_life().await;
-        }
     }
 }
 
@@ -96,6 +97,9 @@ struct Follower<'a> {
     feed: &'a mpsc::Sender<Feed>,
     /// The last message given out: its payload tells a new engine process from the old one.
     last: Option<(u64, Bytes)>,
+    /// Whether the connection is known to lead to the engine process of `last`. A process takes its
+    /// connections with it, so a new connection has to prove it by that very message.
+    is_proven: bool,
 }
 
 /// How a replay goes on from the last message.
@@ -122,9 +126,10 @@ impl Follower<'_> {
         let mut socket = SubSocket::new();
         let mut monitor = socket.monitor();
         socket.subscribe("").await.map_err(failed)?;
-        within(endpoint, socket.connect(endpoint)).await?;
+        within(CONNECT_DEADLINE, endpoint, socket.connect(endpoint)).await?;
+        self.is_proven = self.last.is_none();
         // Subscribed first, replayed second: what comes meanwhile waits in the socket.
-        self.catch_up(true).await?;
+        self.catch_up().await?;
         let mut check = Instant::now() + SETTLE;
         loop {
             tokio::select! {
@@ -134,8 +139,8 @@ impl Follower<'_> {
                     check = check.max(Instant::now() + SETTLE);
                 }
                 () = sleep_until(check) => {
-                    self.catch_up(false).await?;
-                    check = Instant::now() + SILENCE;
+                    self.catch_up().await?;
+                    check = Instant::now() + if self.is_proven { SILENCE } else { RETRY_LAST };
                 }
                 event = monitor.next() => {
                     if matches!(event, None | Some(SocketEvent::Disconnected(_))) {
@@ -148,59 +153,64 @@ impl Follower<'_> {
 
     async fn take_live(&mut self, sequence: u64, payload: Bytes) -> Result<(), SourceError> {
         let expected = self.last.as_ref().map_or(0, |(last, _)| last + 1);
-        if sequence > expected {
+        if sequence > expected || !self.is_proven {
             debug!(
                 endpoint = self.source.events,
                 expected, sequence, "kv event gap, replaying"
             );
-            self.catch_up(false).await?;
+            self.catch_up().await?;
+        }
+        if !self.is_proven {
+            self.begin_new_life().await?;
         }
         self.give(sequence, payload).await
     }
 
-    /// Replays from the last message inclusive, or from the first. `connected` says that the
-    /// connection is new: only then can the last message's absence mean a new engine process,
-    /// because a process takes its connections with it.
-    async fn catch_up(&mut self, connected: bool) -> Result<(), SourceError> {
+    /// Replays from the last message inclusive, or from the first. A replay that does not answer
+    /// leaves the connection unproven.
+    async fn catch_up(&mut self) -> Result<(), SourceError> {
         let Some(endpoint) = &self.source.replay else {
-            return Ok(());
+            // Nothing can prove it.
+            return if self.is_proven {
+                Ok(())
+            } else {
+                self.begin_new_life().await
+            };
         };
-        let continuity = match self.replay(endpoint, connected).await {
+        match self.replay(endpoint).await {
             Err(error @ SourceError::Deadline { .. }) => {
                 warn!(endpoint, %error, "kv events can't be replayed");
                 return Ok(());
             }
-            other => other?,
-        };
-        let is_new = match continuity {
-            Continuity::SameLife => false,
-            Continuity::OtherLife => true,
-            Continuity::Empty => connected && self.last.is_some(),
-        };
-        if is_new {
-            self.begin_new_life().await?;
-            self.replay(endpoint, false).await?;
+            Ok(Continuity::SameLife) => self.is_proven = true,
+            Ok(Continuity::Empty) if self.is_proven => {}
+            Ok(Continuity::Empty | Continuity::OtherLife) => {
+                self.begin_new_life().await?;
+                self.replay(endpoint).await?;
+            }
+            Err(error) => return Err(error),
         }
         Ok(())
     }
 
     /// Asks for everything from the last message on and gives out what is new.
-    async fn replay(&mut self, endpoint: &str, connected: bool) -> Result<Continuity, SourceError> {
+    async fn replay(&mut self, endpoint: &str) -> Result<Continuity, SourceError> {
         let from = self.last.as_ref().map_or(0, |(last, _)| *last);
         let mut socket = DealerSocket::new();
-        within(endpoint, socket.connect(endpoint)).await?;
+        within(CONNECT_DEADLINE, endpoint, socket.connect(endpoint)).await?;
         let mut request = ZmqMessage::from(Bytes::new());
         request.push_back(Bytes::copy_from_slice(&from.to_be_bytes()));
-        within(endpoint, socket.send(request)).await?;
+        within(ANSWER_DEADLINE, endpoint, socket.send(request)).await?;
         let mut continuity = Continuity::Empty;
         loop {
-            let (sequence, payload) = parse(within(endpoint, socket.recv()).await?)?;
+            let (sequence, payload) =
+                parse(within(ANSWER_DEADLINE, endpoint, socket.recv()).await?)?;
             if sequence == REPLAY_END {
                 return Ok(continuity);
             }
             if let (Continuity::Empty, Some((last, known))) = (&continuity, &self.last)
                 && (sequence, &payload) != (*last, known)
-                && (connected || sequence == *last)
+                && (!self.is_proven || sequence == *last)
             {
                 return Ok(Continuity::OtherLife);
             }
@@ -211,6 +221,7 @@ impl Follower<'_> {
 
     async fn begin_new_life(&mut self) -> Result<(), SourceError> {
         self.last = None;
+        self.is_proven = true;
         self.send(Feed::NewLife).await
     }
 
@@ -250,14 +261,15 @@ fn parse(message: ZmqMessage) -> Result<(u64, Bytes), SourceError> {
 }
 
 async fn within<T>(
+    limit: Duration,
     endpoint: &str,
     step: impl Future<Output = Result<T, ZmqError>>,
 ) -> Result<T, SourceError> {
-    match timeout(ANSWER_DEADLINE, step).await {
+    match timeout(limit, step).await {
         Ok(answer) => answer.map_err(|source| socket_error(endpoint, source)),
         Err(_) => Err(SourceError::Deadline {
             endpoint: endpoint.to_owned(),
-            waited: ANSWER_DEADLINE,
+            waited: limit,
         }),
     }
 }

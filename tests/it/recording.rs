@@ -82,7 +82,7 @@ impl Follower {
 }
 
 #[test]
-fn cached_tokens_of_243_requests_are_predicted() {
+fn cached_tokens_of_224_requests_are_predicted() {
     let messages = frames("recording/run1");
     let rows = std::fs::read_to_string(golden("recording/run1.jsonl")).unwrap();
     let rows = rows
@@ -128,7 +128,7 @@ fn cached_tokens_of_243_requests_are_predicted() {
             held_checked += 1;
         }
     }
-    assert!(checked > 180, "only {checked} requests were checked");
+    assert_eq!(checked, 224, "requests that stored something");
     assert!(
         held_checked > 180,
         "only {held_checked} states were checked"
@@ -209,7 +209,7 @@ fn hashes_of(step: &Value, vector: Option<&Vector>) -> Option<Vec<SequenceHash>>
 }
 
 /// Replays a folder's scenarios in order; the number of requests whose cached tokens were checked.
-fn replay(folder: &str, names: &[String], options: Options) -> (Follower, u32) {
+fn replay(names: &[String], options: Options) -> (Follower, u32) {
     let mut follower = Follower::new(options);
     let mut pool = Pool::default();
     let vectors = Vector::all();
@@ -266,7 +266,7 @@ fn the_ledger_holds_what_vllms_pool_holds_after_every_step() {
     for (folder, left_out, least) in rows {
         let mut names = scenarios(folder);
         names.retain(|name| left_out.is_empty() || !name.ends_with(left_out));
-        let (follower, checked) = replay(folder, &names, Options::default());
+        let (follower, checked) = replay(&names, Options::default());
         assert!(
             checked >= least,
             "{folder}: only {checked} requests were checked"
@@ -283,7 +283,7 @@ fn evictions_and_duplicate_blocks_are_counted_as_the_engine_counts() {
         capacity_blocks: Some(19),
         ..Options::default()
     };
-    let (follower, checked) = replay("evict", &scenarios("evict"), options);
+    let (follower, checked) = replay(&scenarios("evict"), options);
     assert!(checked >= 10, "only {checked} requests were checked");
     // The recording begins after 13 messages: three blocks of before it are removed.
     let counts = follower.ledger.counts();
@@ -325,4 +325,33 @@ fn a_reset_shows_with_the_next_step_and_takes_everything() {
         }
     }
     panic!("no clearing was recorded");
+}
+
+#[test]
+fn a_full_report_under_our_session_changes_nothing_that_is_held() {
+    let mut follower = Follower::new(Options {
+        session_id: Some("ours".into()),
+        ..Options::default()
+    });
+    let mut names = scenarios("b16");
+    let report = names.iter().position(|name| name.ends_with("report_full"));
+    names.truncate(report.expect("the scenario") + 1);
+    for name in &names {
+        for (sequence, payload) in frames(name) {
+            if !name.ends_with("report_full") {
+                follower.take(sequence, &payload);
+                continue;
+            }
+            let before = follower.ledger.copies();
+            let mut events = decode(&payload).unwrap().events;
+            for event in &mut events {
+                if let EngineEvent::Stored(stored) = event {
+                    stored.session_id = Some("ours".into());
+                }
+            }
+            let published = follower.ledger.apply(events);
+            assert_eq!(published, Published::default(), "all was known");
+            assert_eq!(follower.ledger.copies(), before);
+        }
+    }
 }

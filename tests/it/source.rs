@@ -60,8 +60,11 @@ impl Publisher {
         sent.expect("the publisher runs");
     }
 
+    /// Ends the publisher; returns once its sockets' files are gone, so that they can't vanish
+    /// under the next one.
     pub(crate) async fn stop(mut self) {
-        self.tasks.shutdown().await;
+        drop(self.commands);
+        self.tasks.join_next().await;
     }
 }
 
@@ -83,7 +86,10 @@ async fn serve(
     loop {
         tokio::select! {
             biased;
-            Some((next, is_live)) = commands.recv() => {
+            command = commands.recv() => {
+                let Some((next, is_live)) = command else {
+                    break;
+                };
                 if is_live {
                     let frames = message(&[b"kv-events", &next.0.to_be_bytes(), &next.1]);
                     live.send(frames).await.expect("publish");
@@ -108,6 +114,8 @@ async fn serve(
             }
         }
     }
+    live.close().await;
+    replay.close().await;
 }
 
 /// The next feed; panics when none comes.
