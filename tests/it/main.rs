@@ -1,5 +1,6 @@
 //! Tests of the library as its users see it, and of the house rules.
 
+mod agent;
 mod cli;
 mod codec;
 mod config;
@@ -8,6 +9,7 @@ mod hash_vectors;
 mod http;
 mod index_laws;
 mod layers;
+mod ledger;
 mod media_fetch;
 mod mock_client;
 mod mock_engine;
