@@ -61,6 +61,7 @@ pub enum MockError {
 #[derive(Debug)]
 pub struct MockEngine {
     listener: TcpListener,
+    address: SocketAddr,
     server: Arc<Server>,
     engines: Vec<Engine>,
     replayers: Vec<Replayer>,
@@ -76,7 +77,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), MockEr
         stop_at_end_of_input(stop.clone());
     }
     let engine = MockEngine::bind(options).await?;
-    tracing::info!(address = ?engine.address(), sources = %engine.server.sources, "mock engine listening");
+    tracing::info!(address = %engine.address, sources = %engine.server.sources, "mock engine listening");
     engine.serve(stop).await;
     Ok(())
 }
@@ -91,7 +92,7 @@ impl MockEngine {
         let model = load(&options.model)?;
         let context_tokens_max = options.context_tokens_max(model.context_tokens_max())?;
         let bounds = options.bounds();
-        let listener = listen(SocketAddr::new(options.host, options.port)).await?;
+        let (listener, address) = listen(SocketAddr::new(options.host, options.port)).await?;
         let mut started = Started::default();
         for rank in 0..options.data_parallel_size {
             started.rank(&options, bounds, rank).await?;
@@ -106,6 +107,7 @@ impl MockEngine {
         let server = Server::new(model, setting, started.ranks, sources);
         Ok(Self {
             listener,
+            address,
             server: Arc::new(server),
             engines: started.engines,
             replayers: started.replayers,
@@ -114,11 +116,8 @@ impl MockEngine {
     }
 
     /// Where it listens, the port the system chose included.
-    ///
-    /// # Errors
-    /// When the system does not tell.
-    pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Where rank `rank` publishes its events, and where it replays them.
@@ -203,9 +202,11 @@ fn load(name: &str) -> Result<Model, MockError> {
     })
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, MockError> {
-    let bound = bind(address).await;
-    bound.map_err(|source| MockError::Listen { address, source })
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), MockError> {
+    let refused = |source| MockError::Listen { address, source };
+    let listener = bind(address).await.map_err(refused)?;
+    let bound = listener.local_addr().map_err(refused)?;
+    Ok((listener, bound))
 }
 
 /// Generous bounds: the frontend in front has the strict ones.

@@ -43,7 +43,7 @@ impl Mock {
         };
         let endpoints = (0..ranks).map(|rank| owned(engine.event_endpoints(rank)));
         let endpoints = endpoints.collect();
-        let address = engine.address().expect("an address").to_string();
+        let address = engine.address().to_string();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(engine.serve(stop.clone()));
