@@ -50,6 +50,8 @@ pub struct Candidate {
     pub block_size: BlockSize,
     /// Leading blocks of the prompt it holds, already capped at what a cache can answer.
     pub overlap_blocks: u32,
+    /// Leading blocks of the prompt that a prompt in flight there has too.
+    pub shared_blocks: u32,
     pub load: Load,
 }
 
@@ -72,7 +74,9 @@ pub fn cost(prompt_tokens: u32, candidate: &Candidate, policy: Policy) -> Cost {
     let uncached_tokens = u64::from(prompt_tokens.saturating_sub(cached_tokens));
     let prefill_tokens = candidate.load.prefill_tokens + uncached_tokens;
     let prefill_blocks = prefill_tokens as f64 / block_tokens;
-    let own_blocks = u64::from(prompt_tokens.div_ceil(candidate.block_size.tokens()));
+    let blocks = prompt_tokens.div_ceil(candidate.block_size.tokens());
+    // What a prompt in flight holds already is in the load.
+    let own_blocks = u64::from(blocks.saturating_sub(candidate.shared_blocks));
     let decode_blocks = (candidate.load.decode_blocks + own_blocks) as f64;
     let total = policy.overlap_weight * prefill_blocks + decode_blocks;
     Cost {
@@ -163,6 +167,7 @@ mod tests {
         Candidate {
             block_size: BlockSize::new(16).unwrap(),
             overlap_blocks,
+            shared_blocks: 0,
             load,
         }
     }

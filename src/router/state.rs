@@ -12,7 +12,7 @@ use crate::index::holders::Slot;
 use crate::index::{Applied, Index, KvEvent};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
 use crate::router::{Footprint, RouteError};
-use crate::select::load::{Load, Share};
+use crate::select::load::{InFlight, Share};
 use crate::select::{Candidate, Cost, Policy, cost, select};
 
 /// Most distinct block sizes hashed for one request; workers of further sizes are chosen by load
@@ -50,16 +50,9 @@ struct Member {
 
 #[derive(Debug, Default)]
 struct RankState {
-    load: Load,
-    /// Requests in flight there, each a tentative holder of its prompt's blocks: the engine holds
-    /// them, or is about to.
-    bookings: HashMap<BookingKey, Booked>,
-}
-
-#[derive(Debug)]
-struct Booked {
-    share: Share,
-    hashes: Arc<[SequenceHash]>,
+    /// Each request in flight is a tentative holder of its prompt's blocks.
+    in_flight: InFlight,
+    shares: HashMap<BookingKey, Share>,
 }
 
 /// One rank of one worker as a request sees it.
@@ -208,17 +201,17 @@ impl State {
 
     pub(crate) fn prefill_done(&mut self, key: BookingKey) {
         if let Some(rank) = self.rank_of(key)
-            && let Some(booked) = rank.bookings.get_mut(&key)
+            && let Some(share) = rank.shares.get_mut(&key)
         {
-            rank.load.prefill_done(&mut booked.share);
+            rank.in_flight.prefill_done(share);
         }
     }
 
     pub(crate) fn free(&mut self, key: BookingKey) {
         if let Some(rank) = self.rank_of(key)
-            && let Some(booked) = rank.bookings.remove(&key)
+            && let Some(share) = rank.shares.remove(&key)
         {
-            rank.load.free(booked.share);
+            rank.in_flight.free(&share);
         }
         self.seats.remove(&key);
     }
@@ -242,7 +235,11 @@ impl State {
         let view = |member: &Member| WorkerView {
             record: member.record.clone(),
             indexed_blocks: self.index.worker_blocks(&member.record.worker),
-            load: member.ranks.iter().map(|rank| rank.load).collect(),
+            load: member
+                .ranks
+                .iter()
+                .map(|rank| rank.in_flight.load())
+                .collect(),
         };
         self.workers.values().map(view).collect()
     }
@@ -298,14 +295,12 @@ impl State {
         self.next_booking += 1;
         let block_size = seat.candidate.block_size;
         let cached_tokens = seat.candidate.overlap_blocks * block_size.tokens();
+        let hashes = footprint.hashes_for(block_size).cloned();
         let share = Share {
             prefill_tokens: u64::from(footprint.prompt_tokens.saturating_sub(cached_tokens)),
-            decode_blocks: u64::from(footprint.prompt_tokens.div_ceil(block_size.tokens())),
+            blocks: footprint.prompt_tokens.div_ceil(block_size.tokens()),
+            hashes: hashes.unwrap_or_default(),
         };
-        let hashes = footprint
-            .hashes_for(block_size)
-            .cloned()
-            .unwrap_or_default();
         let member = self.workers.get_mut(&seat.worker);
         let address = member
             .as_ref()
@@ -313,8 +308,8 @@ impl State {
             .unwrap_or_default();
         let ranks = member.as_ref().map_or(1, |member| member.record.ranks);
         if let Some(rank) = member.and_then(|member| member.ranks.get_mut(seat.rank.0 as usize)) {
-            rank.load.book(share);
-            rank.bookings.insert(key, Booked { share, hashes });
+            rank.in_flight.book(&share);
+            rank.shares.insert(key, share);
         }
         self.seats.insert(key, (seat.worker.clone(), seat.rank));
         Chosen {
@@ -379,14 +374,15 @@ impl State {
         let prompt_tokens = footprint.prompt_tokens;
         let block_size = member.record.block_size.unwrap_or(BlockSize::ONE);
         let hashes = footprint.hashes_for(block_size);
-        let tentative_blocks = hashes.map_or(0, |hashes| state.tentative_blocks(hashes));
+        let shared_blocks = hashes.map_or(0, |hashes| state.in_flight.shared_blocks(hashes));
         let overlap_blocks = held_blocks
-            .max(tentative_blocks)
+            .max(shared_blocks)
             .min(block_size.cacheable_blocks(prompt_tokens));
         let candidate = Candidate {
             block_size,
             overlap_blocks,
-            load: state.load,
+            shared_blocks,
+            load: state.in_flight.load(),
         };
         Seat {
             worker: member.record.worker.clone(),
@@ -409,26 +405,6 @@ impl Member {
             return Some("refused a connection");
         }
         None
-    }
-}
-
-impl RankState {
-    /// The longest lead that a request in flight shares with this prompt.
-    fn tentative_blocks(&self, hashes: &[SequenceHash]) -> u32 {
-        let lead = |booked: &Booked| {
-            // A sequence hash covers all before it, so the shared lead can be bisected.
-            let (mut low, mut high) = (0, hashes.len().min(booked.hashes.len()));
-            while low < high {
-                let middle = low.midpoint(high);
-                if hashes[middle] == booked.hashes[middle] {
-                    low = middle + 1
-                } else {
-                    high = middle
-                }
-            }
-            low as u32
-        };
-        self.bookings.values().map(lead).max().unwrap_or(0)
     }
 }
 

@@ -1,43 +1,99 @@
 //! What a worker rank has in hand, counted from bookings.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::block::SequenceHash;
+
 /// The load of one worker rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Load {
     /// Uncached tokens of requests whose first token has not come.
     pub prefill_tokens: u64,
-    /// Blocks of the prompts in flight.
+    /// Blocks of the prompts in flight; one that several prompts share counts once.
     pub decode_blocks: u64,
     /// Requests in flight.
     pub requests: u32,
 }
 
 /// What one request adds to the load of the rank it is placed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
     /// Zero once the first token has come.
     pub prefill_tokens: u64,
-    pub decode_blocks: u64,
+    /// Blocks of the prompt, the part-filled last one included.
+    pub blocks: u32,
+    /// Names of the full ones; empty where they have none, and then they are shared with nobody.
+    pub hashes: Arc<[SequenceHash]>,
 }
 
-impl Load {
+/// The requests in flight on one rank.
+#[derive(Debug, Default)]
+pub struct InFlight {
+    load: Load,
+    /// How many prompts in flight have a block.
+    prompts_with: HashMap<SequenceHash, u32>,
+}
+
+impl InFlight {
+    /// The load they make together.
+    pub fn load(&self) -> Load {
+        self.load
+    }
+
     /// Adds a request's share.
-    pub fn book(&mut self, share: Share) {
-        self.prefill_tokens += share.prefill_tokens;
-        self.decode_blocks += share.decode_blocks;
-        self.requests += 1;
+    pub fn book(&mut self, share: &Share) {
+        self.load.prefill_tokens += share.prefill_tokens;
+        self.load.requests += 1;
+        self.load.decode_blocks += u64::from(share.unnamed_blocks());
+        for hash in &*share.hashes {
+            let prompts = self.prompts_with.entry(*hash).or_default();
+            *prompts += 1;
+            self.load.decode_blocks += u64::from(*prompts == 1);
+        }
     }
 
     /// Takes the prefill out of a booked share: its first token has come.
     pub fn prefill_done(&mut self, share: &mut Share) {
-        self.prefill_tokens = self.prefill_tokens.saturating_sub(share.prefill_tokens);
+        self.load.prefill_tokens = self
+            .load
+            .prefill_tokens
+            .saturating_sub(share.prefill_tokens);
         share.prefill_tokens = 0;
     }
 
     /// Takes back what is left of a booked share.
-    pub fn free(&mut self, share: Share) {
-        self.prefill_tokens = self.prefill_tokens.saturating_sub(share.prefill_tokens);
-        self.decode_blocks = self.decode_blocks.saturating_sub(share.decode_blocks);
-        self.requests = self.requests.saturating_sub(1);
+    pub fn free(&mut self, share: &Share) {
+        self.load.prefill_tokens = self
+            .load
+            .prefill_tokens
+            .saturating_sub(share.prefill_tokens);
+        self.load.requests = self.load.requests.saturating_sub(1);
+        let mut freed_blocks = u64::from(share.unnamed_blocks());
+        for hash in &*share.hashes {
+            if let Some(prompts) = self.prompts_with.get_mut(hash) {
+                *prompts -= 1;
+                if *prompts == 0 {
+                    self.prompts_with.remove(hash);
+                    freed_blocks += 1;
+                }
+            }
+        }
+        self.load.decode_blocks = self.load.decode_blocks.saturating_sub(freed_blocks);
+    }
+
+    /// Counts the leading blocks of a prompt that a prompt in flight has too: the engine holds
+    /// them, or is about to.
+    pub fn shared_blocks(&self, hashes: &[SequenceHash]) -> u32 {
+        // A sequence hash covers all before it: who has a block has all before it, so the shared
+        // lead can be bisected.
+        hashes.partition_point(|hash| self.prompts_with.contains_key(hash)) as u32
+    }
+}
+
+impl Share {
+    fn unnamed_blocks(&self) -> u32 {
+        self.blocks.saturating_sub(self.hashes.len() as u32)
     }
 }
 
@@ -45,47 +101,49 @@ impl Load {
 mod tests {
     use super::*;
 
+    fn share(prefill_tokens: u64, blocks: u32, hashes: &[u64]) -> Share {
+        let hashes = hashes.iter().copied().map(SequenceHash).collect();
+        Share {
+            prefill_tokens,
+            blocks,
+            hashes,
+        }
+    }
+
+    fn load(prefill_tokens: u64, decode_blocks: u64, requests: u32) -> Load {
+        Load {
+            prefill_tokens,
+            decode_blocks,
+            requests,
+        }
+    }
+
     #[test]
     fn what_is_booked_is_given_back() {
-        let mut load = Load::default();
-        let mut first = Share {
-            prefill_tokens: 100,
-            decode_blocks: 7,
-        };
-        let second = Share {
-            prefill_tokens: 50,
-            decode_blocks: 4,
-        };
-        load.book(first);
-        load.book(second);
-        assert_eq!(
-            load,
-            Load {
-                prefill_tokens: 150,
-                decode_blocks: 11,
-                requests: 2
-            }
-        );
-        load.prefill_done(&mut first);
-        assert_eq!(
-            load,
-            Load {
-                prefill_tokens: 50,
-                decode_blocks: 11,
-                requests: 2
-            }
-        );
-        load.prefill_done(&mut first); // once only
-        load.free(first);
-        assert_eq!(
-            load,
-            Load {
-                prefill_tokens: 50,
-                decode_blocks: 4,
-                requests: 1
-            }
-        );
-        load.free(second);
-        assert_eq!(load, Load::default());
+        let mut in_flight = InFlight::default();
+        let mut first = share(100, 4, &[1, 2, 3]);
+        let second = share(50, 3, &[1, 2]);
+        in_flight.book(&first);
+        in_flight.book(&second);
+        // Blocks 1 and 2 are shared; each prompt has a part-filled last block of its own.
+        assert_eq!(in_flight.load(), load(150, 5, 2));
+        in_flight.prefill_done(&mut first);
+        in_flight.prefill_done(&mut first); // once only
+        assert_eq!(in_flight.load(), load(50, 5, 2));
+        in_flight.free(&first);
+        assert_eq!(in_flight.load(), load(50, 3, 1));
+        in_flight.free(&second);
+        assert_eq!(in_flight.load(), Load::default());
+        assert!(in_flight.prompts_with.is_empty());
+    }
+
+    #[test]
+    fn prompts_share_their_lead() {
+        let mut in_flight = InFlight::default();
+        in_flight.book(&share(0, 4, &[1, 2, 3]));
+        for (asked, blocks) in [(&[1, 2, 3][..], 3), (&[1, 2, 9], 2), (&[9], 0), (&[], 0)] {
+            let asked: Vec<_> = asked.iter().copied().map(SequenceHash).collect();
+            assert_eq!(in_flight.shared_blocks(&asked), blocks, "{asked:?}");
+        }
     }
 }

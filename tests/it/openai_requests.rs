@@ -53,153 +53,163 @@ fn bodies_that_are_no_request() {
     );
 }
 
+/// A field, its value as JSON, and the code and field of the refusal.
+const BAD_FIELDS: &[(&str, &str, &str, &str)] = &[
+    ("max_tokens", "0", "invalid_value", "max_tokens"),
+    ("max_tokens", "-1", "invalid_value", "max_tokens"),
+    ("max_tokens", "1.5", "invalid_value", "max_tokens"),
+    (
+        "max_tokens",
+        "9223372036854775808",
+        "invalid_value",
+        "max_tokens",
+    ),
+    ("n", "1000000000", "invalid_value", "n"),
+    ("temperature", r#""hot""#, "invalid_value", "temperature"),
+    ("top_p", "1.1", "invalid_value", "top_p"),
+    ("stream", r#""yes""#, "invalid_type", "stream"),
+    ("stream_options", "{}", "invalid_value", "stream_options"),
+    ("stop", "[1]", "invalid_value", "stop"),
+    ("top_logprobs", "1000", "invalid_value", "top_logprobs"),
+    ("logprobs", "99", "invalid_type", "logprobs"),
+    ("cache_salt", r#""""#, "invalid_value", "cache_salt"),
+    ("tools", "{}", "invalid_type", "tools"),
+    (
+        "chat_template",
+        r#""x""#,
+        "field_not_accepted",
+        "chat_template",
+    ),
+    (
+        "chat_template_kwargs",
+        r#"{"x":1}"#,
+        "field_not_accepted",
+        "chat_template_kwargs.x",
+    ),
+    (
+        "mm_processor_kwargs",
+        "{}",
+        "field_not_accepted",
+        "mm_processor_kwargs",
+    ),
+    ("vllm_xargs", "{}", "field_not_accepted", "vllm_xargs"),
+    (
+        "kv_transfer_params",
+        "{}",
+        "field_not_accepted",
+        "kv_transfer_params",
+    ),
+    (
+        "continue_final_message",
+        r#"true,"add_generation_prompt":true"#,
+        "invalid_value",
+        "continue_final_message",
+    ),
+    (
+        "nvext",
+        r#"{"agent_hints":{"osl":-1}}"#,
+        "invalid_type",
+        "nvext.agent_hints.osl",
+    ),
+];
+
+/// A message's content, and the code and field of the refusal.
+const BAD_CONTENTS: &[(&str, &str, &str)] = &[
+    ("7", "invalid_type", "messages[0].content"),
+    (r#"["x"]"#, "invalid_type", "messages[0].content[0]"),
+    (
+        r#"[{"type":"text"}]"#,
+        "invalid_type",
+        "messages[0].content[0].text",
+    ),
+    (
+        r#"[{"type":"video_url"}]"#,
+        "unsupported_content",
+        "messages[0].content[0].type",
+    ),
+    (
+        r#"[{"type":"image_embeds"}]"#,
+        "unsupported_content",
+        "messages[0].content[0].type",
+    ),
+    (
+        r#"[{"type":"image_url","image_url":{"url":7}}]"#,
+        "invalid_type",
+        "messages[0].content[0].image_url.url",
+    ),
+    (
+        r#"[{"type":"image_url","image_url":{"url":null}}]"#,
+        "invalid_type",
+        "messages[0].content[0].image_url.url",
+    ),
+    (
+        r#"[{"type":"image_url"}]"#,
+        "invalid_type",
+        "messages[0].content[0].image_url.url",
+    ),
+];
+
+/// A whole body, and the code and field of the refusal.
+const BAD_BODIES: &[(&str, &str, &str)] = &[
+    (r#"{"messages":[]}"#, "invalid_value", "messages"),
+    (r#"{"model":"m"}"#, "missing_field", "messages"),
+    (
+        r#"{"messages":[{"role":"user","content":"x"}]}"#,
+        "missing_field",
+        "model",
+    ),
+    (r#"{"model":"m","messages":{}}"#, "invalid_type", "messages"),
+    (
+        r#"{"model":"m","messages":[1]}"#,
+        "invalid_type",
+        "messages[0]",
+    ),
+    (
+        r#"{"model":"m","messages":[{"role":"robot"}]}"#,
+        "invalid_value",
+        "messages[0].role",
+    ),
+];
+
 #[test]
 fn every_bad_field_is_named() {
-    let image = |url: Value| json!([{"type": "image_url", "image_url": {"url": url}}]);
-    let three = json!([0, 1, 2].map(|_| json!({"type": "image_url", "image_url": {"url": "x"}})));
-    let rows: Vec<(String, &str, &str)> = vec![
-        (r#"{"messages":[]}"#.into(), "invalid_value", "messages"),
-        (r#"{"model":"m"}"#.into(), "missing_field", "messages"),
+    let many = |what: &str, count| vec![what; count].join(",");
+    let message = r#"{"role":"user","content":"x"}"#;
+    let image = r#"{"type":"image_url","image_url":{"url":"x"}}"#;
+    let mut rows: Vec<(String, &str, &str)> = vec![
         (
-            r#"{"messages":[{"role":"user","content":"x"}]}"#.into(),
-            "missing_field",
-            "model",
-        ),
-        (
-            r#"{"model":"m","messages":{}}"#.into(),
-            "invalid_type",
-            "messages",
-        ),
-        (
-            r#"{"model":"m","messages":[1]}"#.into(),
-            "invalid_type",
-            "messages[0]",
-        ),
-        (
-            r#"{"model":"m","messages":[{"role":"robot"}]}"#.into(),
-            "invalid_value",
-            "messages[0].role",
-        ),
-        (
-            json!({"model": "m", "messages": vec![json!({"role": "user", "content": "x"}); 4]})
-                .to_string(),
+            format!(r#"{{"model":"m","messages":[{}]}}"#, many(message, 4)),
             "too_many_messages",
             "messages",
         ),
-        (chat_of(&json!(7)), "invalid_type", "messages[0].content"),
         (
-            chat_of(&json!(["x"])),
-            "invalid_type",
-            "messages[0].content[0]",
+            chat_of(&serde_json::from_str(&format!("[{}]", many(image, 3))).unwrap()),
+            "too_many_images",
+            "messages",
         ),
         (
-            chat_of(&json!([{"type": "text"}])),
-            "invalid_type",
-            "messages[0].content[0].text",
-        ),
-        (
-            chat_of(&json!([{"type": "video_url"}])),
-            "unsupported_content",
-            "messages[0].content[0].type",
-        ),
-        (
-            chat_of(&json!([{"type": "image_embeds"}])),
-            "unsupported_content",
-            "messages[0].content[0].type",
-        ),
-        (
-            chat_of(&image(json!(7))),
-            "invalid_type",
-            "messages[0].content[0].image_url.url",
-        ),
-        (
-            chat_of(&image(json!(null))),
-            "invalid_type",
-            "messages[0].content[0].image_url.url",
-        ),
-        (chat_of(&three), "too_many_images", "messages"),
-        (chat_with("max_tokens", "0"), "invalid_value", "max_tokens"),
-        (chat_with("max_tokens", "-1"), "invalid_value", "max_tokens"),
-        (
-            chat_with("max_tokens", "1.5"),
-            "invalid_value",
-            "max_tokens",
-        ),
-        (
-            chat_with("max_tokens", "9223372036854775808"),
-            "invalid_value",
-            "max_tokens",
-        ),
-        (chat_with("n", "1000000000"), "invalid_value", "n"),
-        (
-            chat_with("temperature", "\"hot\""),
-            "invalid_value",
-            "temperature",
-        ),
-        (chat_with("top_p", "1.1"), "invalid_value", "top_p"),
-        (chat_with("stream", "\"yes\""), "invalid_type", "stream"),
-        (
-            chat_with("stream_options", "{}"),
-            "invalid_value",
-            "stream_options",
-        ),
-        (
-            chat_with("stop", &json!(vec!["x"; 65]).to_string()),
+            chat_with("stop", &format!("[{}]", many("\"x\"", 65))),
             "invalid_value",
             "stop",
         ),
-        (chat_with("stop", "[1]"), "invalid_value", "stop"),
-        (
-            chat_with("top_logprobs", "1000"),
-            "invalid_value",
-            "top_logprobs",
-        ),
-        (chat_with("logprobs", "99"), "invalid_type", "logprobs"),
-        (
-            chat_with("cache_salt", "\"\""),
-            "invalid_value",
-            "cache_salt",
-        ),
-        (chat_with("tools", "{}"), "invalid_type", "tools"),
-        (
-            chat_with("chat_template", "\"{{ 1 }}\""),
-            "field_not_accepted",
-            "chat_template",
-        ),
-        (
-            chat_with("chat_template_kwargs", r#"{"x":1}"#),
-            "field_not_accepted",
-            "chat_template_kwargs.x",
-        ),
-        (
-            chat_with("mm_processor_kwargs", "{}"),
-            "field_not_accepted",
-            "mm_processor_kwargs",
-        ),
-        (
-            chat_with("vllm_xargs", "{}"),
-            "field_not_accepted",
-            "vllm_xargs",
-        ),
-        (
-            chat_with("kv_transfer_params", "{}"),
-            "field_not_accepted",
-            "kv_transfer_params",
-        ),
-        (
-            chat_with(
-                "continue_final_message",
-                "true,\"add_generation_prompt\":true",
-            ),
-            "invalid_value",
-            "continue_final_message",
-        ),
-        (
-            chat_with("nvext", r#"{"agent_hints":{"osl":-1}}"#),
-            "invalid_type",
-            "nvext.agent_hints.osl",
-        ),
     ];
+    rows.extend(
+        BAD_FIELDS
+            .iter()
+            .map(|(name, value, code, param)| (chat_with(name, value), *code, *param)),
+    );
+    rows.extend(BAD_CONTENTS.iter().map(|(content, code, param)| {
+        (
+            chat_of(&serde_json::from_str(content).unwrap()),
+            *code,
+            *param,
+        )
+    }));
+    rows.extend(
+        BAD_BODIES
+            .iter()
+            .map(|(body, code, param)| ((*body).to_owned(), *code, *param)),
+    );
     for (body, code, param) in rows {
         assert_eq!(
             refused(&body),
