@@ -1,39 +1,73 @@
 //! kvlens serves vision-language models and sends each request to the engine that already holds
 //! the KV-cache blocks of its prompt, the blocks of its images included.
 //!
-//! A module imports only modules above it:
+//! # A request, in order
+//!
+//! HTTP JSON → [`openai::chat::ChatRequest`] (each field rendered, passed, refused or dropped) → chat
+//! template → text → token ids as the engine makes them → images: bytes → digest and size → expansion
+//! → [`prompt::ExpandedPrompt`] → [`router::Footprint`] (sequence hashes and counts, nothing else) →
+//! [`router::Router::place`] → [`router::Placement`] with its booking → the engine's body, our digests
+//! as its `uuid`s → stream → first token frees the prefill share, the end or the client's going away
+//! the rest. [`frontend`] tells this story; nothing flows back but the answer.
+//!
+//! # An event, in order
+//!
+//! engine → [`events`] (ZeroMQ frames, replayed where some are missing) → [`ledger`] (the engine's
+//! names become sequence hashes, copies are counted) → [`index::KvEvent`] → [`router`] →
+//! [`index::Index`]. What leaves the agent has no tokens, salts or parents.
+//!
+//! # The map
+//!
+//! A module imports only modules above it.
 //!
 //! | module | what is inside |
 //! |---|---|
 //! | `id` | names and numbers that identify things |
-//! | `openai` | the public wire types |
+//! | `openai` | the public wire types: what clients send, checked and sorted, and the errors they get |
 //! | `vision` | how many tokens an image becomes, one file per model family |
-//! | `prompt` | a prompt with its images expanded |
+//! | `prompt` | messages to text by the chat template, and a prompt with its images expanded |
 //! | `block` | block sizes, sequence hashes, hashing an expanded prompt |
 //! | `ledger` | what one engine holds, under the engine's names and ours |
-//! | `index` | which worker holds which blocks |
+//! | `index` | which worker holds which blocks, and how much of a prompt each holds |
 //! | `health` | whether a worker may be used, as a verdict |
-//! | `select` | which worker is cheapest for a request |
+//! | `select` | the cost model: which worker is cheapest for a request |
 //! | `config` | the configuration, from defaults to flags |
 //! | `telemetry` | logs and the list of metrics |
 //! | `lifecycle` | a process's beginning and end |
-//! | `http` | HTTP servers |
-//! | `model` | a model's folder, read once |
+//! | `http` | HTTP servers: limits, routes, whole requests in, answers or streams out |
+//! | `model` | a model's folder, read once, and the demo model |
 //! | `media` | from an image's URL to its bytes, digest and size |
 //! | `events` | KV events, read from engines |
 //! | `gpu` | the GPUs of this host |
 //! | `discovery` | membership: workers' records, and changes to their set |
 //! | `dispatch` | requests to engines, and their streams back |
-//! | `router` | answers placements; owns index, load and queue |
-//! | `frontend` | answers clients |
-//! | `worker` | the agent beside one engine |
+//! | `router` | answers placements; the one owner of index, load and the set of workers |
+//! | `frontend` | answers clients, from HTTP in to stream out |
+//! | `worker` | the agent beside one engine: follows its events, health and restarts |
 //! | `engine` | runs engines as child processes |
-//! | `mock` | a stand-in for an engine, without a GPU |
-//! | `up` | everything on one box |
+//! | `mock` | a stand-in for vLLM that needs no GPU |
+//! | `up` | everything on one box, in one process |
 //! | `commands` | commands that answer and end |
 //! | `cli` | the command line |
+//!
+//! # What always holds
+//!
+//! - `id` to `select` are pure: values in, values out; no I/O, clock, tasks or logs.
+//! - One outside crate, one room: servers in `http`, clients of engines in `dispatch`, fetching in
+//!   `media`, ZeroMQ in `events/zmq.rs`, NVML in `gpu/nvml.rs`, systemd in `lifecycle`.
+//! - An image's identity is BLAKE3 of its encoded bytes: never its URL, nothing a client supplied,
+//!   and what was hashed is what the engine gets.
+//! - Only the router's state changes index or load, behind one short synchronous lock, never across
+//!   an await; answers never pass through it.
+//! - What a request holds is given back by `Drop`; every task has a parent; every queue, cache, body
+//!   and loop has a limit.
+//! - `mock` shares only `openai`, `vision`, `model` and `http` with the rest, so that a mistake in
+//!   hashing or events cannot cancel itself out.
+//! - `frontend` and `worker` never import each other.
+//!
+//! `tests/it/layers.rs` checks the map, the rooms and the purity.
 
-// pure: values in, values out; no I/O, clock, tasks, logs
+// pure: values in, values out
 pub mod block;
 pub mod health;
 pub mod id;

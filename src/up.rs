@@ -149,7 +149,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     // Should this future be dropped, its engines end all the same.
     let _engines_end = engines.stop.clone().drop_guard();
     let processes: Vec<_> = specs.into_iter().map(|spec| engines.launch(spec)).collect();
-    let agents = Agents::start(&setup, &processes, &router);
+    let agents = Agents::start(&setup, &processes, &router, &metrics);
     let progress = progress::run(processes, metrics, router, setup.banner(addresses));
 
     tokio::select! {
@@ -286,7 +286,12 @@ struct Agents {
 }
 
 impl Agents {
-    fn start(setup: &Setup, processes: &[EngineProcess], router: &Arc<Router>) -> Self {
+    fn start(
+        setup: &Setup,
+        processes: &[EngineProcess],
+        router: &Arc<Router>,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
         let (updates, received) = mpsc::channel(UPDATES_MAX);
         let mut started = Self {
             agents: JoinSet::new(),
@@ -300,9 +305,12 @@ impl Agents {
         ));
         for process in processes {
             let spec = setup.agent(&process.spec);
-            started
-                .agents
-                .spawn(worker::run(spec, updates.clone(), started.stop.clone()));
+            started.agents.spawn(worker::run(
+                spec,
+                metrics.clone(),
+                updates.clone(),
+                started.stop.clone(),
+            ));
         }
         started
     }

@@ -4,6 +4,7 @@
 pub mod probe;
 pub mod rank;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -21,6 +22,8 @@ use crate::health::Verdict;
 use crate::id::{DpRank, Incarnation, WorkerId};
 use crate::ledger::counts::Counts;
 use crate::ledger::{Ledger, Options};
+use crate::telemetry::labels::AlarmLabels;
+use crate::telemetry::metrics::Metrics;
 use crate::worker::probe::{EngineFacts, Probe};
 use crate::worker::rank::{Rank, RankStatus};
 
@@ -66,14 +69,29 @@ enum Ended {
 
 /// Follows one engine through all its lives, until `stop` or until nobody takes the updates: `Up`
 /// once it answers, its KV events in order, `Down` when it is gone or the agent stops.
-pub async fn run(spec: AgentSpec, updates: mpsc::Sender<Update>, stop: CancellationToken) {
+pub async fn run(
+    spec: AgentSpec,
+    metrics: Arc<Metrics>,
+    updates: mpsc::Sender<Update>,
+    stop: CancellationToken,
+) {
     let probe = Probe::new(&spec.address);
     loop {
         let facts = tokio::select! {
             () = stop.cancelled() => return,
             facts = wait_until_healthy(&probe) => facts,
         };
-        let ended = follow(&spec, &probe, facts, &updates, &stop).await;
+        let ended = follow(
+            Engine {
+                spec: &spec,
+                probe: &probe,
+                metrics: &metrics,
+            },
+            facts,
+            &updates,
+            &stop,
+        )
+        .await;
         info!(worker = %spec.worker, ?ended, "worker down");
         let down = Update::Change(Change::Down(spec.worker.clone()));
         if updates.send(down).await.is_err() || ended == Ended::Stopped {
@@ -95,14 +113,22 @@ async fn wait_until_healthy(probe: &Probe) -> EngineFacts {
     }
 }
 
+/// An engine and how it is followed.
+#[derive(Clone, Copy)]
+struct Engine<'a> {
+    spec: &'a AgentSpec,
+    probe: &'a Probe,
+    metrics: &'a Metrics,
+}
+
 /// One life of an engine: from its first healthy answer to its end.
 async fn follow(
-    spec: &AgentSpec,
-    probe: &Probe,
+    engine: Engine<'_>,
     facts: EngineFacts,
     updates: &mpsc::Sender<Update>,
     stop: &CancellationToken,
 ) -> Ended {
+    let spec = engine.spec;
     let ranks: Vec<_> = (0..spec.sources.len())
         .map(|rank| new_rank(spec, &facts, DpRank(rank as u32)))
         .collect();
@@ -130,11 +156,11 @@ async fn follow(
         tasks.spawn(follow_rank(rank, source, updates.clone(), status_tx));
         statuses.push(status_rx);
     }
-    let mut watched = Watched::new(spec, statuses);
+    let mut watched = Watched::new(engine, statuses);
     let ended = loop {
         let alive = tokio::select! {
             () = stop.cancelled() => break Ended::Stopped,
-            alive = watched.next_tick(probe) => alive,
+            alive = watched.next_tick() => alive,
         };
         if !alive {
             break Ended::EngineGone;
@@ -150,7 +176,7 @@ async fn follow(
 
 /// The health and the ledgers of a running engine, looked at once per tick.
 struct Watched<'a> {
-    spec: &'a AgentSpec,
+    engine: Engine<'a>,
     statuses: Vec<watch::Receiver<RankStatus>>,
     seen: Vec<Counts>,
     ticks: tokio::time::Interval,
@@ -158,12 +184,12 @@ struct Watched<'a> {
 }
 
 impl<'a> Watched<'a> {
-    fn new(spec: &'a AgentSpec, statuses: Vec<watch::Receiver<RankStatus>>) -> Self {
+    fn new(engine: Engine<'a>, statuses: Vec<watch::Receiver<RankStatus>>) -> Self {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             seen: vec![Counts::default(); statuses.len()],
-            spec,
+            engine,
             statuses,
             ticks,
             failures: 0,
@@ -171,16 +197,16 @@ impl<'a> Watched<'a> {
     }
 
     /// Waits for the next tick and asks the engine's health; false once it counts as gone.
-    async fn next_tick(&mut self, probe: &Probe) -> bool {
+    async fn next_tick(&mut self) -> bool {
         self.ticks.tick().await;
         let asked = Instant::now();
-        let Err(error) = probe.health().await else {
+        let Err(error) = self.engine.probe.health().await else {
             self.failures = 0;
             return true;
         };
         self.failures += 1;
         let waited = asked.elapsed();
-        warn!(worker = %self.spec.worker, %error, failures = self.failures, ?waited, "engine probe failed");
+        warn!(worker = %self.engine.spec.worker, %error, failures = self.failures, ?waited, "engine probe failed");
         !error.is_refused() && self.failures < FAILURES_MAX
     }
 
@@ -193,12 +219,16 @@ impl<'a> Watched<'a> {
             .map(|status| *status.borrow())
             .collect();
         for (rank, (status, seen)) in statuses.iter().zip(&mut self.seen).enumerate() {
-            for (alarm, times) in status
-                .counts
-                .since(seen)
-                .filter(|(alarm, _)| alarm.is_fault())
-            {
-                warn!(worker = %self.spec.worker, rank, ?alarm, times, "kv ledger alarm");
+            for (alarm, times) in status.counts.since(seen) {
+                let labels = AlarmLabels { alarm };
+                self.engine
+                    .metrics
+                    .ledger_alarms
+                    .get_or_create(&labels)
+                    .inc_by(times);
+                if alarm.is_fault() {
+                    warn!(worker = %self.engine.spec.worker, rank, ?alarm, times, "kv ledger alarm");
+                }
             }
             *seen = status.counts;
         }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 
 use crate::health::Verdict;
+use crate::ledger::counts::Alarm;
 use crate::select::RouterMode;
 
 macro_rules! label {
@@ -81,6 +82,29 @@ impl EncodeLabelValue for Verdict {
             Self::Failed => "failed",
         })
     }
+}
+
+impl EncodeLabelValue for Alarm {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
+        encoder.write_str(match self {
+            Self::Unhashable => "unhashable",
+            Self::UnknownParent => "unknown_parent",
+            Self::WaitingDropped => "waiting_dropped",
+            Self::BadShape => "bad_shape",
+            Self::OtherTier => "other_tier",
+            Self::RemovedUnknown => "removed_unknown",
+            Self::Twin => "twin",
+            Self::Renamed => "renamed",
+            Self::OverCapacity => "over_capacity",
+            Self::BlockSizeChanged => "block_size_changed",
+        })
+    }
+}
+
+/// What a ledger met.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AlarmLabels {
+    pub alarm: Alarm,
 }
 
 /// A finished request: what it asked for and how it was answered.

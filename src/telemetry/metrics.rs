@@ -8,7 +8,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::telemetry::labels::{
-    EndpointLabels, KvEventLabels, MediaLabels, ModeLabels, RequestLabels, VerdictLabels,
+    AlarmLabels, EndpointLabels, KvEventLabels, MediaLabels, ModeLabels, RequestLabels,
+    VerdictLabels,
 };
 
 /// The media type of [`Metrics::encode`]'s text.
@@ -80,8 +81,8 @@ metrics! {
         "kv_events", "KV events read from engines, by kind.";
     kv_event_gaps: Counter = Counter::default(),
         "kv_event_gaps", "Times that events were found missing from an engine's sequence.";
-    unhashable_blocks: Counter = Counter::default(),
-        "unhashable_blocks", "Blocks that engines stored and that cannot be named.";
+    ledger_alarms: Family<AlarmLabels, Counter> = Family::default(),
+        "ledger_alarms", "What ledgers met that cannot be taken at face value, by kind.";
     index_blocks: Gauge = Gauge::default(),
         "index_blocks", "Blocks in the index, summed over workers.";
     workers: Family<VerdictLabels, Gauge> = Family::default(),

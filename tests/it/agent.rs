@@ -1,6 +1,7 @@
 //! The agent beside an engine: up when it answers, its events in order, down when it is gone.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -111,7 +112,7 @@ async fn an_engine_is_followed_through_its_lives() {
     let (sender, updates) = mpsc::channel(64);
     let stop = CancellationToken::new();
     let mut agent = JoinSet::new();
-    agent.spawn(run(spec, sender, stop.clone()));
+    agent.spawn(run(spec, Arc::default(), sender, stop.clone()));
     let mut seen = Seen {
         updates,
         index: Index::new(),
