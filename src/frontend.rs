@@ -28,6 +28,8 @@ use crate::telemetry::metrics::Metrics;
 #[derive(Debug)]
 pub struct Frontend {
     pub limits: RequestLimits,
+    /// Longest event of an engine's stream, in bytes.
+    pub sse_event_bytes_max: usize,
     /// Answers say which worker was chosen, and why.
     pub expose_routing: bool,
     pub router: Arc<Router>,

@@ -188,6 +188,7 @@ fn frontend(
             images_max: config.frontend.limits.images_max,
             unknown_fields: config.openai.unknown_fields,
         },
+        sse_event_bytes_max: config.frontend.limits.sse_event_bytes_max,
         expose_routing: config.frontend.expose_routing,
         router,
         models: HashMap::from([(setup.name.clone(), setup.model.clone())]),

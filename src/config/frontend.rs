@@ -87,13 +87,9 @@ pub struct LimitsConfig {
     /// Most messages in one request.
     #[schemars(range(min = 1))]
     pub messages_max: usize,
-    /// Most requests that may wait for a worker at once; one more is answered 429.
-    pub waiting_requests_max: usize,
-    /// Most prompt tokens that may wait for a worker at once, summed over requests; over it 429.
-    pub waiting_tokens_max: u64,
-    /// Longest line of an engine's event stream, in bytes; a longer one ends the stream with an error.
+    /// Longest event of an engine's stream, in bytes; a longer one ends the stream with an error.
     #[schemars(range(min = 1024))]
-    pub sse_line_bytes_max: usize,
+    pub sse_event_bytes_max: usize,
 }
 
 impl Default for LimitsConfig {
@@ -107,9 +103,7 @@ impl Default for LimitsConfig {
             connections_max: 16_384,
             images_max: 16,
             messages_max: 4096,
-            waiting_requests_max: 4096,
-            waiting_tokens_max: 16_000_000,
-            sse_line_bytes_max: 1 << 20,
+            sse_event_bytes_max: 1 << 20,
         }
     }
 }

@@ -3,10 +3,6 @@
 use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 
-/// Longest event that is read from an engine, in bytes: one chunk with log-probabilities of many
-/// choices stays far below.
-pub const EVENT_BYTES_MAX: usize = 1 << 20;
-
 /// The token counts an engine reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Usage {
@@ -47,20 +43,32 @@ pub enum EventKind {
     Other,
 }
 
-/// An event is longer than [`EVENT_BYTES_MAX`].
+/// An event that is longer than any we take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an event of over {EVENT_BYTES_MAX} bytes in an engine's stream")]
-pub struct EventTooLong;
+#[error("an event of over {bytes_max} bytes in an engine's stream")]
+pub struct EventTooLong {
+    bytes_max: usize,
+}
 
 /// Cuts a byte stream into events at their blank lines, wherever the network cut it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Splitter {
+    bytes_max: usize,
     pending: BytesMut,
     /// Bytes of `pending` known to hold no event's end.
     searched: usize,
 }
 
 impl Splitter {
+    /// A splitter of events of at most `bytes_max` bytes.
+    pub fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            pending: BytesMut::new(),
+            searched: 0,
+        }
+    }
+
     /// Takes in what arrived.
     pub fn push(&mut self, bytes: &[u8]) {
         self.pending.extend_from_slice(bytes);
@@ -78,10 +86,11 @@ impl Splitter {
             return Ok(Some(self.pending.split_to(from + end).freeze()));
         }
         self.searched = self.pending.len();
-        if self.pending.len() > EVENT_BYTES_MAX {
-            Err(EventTooLong)
-        } else {
-            Ok(None)
+        match self.pending.len() > self.bytes_max {
+            true => Err(EventTooLong {
+                bytes_max: self.bytes_max,
+            }),
+            false => Ok(None),
         }
     }
 
@@ -155,7 +164,7 @@ mod tests {
     #[test]
     fn events_come_whole_wherever_the_network_cuts() {
         for cut in 0..STREAM.len() {
-            let mut splitter = Splitter::default();
+            let mut splitter = Splitter::new(1_000);
             let mut events = Vec::new();
             for part in [&STREAM[..cut], &STREAM[cut..]] {
                 splitter.push(part);
@@ -178,9 +187,12 @@ mod tests {
 
     #[test]
     fn an_endless_event_is_an_error() {
-        let mut splitter = Splitter::default();
-        splitter.push(&vec![b'x'; EVENT_BYTES_MAX + 1]);
-        assert_eq!(splitter.next_event(), Err(EventTooLong));
+        let mut splitter = Splitter::new(1_000);
+        splitter.push(&[b'x'; 1_001]);
+        assert_eq!(
+            splitter.next_event(),
+            Err(EventTooLong { bytes_max: 1_000 })
+        );
     }
 
     #[test]

@@ -18,6 +18,14 @@ impl Frontend {
     pub(crate) async fn metrics_page(self: Arc<Self>, _call: Call) -> Result<Reply, ApiError> {
         let uncounted = panics_total().saturating_sub(self.metrics.panics.get());
         self.metrics.panics.inc_by(uncounted);
+        if let Some(media) = &self.media {
+            let counts = media.cache_counts();
+            let uncounted = counts
+                .hits
+                .saturating_sub(self.metrics.media_cache_hits.get());
+            self.metrics.media_cache_hits.inc_by(uncounted);
+            self.metrics.media_cache.set(counts.bytes as i64);
+        }
         Ok(Reply::full(
             StatusCode::OK,
             CONTENT_TYPE,

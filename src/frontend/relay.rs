@@ -150,12 +150,22 @@ impl Frontend {
             last_piece: None,
         };
         let reply = match outgoing.stream {
-            true => streamed(answer, response.into_body(), outgoing.include_usage).await?,
+            true => streamed(self.stream_relay(answer, response.into_body(), outgoing)).await?,
             false => whole(answer, response).await?,
         };
         Ok(headers.into_iter().fold(reply, |reply, (name, value)| {
             reply.with_header(name, &value)
         }))
+    }
+
+    fn stream_relay(&self, answer: Answer, body: Incoming, outgoing: &Outgoing) -> StreamRelay {
+        StreamRelay {
+            answer,
+            body,
+            splitter: Splitter::new(self.sse_event_bytes_max),
+            include_usage: outgoing.include_usage,
+            state: StreamState::Open,
+        }
     }
 
     fn routing_headers(
@@ -267,14 +277,7 @@ async fn whole(answer: Answer, response: Response<Incoming>) -> Result<Reply, Fa
 
 /// An answer that comes as a stream; returns with its first event, so that an engine that dies
 /// before it can still be replaced.
-async fn streamed(answer: Answer, body: Incoming, include_usage: bool) -> Result<Reply, Failure> {
-    let mut relay = StreamRelay {
-        answer,
-        body,
-        splitter: Splitter::default(),
-        include_usage,
-        state: StreamState::Open,
-    };
+async fn streamed(mut relay: StreamRelay) -> Result<Reply, Failure> {
     let first = relay.next().await;
     match (first, relay.state) {
         (Some(first), StreamState::Open | StreamState::Done) => {

@@ -51,8 +51,6 @@ label! {
         /// It came inside the request.
         Inline = "inline",
         Fetched = "fetched",
-        /// It was still held.
-        Cached = "cached",
         /// The fetch policy or a limit forbids it.
         Refused = "refused",
         /// Its server failed or was too slow.

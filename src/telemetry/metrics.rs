@@ -91,6 +91,10 @@ metrics! {
         "engine_restarts", "Times that an engine ended and was started again.";
     media: Family<MediaLabels, Counter> = Family::default(),
         "media_fetches", "Images asked for, by how they were come by.";
+    media_cache_hits: Counter = Counter::default(),
+        "media_cache_hits", "Image fetches answered \"not modified\", so that the bytes held serve again.";
+    media_cache: Gauge = Gauge::default(),
+        "media_cache_bytes", "Bytes of fetched images that are held.";
     panics: Counter = Counter::default(),
         "panics", "Requests answered 500 because their code panicked.";
 }

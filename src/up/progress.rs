@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use crate::engine::{EngineProcess, State};
+use crate::lifecycle;
 use crate::router::Router;
 use crate::telemetry::metrics::Metrics;
 use crate::up::setup::Banner;
@@ -64,6 +65,8 @@ async fn announce(router: &Router, banner: &Banner) {
         );
     }
     println!("{}", banner.text());
+    lifecycle::notify_status(&banner.status());
+    lifecycle::notify_ready();
 }
 
 /// Prints one engine's changes until it is stopped for good.

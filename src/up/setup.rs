@@ -202,6 +202,11 @@ pub(crate) struct Banner {
 }
 
 impl Banner {
+    /// One line for an operator.
+    pub(crate) fn status(&self) -> String {
+        format!("serving {} on {} workers", self.name, self.workers)
+    }
+
     /// The text.
     pub(crate) fn text(&self) -> String {
         let Addresses { public, admin } = self.addresses;
