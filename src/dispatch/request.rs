@@ -15,9 +15,10 @@ use crate::openai::request::Common;
 /// that the engine's identity of the image is ours.
 pub fn chat_body(mut request: ChatRequest, images: &[Image], salt: &str) -> Bytes {
     for (part, image) in request.images.iter_mut().zip(images) {
-        let url = match is_data_uri(&part.url) {
-            true => std::mem::take(&mut part.url),
-            false => data_uri(image),
+        let url = if is_plain(&part.url, image) {
+            std::mem::take(&mut part.url)
+        } else {
+            data_uri(image)
         };
         let slot = &mut request.messages[part.message]["content"][part.part];
         slot["image_url"]["url"] = Value::String(url);
@@ -78,9 +79,21 @@ fn engine_fields(common: Common, salt: &str) -> Map<String, Value> {
     fields
 }
 
-fn is_data_uri(url: &str) -> bool {
-    url.get(..5)
-        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
+/// Whether a client's `url` may go to the engine as it is: only in the one spelling that every
+/// decoder reads as the bytes that were hashed. We take more spellings than engines do.
+fn is_plain(url: &str, image: &Image) -> bool {
+    let Some((head, encoded)) = url.split_once(',') else {
+        return false;
+    };
+    let kind = head
+        .strip_prefix("data:image/")
+        .and_then(|head| head.strip_suffix(";base64"));
+    let bytes = image.bytes.len();
+    let padding = &"=="[..(3 - bytes % 3) % 3];
+    // It was decoded to these bytes, so with this length and padding it has nothing else in it.
+    kind.is_some_and(|kind| !kind.contains(';'))
+        && encoded.len() == base64_simd::STANDARD.encoded_length(bytes)
+        && encoded.ends_with(padding)
 }
 
 /// The bytes that were hashed, as the engine gets them; the engine never fetches anything itself.
@@ -94,4 +107,36 @@ fn serialise(fields: Map<String, Value>) -> Bytes {
     serde_json::to_vec(&Value::Object(fields))
         .unwrap_or_default()
         .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::MediaDigest;
+
+    #[test]
+    fn only_the_plain_spelling_goes_on_as_it_came() {
+        let image = |bytes: &'static [u8]| Image {
+            digest: MediaDigest([0; 32]),
+            size: None,
+            bytes: Bytes::from_static(bytes),
+            mime: "image/png",
+        };
+        for (url, bytes, plain) in [
+            ("data:image/png;base64,aGVsbG8=", &b"hello"[..], true),
+            ("data:image/jpg;base64,aGVsbG8=", b"hello", true),
+            ("data:image/png;base64,aGVs", b"hel", true),
+            ("data:image/png;base64,aGVsbG8", b"hello", false),
+            ("data:image/png;base64,aGVsbG8\n", b"hello", false),
+            ("data:image/png;base64,aGV sbG8=", b"hello", false),
+            ("data:image/png;charset=x;base64,aGVsbG8=", b"hello", false),
+            ("data:image/png;BASE64,aGVsbG8=", b"hello", false),
+            ("DATA:image/png;base64,aGVsbG8=", b"hello", false),
+            ("data:;base64,aGVsbG8=", b"hello", false),
+            ("http://host/a.png", b"hello", false),
+        ] {
+            assert_eq!(is_plain(url, &image(bytes)), plain, "{url:?}");
+        }
+        assert_eq!(data_uri(&image(b"hello")), "data:image/png;base64,aGVsbG8=");
+    }
 }

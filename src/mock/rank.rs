@@ -172,14 +172,14 @@ impl Engine {
                 continue;
             }
             self.work(self.speeds.duration(work)).await;
-            for progress in self.scheduler.finish_step() {
-                self.deliver(&progress);
-            }
-            self.report();
+            let progress = self.scheduler.finish_step();
+            // As in vLLM, whose scheduler hands its events over before a step's tokens leave it.
             let events = self.scheduler.take_events();
             if let Some(publisher) = &mut self.publisher {
                 publisher.publish(&events).await;
             }
+            progress.iter().for_each(|progress| self.deliver(progress));
+            self.report();
         }
     }
 

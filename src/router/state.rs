@@ -8,6 +8,7 @@ use crate::block::{BlockSize, SequenceHash};
 use crate::discovery::WorkerRecord;
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
+use crate::index::gap::BEFORE_FIRST;
 use crate::index::holders::Slot;
 use crate::index::{Applied, Index, KvEvent};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
@@ -235,6 +236,9 @@ impl State {
         let view = |member: &Member| WorkerView {
             record: member.record.clone(),
             indexed_blocks: self.index.worker_blocks(&member.record.worker),
+            applied_sequences: (0..member.ranks.len())
+                .map(|rank| self.applied_sequence(&member.record.worker, DpRank(rank as u32)))
+                .collect(),
             load: member
                 .ranks
                 .iter()
@@ -242,6 +246,12 @@ impl State {
                 .collect(),
         };
         self.workers.values().map(view).collect()
+    }
+
+    fn applied_sequence(&self, worker: &WorkerId, rank: DpRank) -> Option<u64> {
+        let slot = self.index.slot(worker, rank)?;
+        let (_, sequence) = self.index.progress(slot)?.last()?;
+        (sequence != BEFORE_FIRST).then_some(sequence)
     }
 
     pub(crate) fn model_view(&self, name: &str) -> Option<ModelView> {

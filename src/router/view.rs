@@ -28,6 +28,9 @@ pub struct WorkerView {
     pub record: WorkerRecord,
     /// Blocks of it in the index, over all ranks.
     pub indexed_blocks: u64,
+    /// The engine's own number of the last batch of events that the index has taken in, one entry
+    /// per data-parallel rank; `None` before the first.
+    pub applied_sequences: Vec<Option<u64>>,
     /// One entry per data-parallel rank.
     pub load: Vec<Load>,
 }

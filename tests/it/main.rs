@@ -4,6 +4,7 @@ mod agent;
 mod cli;
 mod codec;
 mod config;
+mod end_to_end;
 mod engine;
 mod hash_vectors;
 mod http;

@@ -2,7 +2,7 @@
 
 mod cache;
 mod names;
-mod server;
+pub(crate) mod server;
 
 use std::time::{Duration, Instant};
 
