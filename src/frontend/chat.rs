@@ -17,12 +17,14 @@ use crate::telemetry::labels::{MediaLabels, MediaOutcome};
 
 /// A chat that is ready to be placed.
 #[derive(Debug)]
-pub(crate) struct PreparedChat {
-    pub(crate) request: ChatRequest,
-    pub(crate) images: Vec<Image>,
+pub struct PreparedChat {
+    pub request: ChatRequest,
+    /// In the order of the request's own.
+    pub images: Vec<Image>,
     pub(crate) exactness: prompt::Exactness,
-    pub(crate) footprint: Footprint,
-    pub(crate) salt: String,
+    pub footprint: Footprint,
+    /// What the engine gets as `cache_salt`; empty for none.
+    pub salt: String,
 }
 
 impl Frontend {
@@ -49,7 +51,10 @@ impl Frontend {
     }
 
     /// Everything before the placement: parse, images, template, tokens, expansion, hashes.
-    pub(crate) async fn prepare_chat(&self, body: &[u8]) -> Result<PreparedChat, ApiError> {
+    ///
+    /// # Errors
+    /// What the client is told: an illegal request, a model nobody serves, an unusable image.
+    pub async fn prepare_chat(&self, body: &[u8]) -> Result<PreparedChat, ApiError> {
         let request = ChatRequest::parse(body, self.limits)?;
         self.metrics
             .unknown_fields

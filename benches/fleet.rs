@@ -1,0 +1,109 @@
+//! A router that knows 64 workers and a million of their blocks.
+
+use std::sync::Arc;
+
+use kvlens::block::{BlockSize, SequenceHash};
+use kvlens::discovery::{
+    Change, Completeness, EngineInfo, LedgerState, RECORD_VERSION, Update, WorkerRecord,
+};
+use kvlens::health::Verdict;
+use kvlens::id::{DpRank, Incarnation, WorkerId};
+use kvlens::index::KvEvent;
+use kvlens::router::Router;
+use kvlens::select::{Policy, RouterMode};
+use kvlens::telemetry::metrics::Metrics;
+
+pub(crate) const WORKERS: u32 = 64;
+pub(crate) const BLOCKS_PER_WORKER: usize = 16_384;
+pub(crate) const MODEL: &str = "demo";
+
+/// Blocks that one event stores: a prompt of 512 tokens.
+pub(crate) const BLOCKS_PER_EVENT: usize = 32;
+
+/// Evenly spread numbers, the same in every run.
+pub(crate) struct Chance(pub(crate) u64);
+
+impl Chance {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+pub(crate) fn worker(number: u32) -> WorkerId {
+    WorkerId::new(&format!("worker-{number}")).expect("a legal name")
+}
+
+/// The blocks of one worker: those of `shared` where it is among their holders, then its own.
+pub(crate) fn blocks(number: u32, shared: &[SequenceHash]) -> Vec<SequenceHash> {
+    let mut chance = Chance(u64::from(number) << 32);
+    let held = if number % 4 == 0 { shared } else { &[] };
+    let own = std::iter::repeat_with(|| SequenceHash(chance.next()));
+    held.iter()
+        .copied()
+        .chain(own)
+        .take(BLOCKS_PER_WORKER)
+        .collect()
+}
+
+/// One worker's blocks as the events that stored them.
+pub(crate) fn events(number: u32, blocks: &[SequenceHash]) -> Vec<KvEvent> {
+    let event = |(sequence, stored): (usize, &[SequenceHash])| KvEvent {
+        worker: worker(number),
+        rank: DpRank(0),
+        incarnation: Incarnation(1),
+        sequence: sequence as u64,
+        cleared: false,
+        removed: Vec::new(),
+        stored: stored.to_vec(),
+    };
+    blocks
+        .chunks(BLOCKS_PER_EVENT)
+        .enumerate()
+        .map(event)
+        .collect()
+}
+
+/// A router of [`WORKERS`] workers, a quarter of which hold `shared`.
+pub(crate) fn router(metrics: Arc<Metrics>, shared: &[SequenceHash]) -> Arc<Router> {
+    let policy = Policy {
+        mode: RouterMode::Kv,
+        overlap_weight: 1.0,
+        temperature: 0.0,
+    };
+    let router = Router::new(policy, metrics);
+    for number in 0..WORKERS {
+        router.apply(Update::Change(Change::Up(Box::new(record(number)))));
+        for event in events(number, &blocks(number, shared)) {
+            router.apply(Update::Kv(event));
+        }
+    }
+    router
+}
+
+fn record(number: u32) -> WorkerRecord {
+    WorkerRecord {
+        version: RECORD_VERSION,
+        worker: worker(number),
+        incarnation: Incarnation(1),
+        address: format!("http://127.0.0.1:{}", 20_000 + number),
+        model: MODEL.to_owned(),
+        aliases: Vec::new(),
+        adapters: Vec::new(),
+        engine: EngineInfo {
+            kind: "mock".to_owned(),
+            version: "1".to_owned(),
+        },
+        block_size: BlockSize::new(16),
+        capacity_blocks: Some(BLOCKS_PER_WORKER as u64),
+        ranks: 1,
+        verdict: Verdict::Healthy,
+        ledger: LedgerState {
+            completeness: Completeness::Complete,
+            sequence: 0,
+            blocks: BLOCKS_PER_WORKER as u64,
+        },
+    }
+}
