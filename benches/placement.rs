@@ -91,6 +91,7 @@ fn frontend(
     shared: &[block::SequenceHash],
 ) -> Frontend {
     Frontend {
+        sse_event_bytes_max: 1 << 20,
         limits: LIMITS,
         expose_routing: false,
         router: fleet::router(metrics.clone(), shared),
