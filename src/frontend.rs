@@ -10,10 +10,15 @@ pub mod relay;
 pub mod text;
 
 use std::collections::HashMap;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+
 use crate::dispatch::EngineClient;
-use crate::http::reply::Reply;
+use crate::frontend::relay::Outgoing;
+use crate::http::reply::{Reply, internal_error};
 use crate::http::{Answer, Call, Routes};
 use crate::media::Media;
 use crate::model::Model;
@@ -23,6 +28,10 @@ use crate::router::Router;
 use crate::router::view::ModelView;
 use crate::telemetry::labels::Endpoint;
 use crate::telemetry::metrics::Metrics;
+
+/// Bodies over this size are prepared on a thread of their own: decoding or tokenising as much takes
+/// milliseconds, which whoever shares the thread would feel.
+const LARGE_BODY_BYTES: usize = 2 << 20;
 
 /// A frontend and all it asks: one per process, shared by its requests.
 #[derive(Debug)]
@@ -114,6 +123,30 @@ impl Frontend {
             let answer = handler(frontend.clone(), call);
             Box::pin(async move { answer.await.unwrap_or_else(Reply::from) })
         }
+    }
+
+    /// Makes a call ready to be placed; a large body on a thread of its own, so that tokenising it
+    /// does not hold up the streams of others.
+    pub(crate) async fn prepared<F, A>(
+        self: &Arc<Self>,
+        call: Call,
+        prepare: F,
+    ) -> Result<Outgoing, ApiError>
+    where
+        F: FnOnce(Arc<Self>, Call) -> A + Send + 'static,
+        A: Future<Output = Result<Outgoing, ApiError>>,
+    {
+        let frontend = self.clone();
+        if call.body.len() <= LARGE_BODY_BYTES {
+            return prepare(frontend, call).await;
+        }
+        let runtime = Handle::current();
+        let prepared = spawn_blocking(move || runtime.block_on(prepare(frontend, call))).await;
+        // A panic there is the request's own, as it is here.
+        prepared.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_) => Err(internal_error()),
+        })
     }
 
     /// What `name` stands for.

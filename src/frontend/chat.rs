@@ -30,24 +30,22 @@ pub struct PreparedChat {
 impl Frontend {
     /// Answers `POST /v1/chat/completions`.
     pub(crate) async fn chat(self: Arc<Self>, call: Call) -> Result<Reply, ApiError> {
-        let PreparedChat {
-            request,
-            images,
-            exactness,
-            footprint,
-            salt,
-        } = self.prepare_chat(&call.body).await?;
-        let outgoing = Outgoing {
+        let outgoing = self.prepared(call, Self::outgoing_chat).await?;
+        self.relay(outgoing).await
+    }
+
+    async fn outgoing_chat(self: Arc<Self>, call: Call) -> Result<Outgoing, ApiError> {
+        let chat = self.prepare_chat(&call.body).await?;
+        Ok(Outgoing {
             id: call.id,
             path: "/v1/chat/completions",
-            footprint,
-            exactness,
-            stream: request.common.stream,
-            include_usage: request.common.include_usage,
-            has_images: !images.is_empty(),
-            body: chat_body(request, &images, &salt),
-        };
-        self.relay(outgoing).await
+            footprint: chat.footprint,
+            exactness: chat.exactness,
+            stream: chat.request.common.stream,
+            include_usage: chat.request.common.include_usage,
+            has_images: !chat.images.is_empty(),
+            body: chat_body(chat.request, &chat.images, &chat.salt),
+        })
     }
 
     /// Everything before the placement: parse, images, template, tokens, expansion, hashes.

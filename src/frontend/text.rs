@@ -17,6 +17,11 @@ use crate::router::Footprint;
 impl Frontend {
     /// Answers `POST /v1/completions`.
     pub(crate) async fn completion(self: Arc<Self>, call: Call) -> Result<Reply, ApiError> {
+        let outgoing = self.prepared(call, Self::outgoing_completion).await?;
+        self.relay(outgoing).await
+    }
+
+    async fn outgoing_completion(self: Arc<Self>, call: Call) -> Result<Outgoing, ApiError> {
         let request = CompletionRequest::parse(&call.body, self.limits)?;
         self.metrics
             .unknown_fields
@@ -26,7 +31,7 @@ impl Frontend {
         check_context(asked.model.context_tokens_max(), &known, "prompt")?;
         let salt = salt(&request.common.cache_salt);
         let cached = !request.common.bypasses_cache;
-        let outgoing = Outgoing {
+        Ok(Outgoing {
             id: call.id,
             path: "/v1/completions",
             footprint: prompt::footprint(&asked, &known, &salt, cached),
@@ -35,8 +40,7 @@ impl Frontend {
             include_usage: request.common.include_usage,
             has_images: false,
             body: completion_body(request, &salt),
-        };
-        self.relay(outgoing).await
+        })
     }
 
     /// Answers `POST /v1/embeddings`: placed by load, for no cache answers it.
