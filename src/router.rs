@@ -42,7 +42,11 @@ pub struct Footprint {
     /// Sequence hashes of the prompt's full blocks, for each block size among the model's workers.
     /// Empty for a prompt that reads no cache.
     pub hashes: Vec<(BlockSize, Arc<[SequenceHash]>)>,
+    /// Tokens known for sure.
     pub prompt_tokens: u32,
+    /// Tokens beyond those known, estimated: an image of unknown size, an embedding's input. They
+    /// weigh on the worker like others, and overlap with nothing.
+    pub estimated_tokens: u32,
 }
 
 /// Where a request goes. Dropping its booking frees what it holds there.

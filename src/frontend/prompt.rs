@@ -26,11 +26,40 @@ pub(crate) enum Exactness {
     },
 }
 
+/// What an image of unknown size is taken to weigh: the tokens of a megapixel picture.
+const UNKNOWN_IMAGE_TOKENS: usize = 1_024;
+
 /// A prompt as far as it is known.
 #[derive(Debug)]
 pub(crate) struct Known {
     pub(crate) prompt: ExpandedPrompt,
     pub(crate) exactness: Exactness,
+    /// Tokens behind the known ones, estimated; 0 for an exact prompt.
+    pub(crate) estimated_tokens: u32,
+}
+
+impl Known {
+    fn exact(prompt: ExpandedPrompt) -> Self {
+        Self {
+            prompt,
+            exactness: Exactness::Exact,
+            estimated_tokens: 0,
+        }
+    }
+
+    /// The first `known` of `tokens`, for the reason given; the rest and its images are estimated.
+    fn text_only(mut tokens: Vec<u32>, known: usize, images: usize, reason: &'static str) -> Self {
+        let rest = tokens.len() - known + images * UNKNOWN_IMAGE_TOKENS;
+        tokens.truncate(known);
+        Self {
+            prompt: ExpandedPrompt {
+                tokens,
+                spans: Vec::new(),
+            },
+            exactness: Exactness::TextOnly { reason },
+            estimated_tokens: u32::try_from(rest).unwrap_or(u32::MAX),
+        }
+    }
 }
 
 /// Renders and expands a chat with its images.
@@ -83,14 +112,10 @@ pub(crate) fn completion_prompt(
     if let Some(name) = model.stray_media_token(&tokens, 0) {
         return Err(spelled(name, "prompt".to_owned()));
     }
-    let prompt = ExpandedPrompt {
+    Ok(Known::exact(ExpandedPrompt {
         tokens,
         spans: Vec::new(),
-    };
-    Ok(Known {
-        prompt,
-        exactness: Exactness::Exact,
-    })
+    }))
 }
 
 /// The footprint of a prompt: hashed once for each block size its model's workers have.
@@ -117,6 +142,7 @@ pub(crate) fn footprint(asked: &Asked, known: &Known, salt: &str, cached: bool) 
         adapter: view.adapter.clone(),
         hashes,
         prompt_tokens: known.prompt.tokens.len() as u32,
+        estimated_tokens: known.estimated_tokens,
     }
 }
 
@@ -127,23 +153,14 @@ fn expand(
     request: &ChatRequest,
 ) -> Result<Known, ApiError> {
     if images.is_empty() && family.is_none() {
-        let prompt = ExpandedPrompt {
+        return Ok(Known::exact(ExpandedPrompt {
             tokens,
             spans: Vec::new(),
-        };
-        return Ok(Known {
-            prompt,
-            exactness: Exactness::Exact,
-        });
+        }));
     }
     let Some(family) = family else {
         // Without a family the placeholder is unknown too, so nothing of the prompt is sure.
-        let reason = "family_unknown";
-        let prompt = ExpandedPrompt::default();
-        return Ok(Known {
-            prompt,
-            exactness: Exactness::TextOnly { reason },
-        });
+        return Ok(Known::text_only(tokens, 0, images.len(), "family_unknown"));
     };
     let mut media = Vec::with_capacity(images.len());
     for (image, part) in images.iter().zip(&request.images) {
@@ -162,18 +179,11 @@ fn expand(
         });
     }
     let prompt = placeholder::expand(&tokens, family.placeholder(), &media)?;
-    Ok(Known {
-        prompt,
-        exactness: Exactness::Exact,
-    })
+    Ok(Known::exact(prompt))
 }
 
 /// The text before the first image: all that is sure when an image's size cannot be read.
-fn text_before_images(
-    mut tokens: Vec<u32>,
-    placeholder: u32,
-    media: usize,
-) -> Result<Known, ApiError> {
+fn text_before_images(tokens: Vec<u32>, placeholder: u32, media: usize) -> Result<Known, ApiError> {
     let placeholders = tokens.iter().filter(|token| **token == placeholder).count();
     if placeholders != media {
         return Err(PromptError::PlaceholderCount {
@@ -183,17 +193,8 @@ fn text_before_images(
         .into());
     }
     let first = tokens.iter().position(|token| *token == placeholder);
-    tokens.truncate(first.unwrap_or(tokens.len()));
-    let prompt = ExpandedPrompt {
-        tokens,
-        spans: Vec::new(),
-    };
-    Ok(Known {
-        prompt,
-        exactness: Exactness::TextOnly {
-            reason: "size_unreadable",
-        },
-    })
+    let known = first.unwrap_or(tokens.len());
+    Ok(Known::text_only(tokens, known, media, "size_unreadable"))
 }
 
 /// Refuses a text that spells a media token: the engine would take it for an image.

@@ -12,6 +12,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::http::Limits;
 use crate::openai::error::{ApiError, ErrorKind};
 
+/// Reserved at once for an announced body; most are smaller.
+const FIRST_BYTES: usize = 64 << 10;
+
 /// A body, and the room it takes among all bodies in flight.
 pub(crate) struct HeldBody {
     pub(crate) bytes: Bytes,
@@ -96,11 +99,8 @@ pub(crate) async fn read(
         bytes: Bytes::new(),
         _room: None,
     };
-    if let Some(length) = said {
-        take_room(&mut held, room, length)?;
-    }
-    // Grows with what arrives, not with what was promised.
-    let mut bytes = BytesMut::with_capacity(said.unwrap_or(0).min(1 << 20));
+    // Memory and room grow with what arrives: whoever announces much and sends nothing holds nothing.
+    let mut bytes = BytesMut::with_capacity(said.unwrap_or(0).min(FIRST_BYTES));
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else {
             return Err(cut_short());
@@ -111,9 +111,7 @@ pub(crate) async fn read(
         if bytes.len() + chunk.len() > limits.body_bytes_max {
             return Err(too_large(limits));
         }
-        if said.is_none() {
-            take_room(&mut held, room, chunk.len())?;
-        }
+        take_room(&mut held, room, chunk.len())?;
         bytes.extend_from_slice(&chunk);
     }
     held.bytes = bytes.freeze();

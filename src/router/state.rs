@@ -275,8 +275,8 @@ impl State {
         let cached_tokens = seat.candidate.overlap_blocks * block_size.tokens();
         let hashes = footprint.hashes_for(block_size).cloned();
         let share = Share {
-            prefill_tokens: u64::from(footprint.prompt_tokens.saturating_sub(cached_tokens)),
-            blocks: footprint.prompt_tokens.div_ceil(block_size.tokens()),
+            prefill_tokens: u64::from(footprint.all_tokens().saturating_sub(cached_tokens)),
+            blocks: footprint.all_tokens().div_ceil(block_size.tokens()),
             hashes: hashes.unwrap_or_default(),
         };
         let member = self.workers.get_mut(&seat.worker);
@@ -367,13 +367,17 @@ impl State {
             rank,
             prompt_blocks: block_size.full_blocks(prompt_tokens),
             not_eligible: member.not_eligible(now),
-            cost: cost(prompt_tokens, &candidate, self.policy),
+            cost: cost(footprint.all_tokens(), &candidate, self.policy),
             candidate,
         }
     }
 }
 
 impl Footprint {
+    fn all_tokens(&self) -> u32 {
+        self.prompt_tokens.saturating_add(self.estimated_tokens)
+    }
+
     fn hashes_for(&self, size: BlockSize) -> Option<&Arc<[SequenceHash]>> {
         self.hashes
             .iter()

@@ -81,6 +81,7 @@ fn footprint(hashes: &[u64]) -> Footprint {
         adapter: None,
         hashes: vec![(size, hashes.iter().copied().map(SequenceHash).collect())],
         prompt_tokens,
+        estimated_tokens: 0,
     }
 }
 
