@@ -62,18 +62,20 @@ impl Client {
     }
 
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
-        let (head, body) = self.open(request).await.into_parts();
-        let body = timeout(PATIENCE, body.collect()).await;
-        Answer {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            body: body.expect("a body in time").expect("a body").to_bytes(),
-        }
+        read(self.open(request).await)
+            .await
+            .expect("a whole answer")
     }
 
     pub(crate) async fn get(&self, url: &str) -> Answer {
-        let request = Request::get(url).body(Full::default());
-        self.send(request.expect("a request")).await
+        self.reach(url).await.expect("an answer")
+    }
+
+    /// The same of one who may be away.
+    pub(crate) async fn reach(&self, url: &str) -> Option<Answer> {
+        let request = Request::get(url).body(Full::default()).expect("a request");
+        let asked = timeout(PATIENCE, self.http.request(request)).await;
+        read(asked.expect("a head in time").ok()?).await
     }
 
     pub(crate) async fn post(&self, url: &str, body: &Value) -> Answer {
@@ -104,6 +106,17 @@ impl Client {
         let answered = answer.json();
         told(&answer.headers, &answered["usage"], text_of(&answered))
     }
+}
+
+/// The whole of an answer; `None` when it breaks off.
+async fn read(response: Response<Incoming>) -> Option<Answer> {
+    let (head, body) = response.into_parts();
+    let body = timeout(PATIENCE, body.collect()).await;
+    Some(Answer {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        body: body.expect("a body in time").ok()?.to_bytes(),
+    })
 }
 
 /// A POST of JSON.

@@ -130,11 +130,10 @@ impl Stack {
         metric(page.text(), name)
     }
 
-    /// A metric of a worker's engine.
-    pub(crate) async fn engine_metric(&self, worker: &str, name: &str) -> f64 {
-        let address = self.engine(worker).await;
-        let page = self.client.get(&format!("{address}/metrics")).await;
-        metric(page.text(), name)
+    /// Requests that run on the engine at `address`, by its own count; `None` when it is away.
+    pub(crate) async fn running(&self, address: &str) -> Option<f64> {
+        let page = self.client.reach(&format!("{address}/metrics")).await?;
+        Some(metric(page.text(), "vllm:num_requests_running"))
     }
 
     /// Where a worker's engine answers.
@@ -343,6 +342,9 @@ fn path_of(body: &Value) -> &'static str {
 }
 
 fn metric(page: &str, name: &str) -> f64 {
+    let family = name.split('{').next().unwrap_or_default();
+    let family = format!("# TYPE {} ", family.trim_end_matches("_total"));
+    assert!(page.contains(&family), "no {family:?} in {page}");
     let value = |line: &str| {
         let rest = line.strip_prefix(name)?;
         let value = rest.starts_with([' ', '{']).then_some(rest)?;
