@@ -1,6 +1,7 @@
 //! The router: answers placements, and takes in what workers hold and which of them there are.
 
 pub mod booking;
+mod member;
 pub mod state;
 pub mod view;
 

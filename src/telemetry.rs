@@ -52,7 +52,17 @@ fn filter(config: &LogConfig) -> Result<EnvFilter, TelemetryError> {
         level: config.level.clone(),
         source,
     };
-    EnvFilter::builder().parse(&config.level).map_err(level)
+    EnvFilter::builder()
+        .parse(directives(&config.level))
+        .map_err(level)
+}
+
+/// A bare level is ours alone: what libraries say below a warning is of no use to an operator.
+fn directives(level: &str) -> String {
+    match level {
+        "info" | "debug" | "trace" => format!("warn,kvlens={level}"),
+        _ => level.to_owned(),
+    }
 }
 
 fn writes_text(format: LogFormat, terminal: bool) -> bool {

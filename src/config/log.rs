@@ -22,7 +22,8 @@ pub enum LogFormat {
 pub struct LogConfig {
     /// How a log line looks.
     pub format: LogFormat,
-    /// Least level logged: error, warn, info, debug or trace; by module as `info,kvlens::router=debug`.
+    /// Least level logged: error, warn, info, debug or trace; libraries are heard from warn. By module
+    /// as `info,kvlens::router=debug`, libraries included.
     pub level: String,
 }
 

@@ -14,6 +14,8 @@ const PATHS: [&str; 2] = [
 /// Why NVML did not answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NvmlFault {
+    #[error("the NVIDIA driver's library {path} is not installed")]
+    Missing { path: &'static str },
     #[error("the NVIDIA driver's library {path} cannot be loaded: {text}")]
     Library { path: &'static str, text: String },
     #[error("the NVIDIA driver does not answer: {0}")]
@@ -33,7 +35,13 @@ fn load(paths: &[&'static str]) -> Result<Nvml, NvmlFault> {
             Ok(nvml) => return Ok(nvml),
             Err(NvmlError::LibloadingError(error)) => {
                 let text = error.to_string();
-                first.get_or_insert(NvmlFault::Library { path, text });
+                // The loader says so for a file that is not there, and for one that lacks its own
+                // libraries; the latter names another file.
+                let missing = text.starts_with(&format!("{path}: cannot open shared object file"));
+                first.get_or_insert(match missing {
+                    true => NvmlFault::Missing { path },
+                    false => NvmlFault::Library { path, text },
+                });
             }
             Err(error) => return Err(NvmlFault::Driver(error)),
         }

@@ -11,9 +11,10 @@ use crate::id::{DpRank, WorkerId};
 use crate::index::gap::BEFORE_FIRST;
 use crate::index::holders::Slot;
 use crate::index::{Applied, Index, KvEvent};
+use crate::router::member::{Member, RankState};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
 use crate::router::{Footprint, RouteError};
-use crate::select::load::{InFlight, Share};
+use crate::select::load::Share;
 use crate::select::{Candidate, Cost, Policy, cost, select};
 
 /// Most distinct block sizes hashed for one request; workers of further sizes are chosen by load
@@ -36,24 +37,6 @@ pub(crate) struct Chosen {
     pub(crate) prompt_blocks: u32,
     pub(crate) cost: Cost,
     pub(crate) booking: BookingKey,
-}
-
-/// A worker and what is booked on it.
-#[derive(Debug)]
-struct Member {
-    record: WorkerRecord,
-    address: Arc<str>,
-    /// One per rank.
-    ranks: Vec<RankState>,
-    /// Gets no requests before this instant.
-    paused_until: Option<Instant>,
-}
-
-#[derive(Debug, Default)]
-struct RankState {
-    /// Each request in flight is a tentative holder of its prompt's blocks.
-    in_flight: InFlight,
-    shares: HashMap<BookingKey, Share>,
 }
 
 /// One rank of one worker as a request sees it.
@@ -150,29 +133,14 @@ impl State {
 
     /// Takes in a worker's record; true when the worker is new.
     pub(crate) fn upsert(&mut self, record: WorkerRecord) -> bool {
-        let address: Arc<str> = record.address.as_str().into();
-        let ranks = record.ranks.max(1) as usize;
         match self.workers.get_mut(&record.worker) {
             Some(member) => {
-                member
-                    .ranks
-                    .resize_with(ranks.max(member.ranks.len()), RankState::default);
-                member.record = record;
-                member.address = address;
+                member.update(record);
                 false
             }
             None => {
-                let ranks = std::iter::repeat_with(RankState::default)
-                    .take(ranks)
-                    .collect();
-                let worker = record.worker.clone();
-                let member = Member {
-                    record,
-                    address,
-                    ranks,
-                    paused_until: None,
-                };
-                self.workers.insert(worker, member);
+                self.workers
+                    .insert(record.worker.clone(), Member::new(record));
                 true
             }
         }
@@ -233,17 +201,17 @@ impl State {
     }
 
     pub(crate) fn worker_views(&self) -> Vec<WorkerView> {
-        let view = |member: &Member| WorkerView {
-            record: member.record.clone(),
-            indexed_blocks: self.index.worker_blocks(&member.record.worker),
-            applied_sequences: (0..member.ranks.len())
-                .map(|rank| self.applied_sequence(&member.record.worker, DpRank(rank as u32)))
-                .collect(),
-            load: member
-                .ranks
-                .iter()
-                .map(|rank| rank.in_flight.load())
-                .collect(),
+        let view = |member: &Member| {
+            let worker = &member.record.worker;
+            let ranks = (0..member.ranks.len()).map(|rank| DpRank(rank as u32));
+            WorkerView {
+                record: member.record.clone(),
+                indexed_blocks: self.index.worker_blocks(worker),
+                applied_sequences: ranks
+                    .map(|rank| self.applied_sequence(worker, rank))
+                    .collect(),
+                load: member.loads(),
+            }
         };
         self.workers.values().map(view).collect()
     }
@@ -402,19 +370,6 @@ impl State {
             cost: cost(prompt_tokens, &candidate, self.policy),
             candidate,
         }
-    }
-}
-
-impl Member {
-    /// Why no request goes there now.
-    fn not_eligible(&self, now: Instant) -> Option<&'static str> {
-        if !self.record.verdict.takes_requests() {
-            return Some("verdict");
-        }
-        if self.paused_until.is_some_and(|until| now < until) {
-            return Some("refused a connection");
-        }
-        None
     }
 }
 

@@ -1,0 +1,70 @@
+//! One worker as the router knows it: its record and what is booked on each of its ranks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::discovery::WorkerRecord;
+use crate::router::state::BookingKey;
+use crate::select::load::{InFlight, Load, Share};
+
+/// A worker and what is booked on it.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) record: WorkerRecord,
+    /// The record's, shared with every placement.
+    pub(crate) address: Arc<str>,
+    /// At least one.
+    pub(crate) ranks: Vec<RankState>,
+    /// Gets no requests before this instant.
+    pub(crate) paused_until: Option<Instant>,
+}
+
+/// What is booked on one rank.
+#[derive(Debug, Default)]
+pub(crate) struct RankState {
+    /// Each request in flight is a tentative holder of its prompt's blocks.
+    pub(crate) in_flight: InFlight,
+    pub(crate) shares: HashMap<BookingKey, Share>,
+}
+
+impl Member {
+    pub(crate) fn new(record: WorkerRecord) -> Self {
+        let ranks = record.ranks.max(1) as usize;
+        Self {
+            address: record.address.as_str().into(),
+            ranks: std::iter::repeat_with(RankState::default)
+                .take(ranks)
+                .collect(),
+            record,
+            paused_until: None,
+        }
+    }
+
+    /// Takes in a newer record. Ranks that are gone stay until their bookings are freed.
+    pub(crate) fn update(&mut self, record: WorkerRecord) {
+        let ranks = self.ranks.len().max(record.ranks as usize);
+        self.ranks.resize_with(ranks, RankState::default);
+        self.address = record.address.as_str().into();
+        self.record = record;
+    }
+
+    /// Why no request goes there now; `None` where one may.
+    pub(crate) fn not_eligible(&self, now: Instant) -> Option<&'static str> {
+        if !self.record.verdict.takes_requests() {
+            return Some("verdict");
+        }
+        if self.paused_until.is_some_and(|until| now < until) {
+            return Some("refused a connection");
+        }
+        None
+    }
+
+    /// The load of each rank.
+    pub(crate) fn loads(&self) -> Vec<Load> {
+        self.ranks
+            .iter()
+            .map(|rank| rank.in_flight.load())
+            .collect()
+    }
+}
