@@ -397,3 +397,19 @@ async fn methods_paths_and_types() {
     }
     stack.end().await;
 }
+
+#[tokio::test]
+async fn an_engines_own_limit_has_the_same_code() {
+    let stack = Stack::start(&format!("-- {FAST} --max-model-len 256")).await;
+    let words = "word ".repeat(300);
+    for body in [chat(&[text(&words)]), with(json!({"max_tokens": 250}))] {
+        let answer = post(&stack, CHAT, body.to_string()).await;
+        assert_error(
+            &answer,
+            (400, "context_length_exceeded", Value::Null),
+            &words,
+        );
+    }
+    assert_eq!(stack.load().await, 0);
+    stack.end().await;
+}

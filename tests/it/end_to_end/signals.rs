@@ -1,8 +1,9 @@
 //! How it ends: by signals, and by a port that is taken.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::end_to_end::pictures::{chat, streamed, text};
@@ -73,13 +74,14 @@ async fn killed_it_takes_its_engines_along_and_the_next_one_sweeps() {
 async fn a_taken_port_is_named_and_nothing_is_started() {
     let public = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = public.local_addr().unwrap().port();
-    let words = [
-        (format!("--port {port}"), "the public listener", port),
-        (format!("--port {}", port - 1), "the admin listener", port),
+    let admin = format!("[frontend]\nadmin_port = {port}\n");
+    let rows = [
+        (format!("--port {port}"), "", "the public listener"),
+        (String::new(), admin.as_str(), "the admin listener"),
     ];
-    for (words, listener, port) in words {
+    for (words, config, listener) in rows {
         let folder = tempfile::tempdir().unwrap();
-        let status = stack::spawn(&folder, &words, "").wait().await.unwrap();
+        let status = stack::spawn(&folder, &words, config).wait().await.unwrap();
         let read = |name| std::fs::read_to_string(folder.path().join(name)).unwrap();
         let said = read("err");
         let line = said.lines().last().unwrap();
@@ -91,4 +93,21 @@ async fn a_taken_port_is_named_and_nothing_is_started() {
         assert_eq!(status.code(), Some(1));
         assert_eq!(read("out"), "", "nothing was started");
     }
+}
+
+#[tokio::test]
+async fn nobody_need_read_what_it_prints() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = stack::command(&folder, &format!("-- {FAST}"), "");
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let log = || std::fs::read_to_string(folder.path().join("err")).unwrap();
+    until("its workers join", async || {
+        log().matches("worker joined").count() == 2
+    })
+    .await;
+    let pid = Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let status = child.wait().await.unwrap();
+    assert_eq!(status.code(), Some(0), "{}", log());
 }

@@ -247,6 +247,12 @@ pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
 
 /// Starts `kvlens up` without waiting for anything; its output goes to files in `folder`.
 pub(crate) fn spawn(folder: &TempDir, words: &str, config: &str) -> Child {
+    let spawned = command(folder, words, config).spawn();
+    spawned.expect("the program was built")
+}
+
+/// The command line of `kvlens up` with a runtime folder, a configuration and an output in `folder`.
+pub(crate) fn command(folder: &TempDir, words: &str, config: &str) -> Command {
     let at = |name: &str| folder.path().join(name);
     let write = |name: &str| fs::File::create(at(name)).expect("a file");
     fs::write(at("config.toml"), config).expect("a file");
@@ -270,7 +276,7 @@ pub(crate) fn spawn(folder: &TempDir, words: &str, config: &str) -> Child {
         .stdout(write("out"))
         .stderr(write("err"))
         .kill_on_drop(true);
-    command.spawn().expect("the program was built")
+    command
 }
 
 /// Waits for the banner; all that was printed.
