@@ -227,7 +227,7 @@ fn stop_at_end_of_input(stop: CancellationToken) {
     // wait for it on its way out.
     std::thread::spawn(move || {
         let ended = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        tracing::info!(?ended, "standard input ended");
         stop.cancel();
+        tracing::info!(?ended, "standard input ended");
     });
 }

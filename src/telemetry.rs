@@ -27,6 +27,8 @@ pub enum TelemetryError {
 pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter(config)?)
+        // Told on standard error itself, a line that cannot be written there would be a panic.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     if writes_text(config.format, std::io::stderr().is_terminal()) {
         let coloured = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

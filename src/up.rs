@@ -4,7 +4,8 @@ mod progress;
 mod setup;
 
 use std::collections::HashMap;
-use std::io;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,7 +134,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     let listeners = Listeners::bind(&config.frontend).await?;
     let run_dir = Arc::new(RunDir::create(config.engine.run_dir.as_deref())?);
     let specs = setup.specs(&args.engine_args, &run_dir)?;
-    println!("{}", setup.opening());
+    say(setup.opening());
 
     let metrics = Arc::new(Metrics::default());
     let router = Router::new(config.router.policy(), metrics.clone());
@@ -156,10 +157,10 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
         () = progress => {}
         () = stop.cancelled() => {}
     }
-    println!(
+    say(format_args!(
         "stopping: requests in flight have {} s to finish",
         DRAIN_MAX.as_secs()
-    );
+    ));
     if tokio::time::timeout(DRAIN_MAX, serving).await.is_err() {
         tracing::warn!(waited = ?DRAIN_MAX, "requests still in flight are cut");
     }
@@ -167,8 +168,14 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     engines.stop.cancel();
     engines.tasks.close();
     engines.tasks.wait().await;
-    println!("stopped");
+    say("stopped");
     Ok(())
+}
+
+/// Prints a line for the person who started it. Nobody need read it: a closed pipe, as that of
+/// `kvlens up | head -1`, is no reason to end.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stdout().lock(), "{line}");
 }
 
 fn frontend(

@@ -83,10 +83,13 @@ pub(crate) fn engine_failed(engines: usize) -> ApiError {
 /// An engine's own refusal. Its text is shown only where it holds nothing of the engine's inside.
 pub(crate) fn rejected(status: u16, body: &[u8], has_images: bool) -> ApiError {
     let text = engine_message(body);
-    let about_image = text
-        .as_deref()
-        .is_some_and(|text| text.to_lowercase().contains("image"));
-    let code = if has_images && about_image {
+    let about = |part: &str| {
+        let text = text.as_deref();
+        text.is_some_and(|text| text.to_lowercase().contains(part))
+    };
+    let code = if about("maximum context length") || about("maximum model length") {
+        "context_length_exceeded"
+    } else if has_images && about("image") {
         "invalid_image"
     } else {
         "rejected_by_engine"
@@ -146,6 +149,11 @@ mod tests {
         assert_eq!(
             rejected(400, body("bad image").as_bytes(), false).code,
             "rejected_by_engine"
+        );
+        let too_long = body("This model's maximum context length is 256 tokens, image or not.");
+        assert_eq!(
+            rejected(400, too_long.as_bytes(), true).code,
+            "context_length_exceeded"
         );
         assert_eq!(
             rejected(400, b"<html>", true).message,

@@ -1,19 +1,27 @@
 //! Reads a request's body whole, within the listener's limits.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::HeaderMap;
-use ::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use ::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use crate::http::Limits;
 use crate::openai::error::{ApiError, ErrorKind};
 
 /// Reserved at once for an announced body; most are smaller.
 const FIRST_BYTES: usize = 64 << 10;
+
+/// Longest time for what is left of a refused body; a client that still sends then learns nothing.
+const DISCARD_MAX: Duration = Duration::from_secs(1);
+
+/// A client that sends nothing for so long waits for the answer.
+const DISCARD_PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// A body, and the room it takes among all bodies in flight.
 pub(crate) struct HeldBody {
@@ -84,7 +92,7 @@ pub(crate) fn check_json(headers: &HeaderMap) -> Result<(), ApiError> {
 /// Reads the body, counting as it comes; a length said beforehand is checked before the first byte.
 pub(crate) async fn read(
     headers: &HeaderMap,
-    mut body: Body,
+    body: &mut Body,
     limits: &Limits,
     room: &Arc<Semaphore>,
 ) -> Result<HeldBody, ApiError> {
@@ -116,6 +124,28 @@ pub(crate) async fn read(
     }
     held.bytes = bytes.freeze();
     Ok(held)
+}
+
+/// Reads what is left of a refused request's body and forgets it, up to the limit of a body. A
+/// connection closed with bytes unread is reset by the system, and the client, still sending, would
+/// see that instead of the refusal.
+pub(crate) async fn discard(headers: &HeaderMap, mut body: Body, limits: &Limits) {
+    // Such a client sends only when told to, and reading is what tells it.
+    if headers.contains_key(EXPECT) {
+        return;
+    }
+    let mut left_bytes = limits.body_bytes_max;
+    let reading = async {
+        while let Ok(Some(Ok(frame))) = timeout(DISCARD_PAUSE_MAX, body.frame()).await {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            match left_bytes.checked_sub(bytes) {
+                Some(left) => left_bytes = left,
+                None => return,
+            }
+        }
+    };
+    // Late or not, it is over.
+    let _ = timeout(DISCARD_MAX, reading).await;
 }
 
 fn take_room(held: &mut HeldBody, room: &Arc<Semaphore>, bytes: usize) -> Result<(), ApiError> {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::http::header::ALLOW;
+use ::http::request::Parts;
 use ::http::{HeaderName, Method};
 use axum::Router;
 use axum::body::Body;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
 
+use crate::http::body::HeldBody;
 use crate::http::reply::{Reply, ReplyBody, internal_error};
 use crate::http::{Call, Handler, Limits, Routes, body};
 use crate::id::RequestId;
@@ -174,25 +176,12 @@ async fn answer(
     limits: Arc<Limits>,
     room: Arc<Semaphore>,
 ) -> Reply {
-    let (parts, body) = request.into_parts();
-    if let Err(error) = body::check_headers(&parts.headers, &limits) {
-        return error.into();
-    }
-    let Some((_, handler)) = methods.iter().find(|(method, _)| *method == parts.method) else {
-        return method_not_allowed(&parts.method, &methods);
-    };
-    if parts.method == Method::POST
-        && let Err(error) = body::check_json(&parts.headers)
-    {
-        return error.into();
-    }
-    let reading = body::read(&parts.headers, body, &limits, &room);
-    let held = match tokio::time::timeout(limits.body_read, reading).await {
-        Ok(Ok(held)) => held,
-        Ok(Err(error)) => return error.into(),
-        Err(_) => {
-            let message = format!("the body did not arrive within {:?}", limits.body_read);
-            return ApiError::new(408, ErrorKind::Timeout, "body_timeout", message).into();
+    let (parts, mut body) = request.into_parts();
+    let (handler, held) = match admit(&parts, &mut body, &methods, &limits, &room).await {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            body::discard(&parts.headers, body, &limits).await;
+            return refusal;
         }
     };
     let call = Call {
@@ -204,6 +193,31 @@ async fn answer(
         body: held.bytes.clone(),
     };
     handler(call).await
+}
+
+/// The handler of a request that keeps the limits, and its body.
+async fn admit<'a>(
+    parts: &Parts,
+    body: &mut Body,
+    methods: &'a [(Method, Handler)],
+    limits: &Limits,
+    room: &Arc<Semaphore>,
+) -> Result<(&'a Handler, HeldBody), Reply> {
+    body::check_headers(&parts.headers, limits)?;
+    let Some((_, handler)) = methods.iter().find(|(method, _)| *method == parts.method) else {
+        return Err(method_not_allowed(&parts.method, methods));
+    };
+    if parts.method == Method::POST {
+        body::check_json(&parts.headers)?;
+    }
+    let reading = body::read(&parts.headers, body, limits, room);
+    match tokio::time::timeout(limits.body_read, reading).await {
+        Ok(held) => Ok((handler, held?)),
+        Err(_) => {
+            let message = format!("the body did not arrive within {:?}", limits.body_read);
+            Err(ApiError::new(408, ErrorKind::Timeout, "body_timeout", message).into())
+        }
+    }
 }
 
 fn method_not_allowed(method: &Method, methods: &[(Method, Handler)]) -> Reply {

@@ -9,6 +9,7 @@ use crate::engine::{EngineProcess, State};
 use crate::lifecycle;
 use crate::router::Router;
 use crate::telemetry::metrics::Metrics;
+use crate::up::say;
 use crate::up::setup::Banner;
 
 /// How often the router is asked whether all workers are there: often enough to look instant.
@@ -59,12 +60,12 @@ async fn announce(router: &Router, banner: &Banner) {
         let blocks = record
             .capacity_blocks
             .map_or_else(String::new, |blocks| blocks.to_string());
-        println!(
+        say(format_args!(
             "  {}  {}  {blocks} blocks of {size} tokens",
             record.worker, record.address
-        );
+        ));
     }
-    println!("{}", banner.text());
+    say(banner.text());
     lifecycle::notify_status(&banner.status());
     lifecycle::notify_ready();
 }
@@ -95,23 +96,20 @@ async fn follow(process: EngineProcess, metrics: Arc<Metrics>) {
 }
 
 fn show(worker: &str, state: &State, running: Duration) {
+    let say = |line: &str| say(format_args!("  {worker}  {line}"));
     match state {
-        State::Starting => println!("  {worker}  starting"),
-        State::Ready { .. } => println!("  {worker}  answers after {:.1} s", running.as_secs_f64()),
+        State::Starting => say("starting"),
+        State::Ready { .. } => say(&format!("answers after {:.1} s", running.as_secs_f64())),
         State::Restarting {
             after,
             cause,
             last_lines,
         } => {
-            println!(
-                "  {worker}  {cause}; starting it again in {:.1} s",
-                after.as_secs_f64()
-            );
+            let after = after.as_secs_f64();
+            say(&format!("{cause}; starting it again in {after:.1} s"));
             let skipped = last_lines.len().saturating_sub(LINES_SHOWN);
-            last_lines
-                .iter()
-                .skip(skipped)
-                .for_each(|line| println!("  {worker}  | {line}"));
+            let shown = last_lines.iter().skip(skipped);
+            shown.for_each(|line| say(&format!("| {line}")));
         }
         State::Stopped => {}
     }

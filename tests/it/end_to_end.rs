@@ -1,6 +1,14 @@
 //! `kvlens up` as its users meet it: the built program, its mock engines, HTTP.
 
+mod bad_images;
+mod bad_requests;
 mod client;
+mod crowd;
+mod deaths;
+mod departures;
 mod overlap;
+mod paths;
 mod pictures;
+mod prediction;
+mod signals;
 mod stack;

@@ -62,18 +62,20 @@ impl Client {
     }
 
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
-        let (head, body) = self.open(request).await.into_parts();
-        let body = timeout(PATIENCE, body.collect()).await;
-        Answer {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            body: body.expect("a body in time").expect("a body").to_bytes(),
-        }
+        read(self.open(request).await)
+            .await
+            .expect("a whole answer")
     }
 
     pub(crate) async fn get(&self, url: &str) -> Answer {
-        let request = Request::get(url).body(Full::default());
-        self.send(request.expect("a request")).await
+        self.reach(url).await.expect("an answer")
+    }
+
+    /// The same of one who may be away.
+    pub(crate) async fn reach(&self, url: &str) -> Option<Answer> {
+        let request = Request::get(url).body(Full::default()).expect("a request");
+        let asked = timeout(PATIENCE, self.http.request(request)).await;
+        read(asked.expect("a head in time").ok()?).await
     }
 
     pub(crate) async fn post(&self, url: &str, body: &Value) -> Answer {
@@ -104,6 +106,17 @@ impl Client {
         let answered = answer.json();
         told(&answer.headers, &answered["usage"], text_of(&answered))
     }
+}
+
+/// The whole of an answer; `None` when it breaks off.
+async fn read(response: Response<Incoming>) -> Option<Answer> {
+    let (head, body) = response.into_parts();
+    let body = timeout(PATIENCE, body.collect()).await;
+    Some(Answer {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        body: body.expect("a body in time").ok()?.to_bytes(),
+    })
 }
 
 /// A POST of JSON.
@@ -161,6 +174,23 @@ impl Stream {
             events.push(event);
         }
         events
+    }
+}
+
+/// Asserts status, code and field of an error, in the form that every error has.
+pub(crate) fn assert_error(answer: &Answer, (status, code, param): (u16, &str, Value), what: &str) {
+    assert_eq!(answer.status, status, "{what}: {answer:?}");
+    assert_eq!(answer.header("content-type"), "application/json", "{what}");
+    assert!(!answer.header("x-request-id").is_empty(), "{what}");
+    let error = &answer.json()["error"];
+    assert_eq!(error["code"], code, "{what}: {error}");
+    assert_eq!(error["param"], param, "{what}: {error}");
+    assert_eq!(error["type"], "invalid_request_error", "{what}");
+    let message = error["message"].as_str().unwrap_or_default();
+    assert!(message.len() > 10, "{what}: {message}");
+    // Nothing of the inside: no address resolved, no path, no object of a process.
+    for inside in ["127.0.", " 0x", "/tmp", "<_", "os error"] {
+        assert!(!message.contains(inside), "{what}: {message}");
     }
 }
 

@@ -130,11 +130,10 @@ impl Stack {
         metric(page.text(), name)
     }
 
-    /// A metric of a worker's engine.
-    pub(crate) async fn engine_metric(&self, worker: &str, name: &str) -> f64 {
-        let address = self.engine(worker).await;
-        let page = self.client.get(&format!("{address}/metrics")).await;
-        metric(page.text(), name)
+    /// Requests that run on the engine at `address`, by its own count; `None` when it is away.
+    pub(crate) async fn running(&self, address: &str) -> Option<f64> {
+        let page = self.client.reach(&format!("{address}/metrics")).await?;
+        Some(metric(page.text(), "vllm:num_requests_running"))
     }
 
     /// Where a worker's engine answers.
@@ -187,15 +186,18 @@ impl Stack {
         ended.expect("it ends in time").expect("a status")
     }
 
-    /// Waits until `up` and all its engines have ended; the folder they leave.
+    /// Kills `up` and waits until its engines have ended too; the folder they leave.
     pub(crate) async fn killed(mut self) -> TempDir {
         self.signal(Signal::KILL);
         self.ended().await;
-        until("the engines end", async || {
-            processes(&self.folder).is_empty()
-        })
-        .await;
+        self.engines_ended().await;
         self.folder
+    }
+
+    /// Waits until none of its processes is there.
+    pub(crate) async fn engines_ended(&self) {
+        let ended = async || processes(&self.folder).is_empty();
+        until("the engines end", ended).await;
     }
 
     /// Stops it as an operator does; nothing may have panicked, and nothing may be left.
@@ -248,6 +250,12 @@ pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
 
 /// Starts `kvlens up` without waiting for anything; its output goes to files in `folder`.
 pub(crate) fn spawn(folder: &TempDir, words: &str, config: &str) -> Child {
+    let spawned = command(folder, words, config).spawn();
+    spawned.expect("the program was built")
+}
+
+/// The command line of `kvlens up` with a runtime folder, a configuration and an output in `folder`.
+pub(crate) fn command(folder: &TempDir, words: &str, config: &str) -> Command {
     let at = |name: &str| folder.path().join(name);
     let write = |name: &str| fs::File::create(at(name)).expect("a file");
     fs::write(at("config.toml"), config).expect("a file");
@@ -271,7 +279,7 @@ pub(crate) fn spawn(folder: &TempDir, words: &str, config: &str) -> Child {
         .stdout(write("out"))
         .stderr(write("err"))
         .kill_on_drop(true);
-    command.spawn().expect("the program was built")
+    command
 }
 
 /// Waits for the banner; all that was printed.
@@ -343,6 +351,9 @@ fn path_of(body: &Value) -> &'static str {
 }
 
 fn metric(page: &str, name: &str) -> f64 {
+    let family = name.split('{').next().unwrap_or_default();
+    let family = format!("# TYPE {} ", family.trim_end_matches("_total"));
+    assert!(page.contains(&family), "no {family:?} in {page}");
     let value = |line: &str| {
         let rest = line.strip_prefix(name)?;
         let value = rest.starts_with([' ', '{']).then_some(rest)?;
