@@ -4,11 +4,10 @@ pub mod gap;
 pub mod holders;
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 
 use serde::{Deserialize, Serialize};
 
-use crate::block::SequenceHash;
+use crate::block::{BlockMap, SequenceHash};
 use crate::id::{DpRank, Incarnation, WorkerId};
 use crate::index::gap::{Progress, Step};
 use crate::index::holders::{Bitmaps, Holders, Slot};
@@ -57,25 +56,7 @@ pub enum Applied {
     NoSlot,
 }
 
-/// Sequence hashes are uniform already: hashing them again would only cost time.
-#[derive(Clone, Default)]
-struct Uniform(u64);
-
-impl Hasher for Uniform {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-}
-
-type Table = HashMap<SequenceHash, Holders, BuildHasherDefault<Uniform>>;
+type Table = BlockMap<Holders>;
 
 #[derive(Debug)]
 struct SlotState {

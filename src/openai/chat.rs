@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::openai::error::ApiError;
 use crate::openai::fields;
+use crate::openai::inline::Lifted;
 use crate::openai::request::{Common, RequestLimits, parse_object};
 
 /// Template variables a client may set: those that published templates read. Anything else could
@@ -48,6 +49,17 @@ impl ChatRequest {
     /// # Errors
     /// When the body is not JSON, a field is missing, refused or illegal, or a limit is passed.
     pub fn parse(body: &[u8], limits: RequestLimits) -> Result<Self, ApiError> {
+        if let Some(lifted) = Lifted::new(body)
+            && let Ok(mut request) = Self::parse_json(&lifted.json, limits)
+            && lifted.put_back(&mut request.images)
+        {
+            return Ok(request);
+        }
+        // What is refused is read as it came, so that the refusal speaks of what was sent.
+        Self::parse_json(body, limits)
+    }
+
+    pub(crate) fn parse_json(body: &[u8], limits: RequestLimits) -> Result<Self, ApiError> {
         let mut fields = parse_object(body)?;
         let mut messages = take_messages(&mut fields, limits)?;
         let images = take_images(&mut messages, limits)?;
