@@ -162,6 +162,7 @@ impl Parts {
             adapter: None,
             hashes: vec![(size, hashes.into())],
             prompt_tokens: prompt.tokens.len() as u32,
+            estimated_tokens: 0,
         };
         let placement = timed(&mut self.place, || frontend.router.place(&footprint, &[]));
         drop(placement.expect("a worker is there"));
