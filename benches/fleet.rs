@@ -53,7 +53,11 @@ pub(crate) fn worker(number: u32) -> WorkerId {
 /// The blocks of one worker: those of `shared` where it is among their holders, then its own.
 pub(crate) fn blocks(number: u32, shared: &[SequenceHash]) -> Vec<SequenceHash> {
     let mut chance = Chance(u64::from(number) << 32);
-    let held = if number.is_multiple_of(4) { shared } else { &[] };
+    let held = if number.is_multiple_of(4) {
+        shared
+    } else {
+        &[]
+    };
     let own = std::iter::repeat_with(|| SequenceHash(chance.next()));
     held.iter()
         .copied()
