@@ -23,6 +23,7 @@ use kvlens::openai::chat::ChatRequest;
 use kvlens::openai::fields::UnknownFields;
 use kvlens::openai::request::RequestLimits;
 use kvlens::prompt::placeholder;
+use kvlens::router::Footprint;
 use kvlens::telemetry::metrics::Metrics;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -79,8 +80,9 @@ fn main() {
             placement.overlap_blocks as usize >= shared_blocks,
             "{placement:?}"
         );
+        let footprint = prepared.footprint.clone();
         drop((prepared, placement));
-        parts.split(&runtime, &frontend, &model, &body);
+        parts.split(&runtime, &frontend, &footprint, &body);
         parts.floor(&body);
     }
     parts.print();
@@ -127,9 +129,10 @@ impl Parts {
         &mut self,
         runtime: &tokio::runtime::Runtime,
         frontend: &Frontend,
-        model: &Model,
+        footprint: &Footprint,
         body: &[u8],
     ) {
+        let model = &frontend.models[MODEL];
         let request = timed(&mut self.parse, || ChatRequest::parse(body, LIMITS));
         let request = request.expect("a legal chat");
         let media = frontend.media.as_ref().expect("images are taken");
@@ -157,14 +160,8 @@ impl Parts {
         let hashes = timed(&mut self.hash, || {
             block::sequence_hashes(root, &prompt, size)
         });
-        let footprint = kvlens::router::Footprint {
-            model: MODEL.into(),
-            adapter: None,
-            hashes: vec![(size, hashes.into())],
-            prompt_tokens: prompt.tokens.len() as u32,
-            estimated_tokens: 0,
-        };
-        let placement = timed(&mut self.place, || frontend.router.place(&footprint, &[]));
+        assert_eq!(*hashes, *footprint.hashes[0].1);
+        let placement = timed(&mut self.place, || frontend.router.place(footprint, &[]));
         drop(placement.expect("a worker is there"));
         timed(&mut self.engine_body, || chat_body(request, &images, ""));
         self.body_bytes = body.len();
