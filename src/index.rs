@@ -79,8 +79,6 @@ type Table = HashMap<SequenceHash, Holders, BuildHasherDefault<Uniform>>;
 
 #[derive(Debug)]
 struct SlotState {
-    worker: WorkerId,
-    rank: DpRank,
     progress: Progress,
     blocks: u64,
 }
@@ -216,12 +214,6 @@ impl Index {
         self.by_name.get(worker)?.get(&rank).copied()
     }
 
-    /// The worker and rank of a slot; `None` once the worker was removed.
-    pub fn holder(&self, slot: Slot) -> Option<(&WorkerId, DpRank)> {
-        let state = self.slots.get(slot.index())?.as_ref()?;
-        Some((&state.worker, state.rank))
-    }
-
     /// Where a slot's events stand, to be held against its worker's heartbeat.
     pub fn progress(&self, slot: Slot) -> Option<Progress> {
         Some(self.slots.get(slot.index())?.as_ref()?.progress)
@@ -287,8 +279,6 @@ impl Index {
         }
         let slot = Slot(index as u16);
         self.slots[index] = Some(SlotState {
-            worker: worker.clone(),
-            rank,
             progress: Progress::default(),
             blocks: 0,
         });
