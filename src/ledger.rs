@@ -183,11 +183,6 @@ impl Ledger {
         self.book.name_of(hash)
     }
 
-    /// All that is published, for a snapshot; in no order.
-    pub fn snapshot(&self) -> Vec<SequenceHash> {
-        self.book.owners.keys().copied().collect()
-    }
-
     fn store(&mut self, stored: Stored) {
         if !self.counts_tier(&stored) || !self.has_shape(&stored) {
             return;

@@ -100,7 +100,7 @@ impl Rank {
 
     fn apply(&mut self, payload: &[u8]) -> Published {
         match codec::decode(payload) {
-            Ok(batch) => self.ledger.apply(batch.events),
+            Ok(events) => self.ledger.apply(events),
             Err(_) => {
                 self.unreadable += 1;
                 self.ledger.mark_partial();
