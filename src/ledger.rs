@@ -76,8 +76,8 @@ pub struct Published {
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The token an image's placeholder range is made of; only engines that send media ids without
-    /// offsets (vLLM 0.17, 0.18) or none (up to 0.16) need it. `None` makes their image blocks
-    /// unhashable.
+    /// offsets (vLLM 0.17, 0.18) or none (up to 0.16) need it. With `None` nothing tells where their
+    /// images are: blocks with bare media ids are unhashable, and without extra keys every block is.
     pub placeholder: Option<u32>,
     /// The engine's number of blocks.
     pub capacity_blocks: Option<u64>,
