@@ -60,8 +60,6 @@ type Table = BlockMap<Holders>;
 
 #[derive(Debug)]
 struct SlotState {
-    worker: WorkerId,
-    rank: DpRank,
     progress: Progress,
     blocks: u64,
 }
@@ -197,12 +195,6 @@ impl Index {
         self.by_name.get(worker)?.get(&rank).copied()
     }
 
-    /// The worker and rank of a slot; `None` once the worker was removed.
-    pub fn holder(&self, slot: Slot) -> Option<(&WorkerId, DpRank)> {
-        let state = self.slots.get(slot.index())?.as_ref()?;
-        Some((&state.worker, state.rank))
-    }
-
     /// Where a slot's events stand, to be held against its worker's heartbeat.
     pub fn progress(&self, slot: Slot) -> Option<Progress> {
         Some(self.slots.get(slot.index())?.as_ref()?.progress)
@@ -268,8 +260,6 @@ impl Index {
         }
         let slot = Slot(index as u16);
         self.slots[index] = Some(SlotState {
-            worker: worker.clone(),
-            rank,
             progress: Progress::default(),
             blocks: 0,
         });

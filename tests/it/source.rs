@@ -256,8 +256,8 @@ async fn after_lost_events_the_index_is_as_without_loss() {
 /// The overlap of each event's blocks, by the names an own ledger gives them.
 fn overlaps(index: &Index, payload: &[u8]) -> u32 {
     let mut ledger = Ledger::new("tiny-vl", Options::default());
-    let batch = kvlens::events::codec::decode(payload).expect("a batch");
-    let stored = ledger.apply(batch.events).stored;
+    let events = kvlens::events::codec::decode(payload).expect("a batch");
+    let stored = ledger.apply(events).stored;
     index
         .overlap(&stored)
         .first()
