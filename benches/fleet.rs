@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kvlens::block::{BlockSize, SequenceHash};
 use kvlens::discovery::{
-    Change, Completeness, EngineInfo, LedgerState, RECORD_VERSION, Update, WorkerRecord,
+    Change, Completeness, EngineRelease, LedgerState, RECORD_VERSION, Update, WorkerRecord,
 };
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
@@ -105,7 +105,7 @@ fn record(number: u32) -> WorkerRecord {
         model: MODEL.to_owned(),
         aliases: Vec::new(),
         adapters: Vec::new(),
-        engine: EngineInfo {
+        engine: EngineRelease {
             kind: "mock".to_owned(),
             version: "1".to_owned(),
         },

@@ -30,7 +30,7 @@ pub struct LedgerState {
 
 /// An engine's kind and version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EngineInfo {
+pub struct EngineRelease {
     pub kind: String,
     pub version: String,
 }
@@ -49,7 +49,7 @@ pub struct WorkerRecord {
     pub aliases: Vec<String>,
     /// Names of the LoRA adapters it serves.
     pub adapters: Vec<String>,
-    pub engine: EngineInfo,
+    pub engine: EngineRelease,
     /// `None` until the engine has said it.
     pub block_size: Option<BlockSize>,
     pub capacity_blocks: Option<u64>,

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use crate::block::BlockSize;
 use crate::discovery::{
-    Change, Completeness, EngineInfo, LedgerState, RECORD_VERSION, Update, WorkerRecord,
+    Change, Completeness, EngineRelease, LedgerState, RECORD_VERSION, Update, WorkerRecord,
 };
 use crate::events::zmq::{self, Source};
 use crate::health::Verdict;
@@ -300,7 +300,7 @@ fn first_record(spec: &AgentSpec, facts: EngineFacts) -> WorkerRecord {
         model: spec.model.clone(),
         aliases,
         adapters: facts.adapters,
-        engine: EngineInfo {
+        engine: EngineRelease {
             kind: spec.kind.clone(),
             version: facts.version,
         },

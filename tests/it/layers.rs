@@ -34,6 +34,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
     ("axum", &["http"]),
     ("etcd_client", &["discovery/etcd"]),
     ("figment", &["config"]),
+    ("hyper::body", &["dispatch"]),
     ("hyper::server", &["http"]),
     ("hyper_util::server", &["http"]),
     ("hyper_util::client", &["dispatch"]),

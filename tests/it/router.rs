@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvlens::block::{BlockSize, SequenceHash};
 use kvlens::discovery::{
-    Change, Completeness, EngineInfo, LedgerState, RECORD_VERSION, Update, WorkerRecord,
+    Change, Completeness, EngineRelease, LedgerState, RECORD_VERSION, Update, WorkerRecord,
 };
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
@@ -29,7 +29,7 @@ fn record(name: &str) -> WorkerRecord {
         model: "base".to_owned(),
         aliases: vec!["alias".to_owned()],
         adapters: vec!["adapter".to_owned()],
-        engine: EngineInfo {
+        engine: EngineRelease {
             kind: "mock".to_owned(),
             version: "1".to_owned(),
         },
