@@ -98,6 +98,7 @@ fn record(number: u32) -> WorkerRecord {
         },
         block_size: BlockSize::new(16),
         capacity_blocks: Some(BLOCKS_PER_WORKER as u64),
+        context_tokens_max: None,
         ranks: 1,
         verdict: Verdict::Healthy,
         ledger: LedgerState {

@@ -53,6 +53,8 @@ pub struct WorkerRecord {
     /// `None` until the engine has said it.
     pub block_size: Option<BlockSize>,
     pub capacity_blocks: Option<u64>,
+    /// The longest prompt plus answer that the engine takes; `None` where it does not say.
+    pub context_tokens_max: Option<u32>,
     /// Number of data-parallel ranks.
     pub ranks: u32,
     pub verdict: Verdict,

@@ -306,6 +306,7 @@ fn first_record(spec: &AgentSpec, facts: EngineFacts) -> WorkerRecord {
         },
         block_size: facts.block_size,
         capacity_blocks: facts.capacity_blocks,
+        context_tokens_max: facts.context_tokens_max,
         ranks: spec.sources.len().max(1) as u32,
         verdict: Verdict::Healthy,
         ledger: LedgerState {

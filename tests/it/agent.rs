@@ -24,7 +24,7 @@ use crate::source::Publisher;
 const METRICS: &str = "# TYPE vllm:cache_config_info gauge\n\
     vllm:cache_config_info{block_size=\"16\",engine=\"0\",num_gpu_blocks=\"5000\"} 1.0\n";
 const MODELS: &str = r#"{"data": [
-    {"id": "tiny-vl", "parent": null}, {"id": "gpt-4o", "parent": null},
+    {"id": "tiny-vl", "parent": null, "max_model_len": 8192}, {"id": "gpt-4o", "parent": null},
     {"id": "tinylora", "parent": "tiny-vl"}]}"#;
 
 /// An engine's HTTP side on a free port.
@@ -126,6 +126,7 @@ async fn an_engine_is_followed_through_its_lives() {
     assert_eq!(record.verdict, Verdict::Healthy);
     assert_eq!(record.block_size, BlockSize::new(16));
     assert_eq!(record.capacity_blocks, Some(5000));
+    assert_eq!(record.context_tokens_max, Some(8192));
     assert_eq!(record.aliases, ["demo", "gpt-4o"]);
     assert_eq!(record.adapters, ["tinylora"]);
     assert_eq!(record.engine.version, "0.32.0");

@@ -35,6 +35,7 @@ fn record(name: &str) -> WorkerRecord {
         },
         block_size: BlockSize::new(SIZE),
         capacity_blocks: Some(100),
+        context_tokens_max: None,
         ranks: 1,
         verdict: Verdict::Healthy,
         ledger: LedgerState {
