@@ -148,6 +148,12 @@ impl Ledger {
         self.partial = true;
     }
 
+    /// Notes a batch that could not be read, as lost and as an alarm.
+    pub fn mark_unreadable(&mut self) {
+        self.book.counts.add(Alarm::Unreadable);
+        self.mark_partial();
+    }
+
     /// Whether the engine may hold blocks that were never published.
     pub fn is_partial(&self) -> bool {
         self.partial

@@ -1,6 +1,8 @@
 //! One data-parallel rank as its agent sees it: from what its source gives to what the router is
 //! told.
 
+use tracing::warn;
+
 use crate::block::BlockSize;
 use crate::events::codec;
 use crate::events::zmq::Feed;
@@ -20,8 +22,6 @@ pub struct RankStatus {
     pub is_partial: bool,
     pub block_size: Option<BlockSize>,
     pub counts: Counts,
-    /// Batches that could not be read.
-    pub unreadable: u64,
 }
 
 /// The ledger of one rank and where its events stand.
@@ -32,7 +32,8 @@ pub struct Rank {
     incarnation: Incarnation,
     sequence: u64,
     ledger: Ledger,
-    unreadable: u64,
+    /// Whether the last batch could not be read.
+    is_unreadable: bool,
 }
 
 impl Rank {
@@ -44,7 +45,7 @@ impl Rank {
             incarnation,
             sequence: BEFORE_FIRST,
             ledger,
-            unreadable: 0,
+            is_unreadable: false,
         }
     }
 
@@ -65,7 +66,6 @@ impl Rank {
             is_partial: self.ledger.is_partial(),
             block_size: self.ledger.block_size(),
             counts: *self.ledger.counts(),
-            unreadable: self.unreadable,
         }
     }
 
@@ -100,10 +100,18 @@ impl Rank {
 
     fn apply(&mut self, payload: &[u8]) -> Published {
         match codec::decode(payload) {
-            Ok(events) => self.ledger.apply(events),
-            Err(_) => {
-                self.unreadable += 1;
-                self.ledger.mark_partial();
+            Ok(events) => {
+                self.is_unreadable = false;
+                self.ledger.apply(events)
+            }
+            Err(error) => {
+                // One line for a run of them: an engine of another format sends nothing else.
+                if !std::mem::replace(&mut self.is_unreadable, true) {
+                    let (worker, rank) = (&self.worker, self.rank.0);
+                    let (sequence, bytes) = (self.sequence, payload.len());
+                    warn!(%worker, rank, sequence, bytes, %error, "kv events can't be read");
+                }
+                self.ledger.mark_unreadable();
                 Published::default()
             }
         }
