@@ -131,7 +131,9 @@ impl Listed {
             ids.map(str::to_owned).collect()
         };
         // vLLM gives it per model, but it is the engine's.
-        let lengths = bases.iter().filter_map(|base| base["max_model_len"].as_u64());
+        let lengths = bases
+            .iter()
+            .filter_map(|base| base["max_model_len"].as_u64());
         let shortest = lengths.min().and_then(|tokens| u32::try_from(tokens).ok());
         Self {
             bases: ids(&bases),
