@@ -63,7 +63,7 @@ pub enum EngineError {
     #[error("engine command has {placeholder:?}, which is none of {known}")]
     Placeholder { placeholder: String, known: String },
     #[error(
-        "socket path {path:?} has {bytes} bytes, more than the {max} a unix socket may have; set engine.run_dir to a shorter folder"
+        "socket path {path:?} has {bytes} bytes, more than the {max} a unix socket may have; set engine.run_dir to a folder with a shorter path"
     )]
     SocketPath {
         path: String,

@@ -33,8 +33,8 @@ pub struct EngineConfig {
     /// Longest line of an engine's output kept, in bytes; the rest of it is left out.
     #[schemars(range(min = 80, max = 65_536))]
     pub log_line_bytes_max: usize,
-    /// Folder for sockets and process ids; unset takes `$XDG_RUNTIME_DIR/kvlens`, or
-    /// `/tmp/kvlens-<uid>`.
+    /// Folder below which a folder `kvlens-<uid>` is made for sockets and process ids; unset takes
+    /// `$XDG_RUNTIME_DIR`, or `/tmp`.
     pub run_dir: Option<PathBuf>,
 }
 

@@ -209,8 +209,10 @@ impl Stack {
     pub(crate) async fn assert_nothing_left(&self) {
         let left = processes(&self.folder);
         assert!(left.is_empty(), "{left:?}");
-        let names = fs::read_dir(self.folder.path().join("run")).expect("a folder");
-        let names: Vec<_> = names.flatten().map(|entry| entry.file_name()).collect();
+        let runs = fs::read_dir(self.folder.path().join("run")).expect("a folder");
+        let runs = runs.flatten().map(|entry| entry.path());
+        let names = runs.flat_map(|runs| fs::read_dir(runs).expect("a folder").flatten());
+        let names: Vec<_> = names.map(|entry| entry.file_name()).collect();
         assert_eq!(names, ["lock"]);
         for listener in [&self.public, &self.admin] {
             let address = listener.trim_start_matches("http://");
