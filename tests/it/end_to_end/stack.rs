@@ -281,10 +281,19 @@ pub(crate) fn command(folder: &TempDir, words: &str, config: &str) -> Command {
     command
 }
 
-/// Waits for the banner; all that was printed.
+/// Waits for the banner and for all workers; all that was printed.
 async fn ready(folder: &TempDir) -> String {
     let said = || fs::read_to_string(folder.path().join("out")).unwrap_or_default();
-    until("it is ready", async || said().contains("Ctrl-C")).await;
+    let all_ready = |line: &str| {
+        let counts = line.strip_suffix(" workers take requests");
+        let counts = counts.and_then(|counts| counts.split_once(" of "));
+        counts.is_some_and(|(ready, all)| ready == all)
+    };
+    until("it is ready", async || {
+        let said = said();
+        said.contains("Ctrl-C") && said.lines().any(all_ready)
+    })
+    .await;
     said()
 }
 
