@@ -2,15 +2,17 @@
 
 mod cache;
 mod files;
+mod media_tokens;
 mod tokenizer;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use jiff::Zoned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::model::files::{Files, Source};
+use crate::model::media_tokens::MediaTokens;
 use crate::model::tokenizer::Tokenizer;
 use crate::prompt::PromptError;
 use crate::prompt::content::ContentFormat;
@@ -77,7 +79,7 @@ pub struct Model {
     tool_template: Option<Template>,
     special_tokens: Value,
     family: Option<Family>,
-    media_tokens: Vec<String>,
+    media_tokens: MediaTokens,
     context_tokens_max: Option<u32>,
     eos_tokens: Vec<u32>,
 }
@@ -126,11 +128,11 @@ impl Model {
             source,
         })?;
         let special_tokens = special_tokens(&files.tokenizer_config);
-        Ok(Self {
+        let mut model = Self {
             path,
             template: files.template.map(compile).transpose()?,
             tool_template: files.tool_template.map(compile).transpose()?,
-            media_tokens: media_tokens(family.as_ref(), &files.config, &tokenizer),
+            media_tokens: MediaTokens::new(family.as_ref(), &files.config, &tokenizer),
             context_tokens_max: context_tokens_max(&files.config),
             eos_tokens: eos_tokens(
                 &special_tokens,
@@ -140,7 +142,25 @@ impl Model {
             special_tokens,
             family,
             tokenizer,
-        })
+        };
+        if let Ok(tokens) = model.tokens_of_one_image() {
+            model.media_tokens.learn(&tokens);
+        }
+        Ok(model)
+    }
+
+    /// What the template writes around a lone image.
+    fn tokens_of_one_image(&self) -> Result<Vec<u32>, ModelError> {
+        let message = json!({"role": "user", "content": [{"type": "image_url"}]});
+        let messages = Value::Array(self.normalise(&[message], false)?);
+        let text = self.render(&ChatInput {
+            messages: &messages,
+            tools: None,
+            variables: None,
+            add_generation_prompt: false,
+            continue_final_message: false,
+        })?;
+        self.encode(&text, false)
     }
 
     /// The text of a chat, rendered by the model's template.
@@ -211,7 +231,13 @@ impl Model {
 
     /// Spellings of the media tokens that no user's text may contain.
     pub fn media_tokens(&self) -> &[String] {
-        &self.media_tokens
+        self.media_tokens.spellings()
+    }
+
+    /// The first media token that `tokens` hold another number of times than `images` images make,
+    /// before expansion: somebody spelled it, by whatever way round the check of texts.
+    pub fn stray_media_token(&self, tokens: &[u32], images: usize) -> Option<&str> {
+        self.media_tokens.stray(tokens, images)
     }
 
     /// The form of message content that the template takes; `None` without a template.
@@ -245,31 +271,6 @@ fn special_tokens(tokenizer_config: &Value) -> Value {
         }
     }
     Value::Object(map)
-}
-
-/// The family's own list and whatever the configuration's ids name, as far as the tokenizer
-/// knows them.
-fn media_tokens(family: Option<&Family>, config: &Value, tokenizer: &Tokenizer) -> Vec<String> {
-    const KEYS: [&str; 5] = [
-        "image_token_id",
-        "video_token_id",
-        "vision_start_token_id",
-        "vision_end_token_id",
-        "vision_token_id",
-    ];
-    let Some(family) = family else {
-        return Vec::new();
-    };
-    let known = family.media_tokens().iter().map(|name| (*name).to_owned());
-    let mut names: Vec<String> = known.filter(|name| tokenizer.id(name).is_some()).collect();
-    for id in KEYS.iter().filter_map(|key| token_id(&config[key])) {
-        if let Some(name) = tokenizer.text(id)
-            && !names.contains(&name)
-        {
-            names.push(name);
-        }
-    }
-    names
 }
 
 fn context_tokens_max(config: &Value) -> Option<u32> {
@@ -309,7 +310,6 @@ fn token_id(value: &Value) -> Option<u32> {
 mod tests {
     use super::*;
     use crate::vision::ImageSize;
-    use serde_json::json;
 
     #[test]
     fn the_demo_model_knows_its_tokens() {
@@ -333,6 +333,27 @@ mod tests {
         };
         let expansion = model.family().unwrap().expand(size).unwrap();
         assert_eq!(expansion.token_count(), 300);
+    }
+
+    #[test]
+    fn a_media_token_too_many_is_found() {
+        let model = Model::demo().unwrap();
+        let image = "<|vision_start|><|image_pad|><|vision_end|>";
+        for (text, images, stray) in [
+            ("plain", 0, None),
+            (image, 1, None),
+            (image, 0, Some("<|image_pad|>")),
+            (&format!("{image}{image}"), 2, None),
+            (&format!("{image}<|video_pad|>"), 1, Some("<|video_pad|>")),
+            (
+                &format!("{image}<|vision_start|>"),
+                1,
+                Some("<|vision_start|>"),
+            ),
+        ] {
+            let tokens = model.encode(text, false).unwrap();
+            assert_eq!(model.stray_media_token(&tokens, images), stray, "{text}");
+        }
     }
 
     #[test]

@@ -56,6 +56,10 @@ pub(crate) fn chat_prompt(
     })?;
     // The template writes the special tokens itself, as vLLM expects of a chat.
     let tokens = model.encode(&text, false)?;
+    // A token spelled in pieces, or escaped in a tool call, shows only here.
+    if let Some(name) = model.stray_media_token(&tokens, images.len()) {
+        return Err(spelled(name, "messages".to_owned()));
+    }
     expand(model.family(), tokens, images, request)
 }
 
@@ -76,10 +80,8 @@ pub(crate) fn completion_prompt(
             model.encode(text, request.add_special_tokens)?
         }
     };
-    let placeholder = model.family().map(Family::placeholder);
-    if placeholder.is_some_and(|placeholder| tokens.contains(&placeholder)) {
-        let message = "prompt holds the token of an image, and completions take no images";
-        return Err(ApiError::invalid("media_token_in_text", "prompt", message));
+    if let Some(name) = model.stray_media_token(&tokens, 0) {
+        return Err(spelled(name, "prompt".to_owned()));
     }
     let prompt = ExpandedPrompt {
         tokens,

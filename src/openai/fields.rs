@@ -43,6 +43,7 @@ enum Check {
     /// An object of at most so many keys.
     Object(usize),
     TextOrObject,
+    OneOf(&'static [&'static str]),
 }
 
 /// Fields that pass to the engine, each with its check. Upper bounds without a better reason are
@@ -67,7 +68,10 @@ const PASSED: &[(&str, Check)] = &[
     ("presence_penalty", Check::Number(-2.0, 2.0)),
     ("priority", Check::Int(i32::MIN as i64, i32::MAX as i64)),
     ("prompt_logprobs", Check::Int(0, 20)),
-    ("reasoning_effort", Check::Text),
+    (
+        "reasoning_effort",
+        Check::OneOf(&["none", "minimal", "low", "medium", "high", "xhigh"]),
+    ),
     ("repetition_penalty", Check::Number(0.0, 100.0)),
     ("response_format", Check::Object(16)),
     ("return_token_ids", Check::Bool),
@@ -94,7 +98,9 @@ const REFUSED: &[&str] = &[
     "image_embeds",
     "kv_transfer_params",
     "media_io_kwargs",
+    "mm_hashes",
     "mm_processor_kwargs",
+    "multi_modal_uuids",
     "prompt_embeds",
     "truncate_prompt_tokens",
     "vllm_xargs",
@@ -190,6 +196,7 @@ fn check_value(name: &str, value: &Value, check: Check) -> Result<(), ApiError> 
         Check::List(most) => is_list(value, most),
         Check::Object(most) => value.as_object().is_some_and(|object| object.len() <= most),
         Check::TextOrObject => value.is_string() || value.is_object(),
+        Check::OneOf(texts) => value.as_str().is_some_and(|text| texts.contains(&text)),
     };
     if legal {
         return Ok(());
@@ -203,6 +210,7 @@ fn check_value(name: &str, value: &Value, check: Check) -> Result<(), ApiError> 
         Check::List(most) => format!("a list of at most {most}"),
         Check::Object(most) => format!("an object of at most {most} keys"),
         Check::TextOrObject => "a string or an object".to_owned(),
+        Check::OneOf(texts) => format!("one of {}", texts.join(", ")),
     };
     Err(ApiError::invalid(
         "invalid_value",

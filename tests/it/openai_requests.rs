@@ -227,7 +227,7 @@ fn fields_are_rendered_passed_or_dropped() {
         "n": 2, "stop": ["x"], "temperature": 0.5, "top_p": 1, "seed": -3, "max_tokens": 9,
         "max_completion_tokens": 8, "logprobs": true, "top_logprobs": 3,
         "tools": [{"type": "function"}], "tool_choice": "auto", "response_format": {"type": "text"},
-        "user": null, "uuid": "u", "mm_hashes": {}, "brand_new": 1,
+        "user": null, "uuid": "u", "brand_new": 1,
         "nvext": {"agent_hints": {"osl": 77}},
     });
     let request = ChatRequest::parse(body.to_string().as_bytes(), LIMITS).unwrap();
@@ -237,7 +237,7 @@ fn fields_are_rendered_passed_or_dropped() {
         (common.n, common.max_tokens, common.expected_output_tokens),
         (2, Some(8), Some(77))
     );
-    assert_eq!(common.dropped_fields, 3); // uuid, mm_hashes, brand_new
+    assert_eq!(common.dropped_fields, 2); // uuid, brand_new
     let mut passed: Vec<_> = common.passed.keys().map(String::as_str).collect();
     passed.sort_unstable();
     assert_eq!(

@@ -177,6 +177,23 @@ impl Stream {
     }
 }
 
+/// Asserts status, code and field of an error, in the form that every error has.
+pub(crate) fn assert_error(answer: &Answer, (status, code, param): (u16, &str, Value), what: &str) {
+    assert_eq!(answer.status, status, "{what}: {answer:?}");
+    assert_eq!(answer.header("content-type"), "application/json", "{what}");
+    assert!(!answer.header("x-request-id").is_empty(), "{what}");
+    let error = &answer.json()["error"];
+    assert_eq!(error["code"], code, "{what}: {error}");
+    assert_eq!(error["param"], param, "{what}: {error}");
+    assert_eq!(error["type"], "invalid_request_error", "{what}");
+    let message = error["message"].as_str().unwrap_or_default();
+    assert!(message.len() > 10, "{what}: {message}");
+    // Nothing of the inside: no address resolved, no path, no object of a process.
+    for inside in ["127.0.", " 0x", "/tmp", "<_", "os error"] {
+        assert!(!message.contains(inside), "{what}: {message}");
+    }
+}
+
 /// The `code` of an error event.
 pub(crate) fn error_code(event: &str) -> Option<String> {
     let event: Value = serde_json::from_str(event).ok()?;

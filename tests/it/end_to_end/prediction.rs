@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::end_to_end::pictures::{data_uri, image, png, streamed, text};
 use crate::end_to_end::stack::{FAST, Stack};
 
-const REQUESTS: usize = 200;
+const REQUESTS: usize = 500;
 
 /// Tokens of a block of the mock engines.
 const BLOCK: u64 = 16;

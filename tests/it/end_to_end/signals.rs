@@ -52,6 +52,8 @@ async fn a_second_ctrl_c_ends_at_once_and_leaves_nothing() {
         "{:?}",
         since.elapsed()
     );
+    // They are killed as it ends, and it does not wait until the system has seen to it.
+    stack.engines_ended().await;
     stack.assert_nothing_left().await;
 }
 

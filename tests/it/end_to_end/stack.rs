@@ -186,15 +186,18 @@ impl Stack {
         ended.expect("it ends in time").expect("a status")
     }
 
-    /// Waits until `up` and all its engines have ended; the folder they leave.
+    /// Kills `up` and waits until its engines have ended too; the folder they leave.
     pub(crate) async fn killed(mut self) -> TempDir {
         self.signal(Signal::KILL);
         self.ended().await;
-        until("the engines end", async || {
-            processes(&self.folder).is_empty()
-        })
-        .await;
+        self.engines_ended().await;
         self.folder
+    }
+
+    /// Waits until none of its processes is there.
+    pub(crate) async fn engines_ended(&self) {
+        let ended = async || processes(&self.folder).is_empty();
+        until("the engines end", ended).await;
     }
 
     /// Stops it as an operator does; nothing may have panicked, and nothing may be left.
