@@ -12,7 +12,6 @@ use tokio::runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::check_config::{self, CheckError};
-use crate::config::problem::ConfigError;
 use crate::config::{Config, Sources, Values};
 use crate::lifecycle::{self, StopSignals};
 use crate::mock;
@@ -65,12 +64,6 @@ enum Failure {
     Dropped,
 }
 
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::Config(error.into())
-    }
-}
-
 impl From<TelemetryError> for Failure {
     fn from(error: TelemetryError) -> Self {
         Self::Config(error.into())
@@ -120,7 +113,7 @@ fn prepare(sources: Sources, role: Values, flags: Values) -> Result<Config, Fail
         flags,
         ..sources
     };
-    let config = Config::load(&sources)?;
+    let config = check_config::load(&sources)?;
     telemetry::init(&config.log)?;
     lifecycle::raise_fd_limit();
     Ok(config)

@@ -26,7 +26,7 @@ use crate::config::media::MediaConfig;
 use crate::config::openai::OpenaiConfig;
 use crate::config::problem::{ConfigError, Problem};
 use crate::config::router::RouterConfig;
-use crate::config::schema::Key;
+use crate::config::schema::{Key, Kind};
 
 /// All that can be configured, one table per role or concern.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -200,16 +200,28 @@ fn out_of_range(config: &Config, figment: &Figment, keys: &[Key]) -> Vec<Problem
     let Ok(values) = serde_json::to_value(config) else {
         return Vec::new();
     };
-    let outside = |key: &&Key| key.number(&values).is_some_and(|n| !key.admits(n));
-    keys.iter()
-        .filter(outside)
-        .map(|key| Problem::OutOfRange {
-            key: key.dotted(),
-            value: key.number(&values).unwrap_or_default(),
-            place: figment
-                .find_metadata(&key.dotted())
-                .map_or_else(|| "the defaults".into(), |found| found.name.to_string()),
-            bounds: key.bounds(),
+    let value = |key: &Key| {
+        // JSON has no form for a number that is infinite or none.
+        let unbounded = || figment.extract_inner(&key.dotted()).ok();
+        key.number(&values).or_else(|| match key.kind {
+            Kind::Number => unbounded(),
+            _ => None,
         })
+    };
+    let problem = |(key, value): (&Key, f64)| Problem::OutOfRange {
+        key: key.dotted(),
+        value,
+        place: figment
+            .find_metadata(&key.dotted())
+            .map_or_else(|| "the defaults".into(), |found| found.name.to_string()),
+        bounds: match value.is_finite() {
+            true => key.bounds(),
+            false => format!("finite and {}", key.bounds()),
+        },
+    };
+    keys.iter()
+        .filter_map(|key| Some((key, value(key)?)))
+        .filter(|(key, value)| !key.admits(*value))
+        .map(problem)
         .collect()
 }

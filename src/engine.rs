@@ -34,6 +34,17 @@ pub enum Kind {
     Command,
 }
 
+impl Kind {
+    /// Its name, as `--engine` takes it and as workers are named after it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mock => "mock",
+            Self::Vllm => "vllm",
+            Self::Command => "command",
+        }
+    }
+}
+
 /// One engine to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
@@ -63,7 +74,7 @@ pub enum EngineError {
     #[error("engine command has {placeholder:?}, which is none of {known}")]
     Placeholder { placeholder: String, known: String },
     #[error(
-        "socket path {path:?} has {bytes} bytes, more than the {max} a unix socket may have; set engine.run_dir to a shorter folder"
+        "socket path {path:?} has {bytes} bytes, more than the {max} a unix socket may have; set engine.run_dir to a folder with a shorter path"
     )]
     SocketPath {
         path: String,
@@ -140,8 +151,8 @@ impl Launcher {
     }
 }
 
-/// Finds as many free ports on 127.0.0.1, all different. Nothing keeps them free: an engine that
-/// finds its port taken ends and is started again.
+/// Finds as many free ports on 127.0.0.1, all different. Nothing keeps them free: while an
+/// engine's port is taken the engine is not started, its state says so, and it is tried again.
 ///
 /// # Errors
 /// When the system has none left.

@@ -8,11 +8,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// The signals that end the process: SIGINT and SIGTERM.
+/// The signals that end the process: SIGINT, SIGTERM, and SIGHUP where it is not ignored.
 #[derive(Debug)]
 pub struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
+    /// `None` under `nohup`, which asks to outlive the terminal.
+    hang_up: Option<Signal>,
 }
 
 impl StopSignals {
@@ -24,11 +26,15 @@ impl StopSignals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hang_up: match ignores_hang_up() {
+                true => None,
+                false => Some(signal(SignalKind::hangup())?),
+            },
         })
     }
 
     /// Runs `role` to its end. The first signal cancels `stop`, for the role to finish what it has;
-    /// the second drops the role as it is. `None` when it was dropped.
+    /// the second, unless it is a SIGHUP, drops the role as it is. `None` when it was dropped.
     pub async fn govern<F: Future>(
         mut self,
         stop: CancellationToken,
@@ -37,25 +43,50 @@ impl StopSignals {
         tokio::pin!(role);
         tokio::select! {
             output = &mut role => return Some(output),
-            name = self.next() => info!(signal = name, "stopping"),
+            name = self.first() => info!(signal = name, "stopping"),
         }
         notify_stopping();
         stop.cancel();
         tokio::select! {
             output = &mut role => Some(output),
-            name = self.next() => {
+            name = self.second() => {
                 warn!(signal = name, "stopping at once");
                 None
             }
         }
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn first(&mut self) -> &'static str {
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = hang_up => "SIGHUP",
+        }
+    }
+
+    async fn second(&mut self) -> &'static str {
+        // A closing terminal may send SIGHUP twice, by the kernel and by the shell: nobody asked
+        // for haste.
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
         }
     }
+}
+
+/// Whether this process was started with SIGHUP ignored, as `nohup` does.
+fn ignores_hang_up() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // The lowest bit is signal 1, SIGHUP.
+    mask.is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Raises the limit on open files as far as this process may, and returns the limit then in force;
@@ -125,14 +156,19 @@ mod tests {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let stop = CancellationToken::new();
-            let graceful = StopSignals::listen().unwrap();
-            send(getpid(), Signal::TERM);
-            let role = async {
-                stop.cancelled().await;
-                7
-            };
-            assert_eq!(graceful.govern(stop.clone(), role).await, Some(7));
+            for signal in [Signal::TERM, Signal::HUP] {
+                let stop = CancellationToken::new();
+                let graceful = StopSignals::listen().unwrap();
+                send(getpid(), signal);
+                let role = async {
+                    stop.cancelled().await;
+                    // A second hang-up, as a closing terminal sends it, is no haste.
+                    send(getpid(), Signal::HUP);
+                    tokio::task::yield_now().await;
+                    7
+                };
+                assert_eq!(graceful.govern(stop.clone(), role).await, Some(7));
+            }
 
             let stop = CancellationToken::new();
             let stubborn = StopSignals::listen().unwrap();

@@ -29,11 +29,11 @@ use crate::vision::ImageSize;
 /// Why a policy cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    #[error("allow entry {entry:?} is no name, *.suffix, address or network")]
+    #[error("media.allow entry {entry:?} is no name, *.suffix, address or network")]
     AllowEntry { entry: String },
-    #[error("{key} = {secs} is no number of seconds above 0")]
+    #[error("media.{key} = {secs} is no number of seconds above 0")]
     Seconds { key: &'static str, secs: f64 },
-    #[error("fetches_max = {fetches} is not 1 to {max}")]
+    #[error("media.fetches_max = {fetches} is not 1 to {max}")]
     Fetches { fetches: usize, max: usize },
     #[error("http client for images has no TLS version")]
     Tls(#[from] rustls::Error),

@@ -1,7 +1,10 @@
 //! `kvlens up`: everything on one box, in one process.
 
+mod agents;
+mod listeners;
 mod progress;
 mod setup;
+pub mod tasks;
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -11,30 +14,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueHint;
-use tokio::net::TcpListener;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::frontend::{FrontendConfig, LimitsConfig};
 use crate::config::{Config, Values};
 use crate::dispatch::EngineClient;
 use crate::engine::run_dir::{RunDir, RunDirError};
-use crate::engine::{EngineError, EngineProcess, Kind, Launcher};
+use crate::engine::{EngineError, Kind, Launcher};
 use crate::frontend::Frontend;
 use crate::gpu;
-use crate::http::Limits;
-use crate::http::serve::{bind, serve};
 use crate::id::InvalidWorkerId;
 use crate::media::{Media, PolicyError};
 use crate::model::ModelError;
 use crate::openai::request::RequestLimits;
-use crate::router::{self, Router, UPDATES_MAX};
+use crate::router::Router;
 use crate::select::RouterMode;
 use crate::telemetry::metrics::Metrics;
-use crate::up::setup::{Addresses, Setup};
-use crate::worker;
+use crate::up::agents::Agents;
+use crate::up::listeners::Listeners;
+use crate::up::setup::Setup;
+use crate::up::tasks::TaskEnd;
 
 /// Time for requests in flight to finish after the first stop signal.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
@@ -48,10 +47,10 @@ pub struct Args {
     /// Port of the public listener; the admin listener takes the next one
     #[arg(long)]
     port: Option<u16>,
-    /// How many engines to run; as many as there are GPUs, or two stand-ins, unless told
+    /// How many engines to run; unless told, vllm on each GPU, two stand-ins, or one command
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
-    /// Which engine to run; vllm where there are GPUs, the stand-in elsewhere, unless told
+    /// Which engine to run; unless told, vllm where there are GPUs and a --model, else the stand-in
     #[arg(long)]
     pub engine: Option<Kind>,
     /// Folder or name of the model to serve
@@ -117,6 +116,8 @@ pub enum UpError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Media(#[from] PolicyError),
+    #[error(transparent)]
+    Ended(#[from] TaskEnd),
     #[error("{worker:?} cannot name a worker")]
     Worker {
         worker: String,
@@ -125,12 +126,13 @@ pub enum UpError {
 }
 
 /// Serves until `stop`: engines, agents, listeners; down in the opposite order, so that no request
-/// in flight loses what it needs.
+/// in flight loses what it needs. A part that ends by itself takes the rest down in the same way.
 ///
 /// # Errors
-/// When a listener, the model or an engine's command line cannot be used.
+/// When a listener, the model or an engine's command line cannot be used, or a part ended by
+/// itself.
 pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<(), UpError> {
-    let setup = Setup::choose(&args, gpu::count())?;
+    let setup = Setup::choose(&args, gpu::find(), &config.media)?;
     let listeners = Listeners::bind(&config.frontend).await?;
     let run_dir = Arc::new(RunDir::create(config.engine.run_dir.as_deref())?);
     let specs = setup.specs(&args.engine_args, &run_dir)?;
@@ -139,8 +141,8 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     let metrics = Arc::new(Metrics::default());
     let router = Router::new(config.router.policy(), metrics.clone());
     let frontend = frontend(&setup, &config, router.clone(), metrics.clone())?;
-    let addresses = listeners.addresses;
-    let serving = listeners.serve(&frontend, &config.frontend.limits, &stop);
+    let banner = setup.banner(listeners.addresses);
+    let mut serving = listeners.serve(&frontend, &config.frontend.limits, &stop);
     let engines = Launcher {
         config: config.engine.clone(),
         run_dir,
@@ -150,26 +152,34 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     // Should this future be dropped, its engines end all the same.
     let _engines_end = engines.stop.clone().drop_guard();
     let processes: Vec<_> = specs.into_iter().map(|spec| engines.launch(spec)).collect();
-    let agents = Agents::start(&setup, &processes, &router, &metrics);
-    let progress = progress::run(processes, metrics, router, setup.banner(addresses));
+    let mut agents = Agents::start(&setup, &processes, &router, &metrics);
+    let mut followed = progress::follow(processes, &metrics);
 
-    tokio::select! {
-        () = progress => {}
-        () = stop.cancelled() => {}
-    }
+    let running = tokio::select! {
+        // First, because listeners end with it.
+        biased;
+        () = stop.cancelled() => Ok(()),
+        end = serving.next_end() => Err(end),
+        end = agents.next_end() => Err(end),
+        end = followed.next_end() => Err(end),
+        never = progress::announce(&router, &banner) => match never {},
+    };
+    stop.cancel();
     say(format_args!(
         "stopping: requests in flight have {} s to finish",
         DRAIN_MAX.as_secs()
     ));
-    if tokio::time::timeout(DRAIN_MAX, serving).await.is_err() {
+    let drained = tokio::time::timeout(DRAIN_MAX, serving.end()).await;
+    let drained = drained.unwrap_or_else(|_| {
         tracing::warn!(waited = ?DRAIN_MAX, "requests still in flight are cut");
-    }
-    agents.end().await;
+        Ok(())
+    });
+    let signed_off = agents.end().await;
     engines.stop.cancel();
     engines.tasks.close();
     engines.tasks.wait().await;
     say("stopped");
-    Ok(())
+    Ok(running.and(drained).and(signed_off)?)
 }
 
 /// Prints a line for the person who started it. Nobody need read it: a closed pipe, as that of
@@ -203,130 +213,4 @@ fn frontend(
         client: EngineClient::new(),
         metrics,
     }))
-}
-
-/// The two listeners, bound before anything is started, so that a taken port stops nothing.
-struct Listeners {
-    public: TcpListener,
-    admin: TcpListener,
-    addresses: Addresses,
-}
-
-impl Listeners {
-    async fn bind(config: &FrontendConfig) -> Result<Self, UpError> {
-        let public = listen("the public listener", config.address(), "--port").await?;
-        let public_address = public.local_addr().unwrap_or(config.address());
-        // A free public port still has the admin listener on the next one, where that is free too.
-        let next = SocketAddr::new(config.admin_host, public_address.port().wrapping_add(1));
-        let admin = match (config.admin_port, config.port) {
-            (None, 0) => match bind(next).await {
-                Ok(listener) => listener,
-                Err(_) => listen(ADMIN, config.admin_address(), ADMIN_PORT).await?,
-            },
-            _ => listen(ADMIN, config.admin_address(), ADMIN_PORT).await?,
-        };
-        let admin_address = admin.local_addr().unwrap_or(config.admin_address());
-        let addresses = Addresses {
-            public: public_address,
-            admin: admin_address,
-        };
-        Ok(Self {
-            public,
-            admin,
-            addresses,
-        })
-    }
-
-    /// Serves on both until `stop` and until the last request has ended.
-    fn serve(
-        self,
-        frontend: &Arc<Frontend>,
-        limits: &LimitsConfig,
-        stop: &CancellationToken,
-    ) -> impl Future<Output = ()> {
-        let limits = Limits {
-            body_bytes_max: limits.body_bytes_max,
-            bodies_in_flight_bytes_max: limits.bodies_in_flight_bytes_max,
-            header_bytes_max: limits.header_bytes_max,
-            header_read: limits.header_read(),
-            body_read: limits.body_read(),
-            connections_max: limits.connections_max,
-        };
-        let mut listeners = JoinSet::new();
-        listeners.spawn(serve(
-            self.public,
-            frontend.routes(),
-            limits.clone(),
-            stop.clone(),
-        ));
-        listeners.spawn(serve(
-            self.admin,
-            frontend.admin_routes(),
-            limits,
-            stop.clone(),
-        ));
-        async move { while listeners.join_next().await.is_some() {} }
-    }
-}
-
-const ADMIN: &str = "the admin listener";
-const ADMIN_PORT: &str = "--port (the admin listener takes the next one) or frontend.admin_port";
-
-async fn listen(
-    what: &'static str,
-    address: SocketAddr,
-    remedy: &'static str,
-) -> Result<TcpListener, UpError> {
-    let bound = bind(address).await;
-    bound.map_err(|source| UpError::Listen {
-        what,
-        address,
-        remedy,
-        source,
-    })
-}
-
-/// One agent beside each engine, and the router's task that takes in what they say.
-struct Agents {
-    agents: JoinSet<()>,
-    router: JoinSet<()>,
-    stop: CancellationToken,
-}
-
-impl Agents {
-    fn start(
-        setup: &Setup,
-        processes: &[EngineProcess],
-        router: &Arc<Router>,
-        metrics: &Arc<Metrics>,
-    ) -> Self {
-        let (updates, received) = mpsc::channel(UPDATES_MAX);
-        let mut started = Self {
-            agents: JoinSet::new(),
-            router: JoinSet::new(),
-            stop: CancellationToken::new(),
-        };
-        started.router.spawn(router::run(
-            router.clone(),
-            received,
-            CancellationToken::new(),
-        ));
-        for process in processes {
-            let spec = setup.agent(&process.spec);
-            started.agents.spawn(worker::run(
-                spec,
-                metrics.clone(),
-                updates.clone(),
-                started.stop.clone(),
-            ));
-        }
-        started
-    }
-
-    /// Lets the agents sign off; the router's task ends with the last of them.
-    async fn end(mut self) {
-        self.stop.cancel();
-        while self.agents.join_next().await.is_some() {}
-        while self.router.join_next().await.is_some() {}
-    }
 }

@@ -3,6 +3,7 @@
 use crate::config::problem::ConfigError;
 use crate::config::reference;
 use crate::config::{Config, Sources};
+use crate::media::{Media, PolicyError};
 use crate::telemetry::{self, TelemetryError};
 
 /// Checks the configuration: file, environment, values against each other.
@@ -20,6 +21,8 @@ pub enum CheckError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
+    #[error(transparent)]
+    Media(#[from] PolicyError),
 }
 
 /// What to print: `ok`, or the reference.
@@ -30,7 +33,19 @@ pub fn run(args: &Args, sources: &Sources) -> Result<String, CheckError> {
     if args.reference {
         return Ok(reference::reference());
     }
+    load(sources)?;
+    Ok("ok\n".to_owned())
+}
+
+/// Reads a configuration and checks all of it that can be checked without starting anything. Every
+/// role reads its own so: what one refuses, the other does.
+///
+/// # Errors
+/// What is wrong.
+pub fn load(sources: &Sources) -> Result<Config, CheckError> {
     let config = Config::load(sources)?;
     telemetry::check(&config.log)?;
-    Ok("ok\n".to_owned())
+    // Only its user knows what makes sense in a policy.
+    Media::new(config.media.clone())?;
+    Ok(config)
 }

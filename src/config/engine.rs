@@ -16,6 +16,15 @@ pub struct EngineConfig {
     /// Time between two questions whether an engine is ready, in milliseconds.
     #[schemars(range(min = 1))]
     pub probe_millis: u64,
+    /// Time between two questions whether a ready engine still answers, in milliseconds.
+    #[schemars(range(min = 1))]
+    pub watch_millis: u64,
+    /// Time a ready engine has to answer such a question, in milliseconds.
+    #[schemars(range(min = 1))]
+    pub watch_deadline_millis: u64,
+    /// Questions in a row that a ready engine may leave without a good answer; then it is restarted.
+    #[schemars(range(min = 1))]
+    pub watch_failures_max: u32,
     /// Wait before the first restart of an engine that ended, in milliseconds; doubled each time.
     #[schemars(range(min = 1))]
     pub backoff_first_millis: u64,
@@ -33,8 +42,8 @@ pub struct EngineConfig {
     /// Longest line of an engine's output kept, in bytes; the rest of it is left out.
     #[schemars(range(min = 80, max = 65_536))]
     pub log_line_bytes_max: usize,
-    /// Folder for sockets and process ids; unset takes `$XDG_RUNTIME_DIR/kvlens`, or
-    /// `/tmp/kvlens-<uid>`.
+    /// Folder below which a folder `kvlens-<uid>` is made for sockets and process ids; unset takes
+    /// `$XDG_RUNTIME_DIR`, or `/tmp`.
     pub run_dir: Option<PathBuf>,
 }
 
@@ -43,6 +52,9 @@ impl Default for EngineConfig {
         Self {
             ready_secs: 900,
             probe_millis: 200,
+            watch_millis: 5000,
+            watch_deadline_millis: 5000,
+            watch_failures_max: 3,
             backoff_first_millis: 500,
             backoff_max_secs: 30,
             backoff_reset_secs: 60,
@@ -63,6 +75,16 @@ impl EngineConfig {
     /// Time between two questions whether an engine is ready.
     pub fn probe(&self) -> Duration {
         Duration::from_millis(self.probe_millis)
+    }
+
+    /// Time between two questions whether a ready engine still answers.
+    pub fn watch(&self) -> Duration {
+        Duration::from_millis(self.watch_millis)
+    }
+
+    /// Time a ready engine has to answer such a question.
+    pub fn watch_deadline(&self) -> Duration {
+        Duration::from_millis(self.watch_deadline_millis)
     }
 
     /// Wait before the first restart.

@@ -80,7 +80,7 @@ pub struct LimitsConfig {
     #[schemars(range(min = 1))]
     pub body_read_secs: u64,
     /// Most connections open at once on a listener.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub connections_max: usize,
     /// Most images in one request.
     pub images_max: usize,

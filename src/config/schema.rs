@@ -45,9 +45,10 @@ impl Key {
         found.as_f64()
     }
 
-    /// Whether `number` is within the key's bounds.
+    /// Whether `number` is finite and within the key's bounds.
     pub(crate) fn admits(&self, number: f64) -> bool {
-        self.minimum.is_none_or(|least| number >= least)
+        number.is_finite()
+            && self.minimum.is_none_or(|least| number >= least)
             && self.maximum.is_none_or(|most| number <= most)
     }
 

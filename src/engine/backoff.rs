@@ -30,7 +30,7 @@ impl Backoff {
             self.next = self.first;
         }
         let wait = self.next;
-        self.next = (wait * 2).min(self.longest);
+        self.next = wait.saturating_mul(2).min(self.longest);
         wait
     }
 }

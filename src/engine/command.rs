@@ -25,8 +25,9 @@ pub struct Plan {
     pub model: Option<String>,
     /// A port on 127.0.0.1.
     pub port: u16,
-    /// GPUs that the engine may see; `None` leaves the choice to it.
-    pub gpus: Option<Vec<u32>>,
+    /// GPUs that the engine may see, as `CUDA_VISIBLE_DEVICES` names them; `None` leaves the choice
+    /// to it.
+    pub gpus: Option<Vec<String>>,
     /// Further arguments; for [`Kind::Command`] the whole command line.
     pub args: Vec<String>,
 }
@@ -117,10 +118,8 @@ impl Plan {
     }
 
     fn environment(&self) -> Vec<(String, String)> {
-        let gpus = self.gpus.iter().map(|gpus| {
-            let numbers: Vec<_> = gpus.iter().map(u32::to_string).collect();
-            ("CUDA_VISIBLE_DEVICES", numbers.join(","))
-        });
+        let gpus = self.gpus.iter();
+        let gpus = gpus.map(|gpus| ("CUDA_VISIBLE_DEVICES", gpus.join(",")));
         // What a box serves is its owner's own affair.
         let quiet = [("VLLM_NO_USAGE_STATS", "1"), ("DO_NOT_TRACK", "1")]
             .map(|(name, text)| (name, text.to_owned()));
@@ -204,7 +203,7 @@ mod tests {
             name: "org/model".to_owned(),
             model: model.map(str::to_owned),
             port: 9000,
-            gpus: Some(vec![1]),
+            gpus: Some(vec!["GPU-1f".to_owned()]),
             args: vec!["--extra".to_owned()],
         }
     }
@@ -236,7 +235,7 @@ mod tests {
         assert!(args.iter().any(|arg| arg == "--exit-with-stdin"));
         assert!(!args.iter().any(|arg| arg == "--model"));
         let environment = plan(None).environment();
-        assert!(environment.contains(&("CUDA_VISIBLE_DEVICES".to_owned(), "1".to_owned())));
+        assert!(environment.contains(&("CUDA_VISIBLE_DEVICES".to_owned(), "GPU-1f".to_owned())));
     }
 
     #[test]

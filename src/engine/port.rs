@@ -1,7 +1,7 @@
 //! Free ports on loopback.
 
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 /// Binds all ports before it lets any go, so that they differ.
 pub(crate) fn free(count: usize) -> io::Result<Vec<u16>> {
@@ -9,6 +9,14 @@ pub(crate) fn free(count: usize) -> io::Result<Vec<u16>> {
     let listeners: Vec<_> = (0..count).map(bind).collect::<io::Result<_>>()?;
     let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
     listeners.iter().map(port).collect()
+}
+
+/// Lets `address` pass when a listener can be bound there now.
+///
+/// # Errors
+/// The system's reason when it cannot.
+pub(crate) fn check_free(address: SocketAddr) -> io::Result<()> {
+    TcpListener::bind(address).map(drop)
 }
 
 #[cfg(test)]
@@ -21,6 +29,10 @@ mod tests {
     fn ports_differ_and_can_be_bound() {
         let ports = free(20).unwrap();
         assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 20);
-        TcpListener::bind((Ipv4Addr::LOCALHOST, ports[0])).unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, ports[0])).unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(check_free(address).is_err());
+        drop(listener);
+        check_free(address).unwrap();
     }
 }

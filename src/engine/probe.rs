@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ::http::StatusCode;
 
+use crate::config::engine::EngineConfig;
 use crate::dispatch::EngineClient;
 
 /// An engine that needs longer to say that it is well is not ready.
@@ -25,17 +26,32 @@ impl Probe {
         }
     }
 
-    /// Whether the engine answers 200.
-    pub(crate) async fn is_ready(&self) -> bool {
-        let answer = self.client.get(&self.address, "/health", ANSWER_MAX).await;
+    /// Whether the engine answers 200 within `deadline`.
+    pub(crate) async fn answers(&self, deadline: Duration) -> bool {
+        let answer = self.client.get(&self.address, "/health", deadline).await;
         matches!(answer, Ok((StatusCode::OK, _)))
     }
 
     /// Asks every `period` until the engine answers.
     pub(crate) async fn until_ready(&self, period: Duration) {
-        while !self.is_ready().await {
+        while !self.answers(ANSWER_MAX).await {
             tokio::time::sleep(period).await;
         }
+    }
+
+    /// Asks a ready engine from time to time, until it has left the most questions in a row that
+    /// it may without a good answer. Says so.
+    pub(crate) async fn until_hung(&self, config: &EngineConfig) -> String {
+        let mut failures = 0;
+        while failures < config.watch_failures_max {
+            tokio::time::sleep(config.watch()).await;
+            failures = match self.answers(config.watch_deadline()).await {
+                true => 0,
+                false => failures + 1,
+            };
+        }
+        let deadline = config.watch_deadline();
+        format!("it hung: {failures} questions in a row had no good answer within {deadline:?}")
     }
 }
 
@@ -63,10 +79,10 @@ mod tests {
                 assert!(request[..length].starts_with(b"GET /health HTTP/1.1\r\n"));
                 stream.write_all(answer.as_bytes()).await.unwrap();
             };
-            let (found, ()) = tokio::join!(probe.is_ready(), serve);
+            let (found, ()) = tokio::join!(probe.answers(ANSWER_MAX), serve);
             assert_eq!(found, ready, "{answer:?}");
         }
         drop(listener);
-        assert!(!probe.is_ready().await, "nobody listens");
+        assert!(!probe.answers(ANSWER_MAX).await, "nobody listens");
     }
 }

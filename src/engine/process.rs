@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::io::AsyncRead;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -20,7 +20,7 @@ use crate::engine::backoff::Backoff;
 use crate::engine::output::Tail;
 use crate::engine::probe::Probe;
 use crate::engine::run_dir::RunDir;
-use crate::engine::{Spec, State};
+use crate::engine::{Spec, State, port};
 use crate::id::WorkerId;
 
 /// Time to read what a dead engine left in its pipes: a process it started may hold them open.
@@ -77,14 +77,22 @@ impl Supervisor {
     }
 
     async fn live(&self, life: u64, tail: &Arc<Tail>) -> End {
+        let stillborn = |cause| End::Failed {
+            cause,
+            ready: Duration::ZERO,
+        };
+        // Who listens there now would be taken for our engine, and our engine could not listen.
+        if let Err(error) = port::check_free(self.spec.address) {
+            return stillborn(format!(
+                "it needs {}, which is taken: {error}",
+                self.spec.address
+            ));
+        }
         let (mut child, group) = match self.spawn() {
             Ok(spawned) => spawned,
             Err(error) => {
                 let program = self.spec.program.display();
-                return End::Failed {
-                    cause: format!("{program} cannot be started: {error}"),
-                    ready: Duration::ZERO,
-                };
+                return stillborn(format!("{program} cannot be started: {error}"));
             }
         };
         // Held to the end: some engines stop when their standard input closes.
@@ -93,7 +101,7 @@ impl Supervisor {
         let mut ready_at = None;
         let cause = tokio::select! {
             status = child.wait() => Some(cause_of(status)),
-            late = self.watch_ready(life, &mut ready_at) => Some(late),
+            fault = self.watch(life, &group, &mut ready_at) => Some(fault),
             () = self.stop.cancelled() => None,
         };
         let ready = ready_at.map_or(Duration::ZERO, |at: Instant| at.elapsed());
@@ -144,18 +152,24 @@ impl Supervisor {
         tasks
     }
 
-    /// Says when the engine answers, then waits without end; returns only when it is too late.
-    async fn watch_ready(&self, life: u64, ready_at: &mut Option<Instant>) -> String {
+    /// Says when the engine answers and goes on asking it; returns what is wrong with it.
+    async fn watch(&self, life: u64, group: &Group<'_>, ready_at: &mut Option<Instant>) -> String {
         let limit = self.config.ready();
         let probe = Probe::new(self.spec.address);
         let ready = probe.until_ready(self.config.probe());
         if tokio::time::timeout(limit, ready).await.is_err() {
             return format!("it did not answer within {limit:?}");
         }
+        if group.leader_has_ended() {
+            return format!(
+                "it ended, and another program answers on {}",
+                self.spec.address
+            );
+        }
         *ready_at = Some(Instant::now());
         info!(worker = %self.spec.worker, address = %self.spec.address, "engine ready");
         self.state.send_replace(State::Ready { life });
-        std::future::pending().await
+        probe.until_hung(&self.config).await
     }
 
     /// Ends the engine: SIGTERM to its group, then the time it is granted. What is left then is
@@ -187,6 +201,12 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
+    /// Whether the engine's first process has ended, waited for or not.
+    fn leader_has_ended(&self) -> bool {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        !matches!(waitid(WaitId::Pid(self.leader), look), Ok(None))
+    }
+
     fn signal(&self, signal: Signal) {
         match kill_process_group(self.leader, signal) {
             // No such process: the whole group has ended.

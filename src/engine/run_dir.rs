@@ -27,6 +27,11 @@ pub enum RunDirError {
         mode: u32,
         uid: u32,
     },
+    #[error(
+        "folder {path} belongs to uid {owner} with mode {mode:o}: others could replace the run \
+         folder in it; name another folder as engine.run_dir"
+    )]
+    Open { path: String, owner: u32, mode: u32 },
 }
 
 /// A folder of this process alone, removed when dropped. While the process lives it holds the
@@ -38,30 +43,33 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Makes the folder below `base`, or below the default where there is none, after ending the
-    /// engines and deleting the sockets that killed runs left there.
+    /// Makes the folder in `kvlens-<uid>` below `base`, or below the default where there is none,
+    /// after ending the engines and deleting the sockets that killed runs left there.
     ///
     /// # Errors
-    /// When `base` cannot be made, or others may write there.
+    /// When `base` cannot be made, or others may replace what is made there.
     pub fn create(base: Option<&Path>) -> Result<Self, RunDirError> {
         let base = base.map_or_else(default_base, Path::to_owned);
-        own(&base).map_err(in_folder(&base))??;
-        Self::create_in(&base).map_err(in_folder(&base))
+        sheltered(&base).map_err(in_folder(&base))??;
+        // What is swept lies in a folder of ours alone: `base` may hold other things.
+        let runs = base.join(format!("kvlens-{}", geteuid().as_raw()));
+        own(&runs).map_err(in_folder(&runs))??;
+        Self::create_in(&runs).map_err(in_folder(&runs))
     }
 
-    fn create_in(base: &Path) -> io::Result<Self> {
+    fn create_in(runs: &Path) -> io::Result<Self> {
         // Held while folders are swept and made, so that nobody sweeps a folder not yet locked.
-        let turn = open_lock(base)?;
+        let turn = open_lock(runs, true)?;
         turn.lock()?;
-        sweep(base)?;
-        let path = base.join(std::process::id().to_string());
+        sweep(runs)?;
+        let path = runs.join(std::process::id().to_string());
         // Two runs of one process differ by a number.
         let free = |n: &u32| !path.with_extension(n.to_string()).exists();
         let path = (0..)
             .find(free)
             .map_or(path.clone(), |n| path.with_extension(n.to_string()));
         DirBuilder::new().mode(0o700).create(&path)?;
-        let lock = open_lock(&path)?;
+        let lock = open_lock(&path, true)?;
         lock.lock()?;
         Ok(Self { path, _lock: lock })
     }
@@ -112,51 +120,83 @@ fn in_folder(path: &Path) -> impl Fn(io::Error) -> RunDirError {
     }
 }
 
-/// `$XDG_RUNTIME_DIR/kvlens` where that folder exists, else `/tmp/kvlens-<uid>`.
+/// `$XDG_RUNTIME_DIR` where that folder exists, else `/tmp`.
 fn default_base() -> PathBuf {
     let session = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    match session.filter(|path| path.is_dir()) {
-        Some(session) => session.join("kvlens"),
-        None => PathBuf::from(format!("/tmp/kvlens-{}", geteuid().as_raw())),
-    }
+    let session = session.filter(|path| path.is_dir());
+    session.unwrap_or_else(|| PathBuf::from("/tmp"))
 }
 
-/// Makes `base` unless it is there, and refuses one that others could have prepared: whoever may
-/// write there could have us connect to sockets of theirs.
-fn own(base: &Path) -> io::Result<Result<(), RunDirError>> {
+const OTHERS_WRITE: u32 = 0o022;
+const STICKY: u32 = 0o1000;
+
+/// Makes `base` unless it is there, and refuses one in which others may rename what is not theirs.
+fn sheltered(base: &Path) -> io::Result<Result<(), RunDirError>> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700).create(base)?;
-    let found = fs::symlink_metadata(base)?;
+    let found = fs::metadata(base)?;
+    let by_us = [0, geteuid().as_raw()].contains(&found.uid());
+    let kept = found.mode() & OTHERS_WRITE == 0 || found.mode() & STICKY != 0;
+    Ok((by_us && kept)
+        .then_some(())
+        .ok_or_else(|| RunDirError::Open {
+            path: base.display().to_string(),
+            owner: found.uid(),
+            mode: found.mode() & 0o7777,
+        }))
+}
+
+/// Makes `runs` unless it is there, and refuses one that others could have prepared: whoever may
+/// write there could have us connect to sockets of theirs.
+fn own(runs: &Path) -> io::Result<Result<(), RunDirError>> {
+    match DirBuilder::new().mode(0o700).create(runs) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let found = fs::symlink_metadata(runs)?;
     let uid = geteuid().as_raw();
     let ours = found.is_dir() && found.uid() == uid && found.mode() & 0o077 == 0;
     Ok(ours.then_some(()).ok_or_else(|| RunDirError::NotOurs {
-        path: base.display().to_string(),
+        path: runs.display().to_string(),
         owner: found.uid(),
         mode: found.mode() & 0o7777,
         uid,
     }))
 }
 
-fn open_lock(folder: &Path) -> io::Result<File> {
+fn open_lock(folder: &Path, create: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false).mode(0o600);
-    options.open(folder.join(LOCK))
+    options.write(true).create(create).truncate(false);
+    options.mode(0o600).open(folder.join(LOCK))
 }
 
-/// Ends the engines and removes the folders of runs whose lock is free.
-fn sweep(base: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(base)? {
+/// Ends the engines and removes the folders of runs whose lock is free. What cannot be swept stays:
+/// it hinders no new run.
+fn sweep(runs: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(runs)? {
         let path = entry?.path();
-        if !path.is_dir() {
+        if !is_run(&path) {
             continue;
         }
-        match open_lock(&path)?.try_lock() {
-            Ok(()) => sweep_run(&path)?,
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(error)) => return Err(error),
+        let swept = match open_lock(&path, false).map(|lock| lock.try_lock().map(|()| lock)) {
+            Ok(Ok(_held)) => sweep_run(&path),
+            Ok(Err(TryLockError::WouldBlock)) => Ok(()),
+            Ok(Err(TryLockError::Error(error))) | Err(error) => Err(error),
+        };
+        if let Err(error) = swept {
+            warn!(path = %path.display(), %error, "folder of a former run stays");
         }
     }
     Ok(())
+}
+
+/// Whether `path` is a folder, not a link to one, with the name of a run: `<pid>.<number>`.
+fn is_run(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy());
+    let parts = name.as_deref().and_then(|name| name.split_once('.'));
+    let is_number = |text: &str| text.parse::<u32>().is_ok();
+    parts.is_some_and(|(pid, number)| is_number(pid) && is_number(number))
+        && fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
 }
 
 fn sweep_run(path: &Path) -> io::Result<()> {
@@ -240,11 +280,19 @@ mod tests {
         assert!(two.path().is_dir());
     }
 
+    /// The folder of all runs below `base`.
+    fn runs(base: &tempfile::TempDir) -> PathBuf {
+        let runs = base.path().join(format!("kvlens-{}", geteuid().as_raw()));
+        own(&runs).unwrap().unwrap();
+        runs
+    }
+
     #[test]
     fn a_killed_runs_engine_is_ended_and_its_folder_removed() {
         let base = base();
-        let left = base.path().join("123.0");
+        let left = runs(&base).join("123.0");
         fs::create_dir(&left).unwrap();
+        fs::write(left.join(LOCK), "").unwrap();
         let (mut engine, pid) = sleeper();
         let start = start_time(pid).unwrap();
         fs::write(left.join("gpu-0.pid"), format!("{} {start}\n", engine.id())).unwrap();
@@ -274,15 +322,56 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_open_to_others_is_refused() {
+    fn what_no_run_made_is_left_alone() {
         let base = base();
-        fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let error = RunDir::create(Some(base.path())).unwrap_err();
+        let elsewhere = base.path().join("elsewhere");
+        let runs = runs(&base);
+        let kept = [
+            base.path().join("1.0"),
+            elsewhere.clone(),
+            runs.join("photos"),
+            runs.join("7"),
+            runs.join("7.x"),
+            runs.join("8.0"),
+        ];
+        for folder in &kept {
+            fs::create_dir_all(folder).unwrap();
+            fs::write(folder.join("file"), "").unwrap();
+        }
+        // All but the last look like a run's in one way or another; the last has no lock.
+        for folder in &kept[..5] {
+            fs::write(folder.join(LOCK), "").unwrap();
+        }
+        std::os::unix::fs::symlink(&elsewhere, runs.join("9.0")).unwrap();
+
+        let _run = RunDir::create(Some(base.path())).unwrap();
+        for folder in kept {
+            assert!(folder.join("file").exists(), "{}", folder.display());
+        }
+    }
+
+    #[test]
+    fn folders_that_others_could_have_prepared_are_refused() {
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+        for (mode, refused) in [(0o755, false), (0o1777, false), (0o777, true)] {
+            let base = base();
+            set(base.path(), mode).unwrap();
+            let made = RunDir::create(Some(base.path()));
+            assert_eq!(made.is_err(), refused, "{mode:o}");
+        }
+        let open = base();
+        set(&runs(&open), 0o755).unwrap();
+        let error = RunDir::create(Some(open.path())).unwrap_err();
         assert!(error.to_string().contains("with mode 755"), "{error}");
 
-        let link = base.path().join("link");
-        std::os::unix::fs::symlink(base.path(), &link).unwrap();
-        assert!(RunDir::create(Some(&link)).is_err(), "a link is refused");
+        let linked = base();
+        fs::remove_dir(runs(&linked)).unwrap();
+        let name = format!("kvlens-{}", geteuid().as_raw());
+        std::os::unix::fs::symlink(open.path(), linked.path().join(name)).unwrap();
+        assert!(
+            RunDir::create(Some(linked.path())).is_err(),
+            "a link is refused"
+        );
     }
 
     #[test]

@@ -1,77 +1,98 @@
 //! What a person sees while engines start, fail and come back.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
-
+use crate::discovery::WorkerRecord;
 use crate::engine::{EngineProcess, State};
+use crate::id::WorkerId;
 use crate::lifecycle;
 use crate::router::Router;
 use crate::telemetry::metrics::Metrics;
 use crate::up::say;
 use crate::up::setup::Banner;
+use crate::up::tasks::Tasks;
 
-/// How often the router is asked whether all workers are there: often enough to look instant.
+/// How often the router is asked which workers are there: often enough to look instant.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Lines of a failed engine's output that are shown; the rest stands in the log.
+/// How long the first ready worker waits for the rest to be shown with it: small engines that start
+/// together are ready together.
+const TOGETHER_MAX: Duration = Duration::from_millis(500);
+
+/// Lines of a failed engine's output that are shown; the log has every line, at level debug.
 const LINES_SHOWN: usize = 12;
 
-/// Prints each engine's changes, and once all workers take requests, the banner. Ends when all
-/// engines have been stopped for good.
-pub(crate) async fn run(
-    processes: Vec<EngineProcess>,
-    metrics: Arc<Metrics>,
-    router: Arc<Router>,
-    banner: Banner,
-) {
-    let mut tasks = JoinSet::new();
+/// Starts a task for each engine that prints its changes, and ends only with the engine.
+pub(crate) fn follow(processes: Vec<EngineProcess>, metrics: &Arc<Metrics>) -> Tasks {
+    let mut tasks = Tasks::default();
     for process in processes {
-        tasks.spawn(follow(process, metrics.clone()));
+        let name = format!("the supervisor of {}", process.spec.worker);
+        tasks.spawn(name, follow_one(process, metrics.clone()));
     }
-    let followed = async { while tasks.join_next().await.is_some() {} };
-    let announced = async {
-        announce(&router, &banner).await;
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = followed => {}
-        () = announced => {}
+    tasks
+}
+
+/// Prints the banner when the first worker takes requests, and says when all do.
+pub(crate) async fn announce(router: &Router, banner: &Banner) -> Infallible {
+    until_ready(router, 1).await;
+    lifecycle::notify_ready();
+    // Whether all came in time is seen below.
+    let all = until_ready(router, banner.workers);
+    tokio::time::timeout(TOGETHER_MAX, all).await.ok();
+    let shown = show_workers(router, banner, &[]);
+    say(banner.text());
+    if shown.len() < banner.workers {
+        until_ready(router, banner.workers).await;
+        show_workers(router, banner, &shown);
+    }
+    std::future::pending().await
+}
+
+async fn until_ready(router: &Router, workers: usize) {
+    while ready(router).len() < workers {
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-async fn announce(router: &Router, banner: &Banner) {
-    let ready = || {
-        let workers = router.workers();
-        workers
-            .iter()
-            .filter(|view| view.record.verdict.takes_requests())
-            .count()
-    };
-    while ready() < banner.workers {
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    for view in router.workers() {
-        let record = view.record;
-        let size = record
-            .block_size
-            .map_or_else(String::new, |s| s.tokens().to_string());
-        let blocks = record
-            .capacity_blocks
-            .map_or_else(String::new, |blocks| blocks.to_string());
+/// The records of the workers that take requests.
+fn ready(router: &Router) -> Vec<WorkerRecord> {
+    let records = router.workers().into_iter().map(|view| view.record);
+    records
+        .filter(|record| record.verdict.takes_requests())
+        .collect()
+}
+
+/// Shows the workers that take requests and are not among those `shown` before; returns who is
+/// ready.
+fn show_workers(router: &Router, banner: &Banner, shown: &[WorkerId]) -> Vec<WorkerId> {
+    let records = ready(router);
+    for record in &records {
+        if shown.contains(&record.worker) {
+            continue;
+        }
+        let size = record.block_size.map(|size| size.tokens().to_string());
+        let blocks = record.capacity_blocks.map(|blocks| blocks.to_string());
         say(format_args!(
-            "  {}  {}  {blocks} blocks of {size} tokens",
-            record.worker, record.address
+            "  {}  {}  {} blocks of {} tokens",
+            record.worker,
+            record.address,
+            blocks.unwrap_or_default(),
+            size.unwrap_or_default(),
         ));
     }
-    say(banner.text());
-    lifecycle::notify_status(&banner.status());
-    lifecycle::notify_ready();
+    say(format_args!(
+        "{} of {} workers take requests",
+        records.len(),
+        banner.workers
+    ));
+    lifecycle::notify_status(&banner.status(records.len()));
+    records.into_iter().map(|record| record.worker).collect()
 }
 
 /// Prints one engine's changes until it is stopped for good.
-async fn follow(process: EngineProcess, metrics: Arc<Metrics>) {
+async fn follow_one(process: EngineProcess, metrics: Arc<Metrics>) {
     let mut states = process.state;
     let worker = process.spec.worker;
     let mut since = Instant::now();

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::config::media::MediaConfig;
 use crate::engine::command::Plan;
 use crate::engine::run_dir::RunDir;
 use crate::engine::{Kind, Spec, free_ports};
 use crate::events::zmq::Source;
-use crate::gpu::GpuCount;
+use crate::gpu::Gpus;
 use crate::id::WorkerId;
 use crate::model::Model;
 use crate::up::{Args, UpError};
@@ -26,6 +27,12 @@ const PICTURE: &str = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgBAM
     nZAMAAAASUlEQVR42mNgIA0EoPFDQwPwC7CGhoaSoEVJCdUWJiUlBRTFSkoQJUgKUJUoKaEqYYIIKKAp\
     QFLCbAwGBhQKuLhQU0AQDQyQAADaKh/qPWXfTQAAAABJRU5ErkJggg==";
 
+/// What is asked without a picture: words enough for whole blocks, so that the second answer
+/// overlaps. No apostrophe, because a shell's quotes stand around it.
+const QUESTION: &str = "How is a house built? Begin with the ground and the walls, go on with the \
+    beams, the roof and the chimney, and end with the doors, the windows and the garden. Answer in \
+    a few short sentences that a child can follow.";
+
 /// Where the two listeners are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Addresses {
@@ -39,7 +46,8 @@ pub(crate) struct Setup {
     kind: Kind,
     workers: u16,
     /// GPUs found; engines share them out one by one.
-    gpus: GpuCount,
+    gpus: Gpus,
+    media_enabled: bool,
     /// The name requests use, and part of every hash.
     pub(crate) name: String,
     /// `None` for the demo model.
@@ -49,13 +57,13 @@ pub(crate) struct Setup {
 
 impl Setup {
     /// Decides what to run; reads the model.
-    pub(crate) fn choose(args: &Args, gpus: GpuCount) -> Result<Self, UpError> {
+    pub(crate) fn choose(args: &Args, gpus: Gpus, media: &MediaConfig) -> Result<Self, UpError> {
         let kind = match (args.engine, &gpus, &args.model) {
             (Some(kind), ..) => kind,
-            (None, GpuCount::Some(_), Some(_)) => Kind::Vllm,
+            (None, Gpus::Some(_), Some(_)) => Kind::Vllm,
             _ => Kind::Mock,
         };
-        if let (Kind::Vllm, GpuCount::None { reason }) = (kind, &gpus) {
+        if let (Kind::Vllm, Gpus::None { reason }) = (kind, &gpus) {
             return Err(UpError::NoGpu {
                 reason: reason.clone(),
             });
@@ -63,11 +71,13 @@ impl Setup {
         let (name, folder, model) = match (&args.model, kind) {
             (Some(text), _) => named_model(text)?,
             (None, Kind::Mock) => (DEMO.to_owned(), None, Model::demo()?),
-            (None, Kind::Vllm) => return Err(UpError::ModelMissing { engine: "vllm" }),
-            (None, Kind::Command) => return Err(UpError::ModelMissing { engine: "command" }),
+            (None, Kind::Vllm | Kind::Command) => {
+                let engine = kind.name();
+                return Err(UpError::ModelMissing { engine });
+            }
         };
         let workers = args.workers.unwrap_or(match (kind, &gpus) {
-            (Kind::Vllm, GpuCount::Some(gpus)) => u16::try_from(*gpus).unwrap_or(u16::MAX),
+            (Kind::Vllm, Gpus::Some(gpus)) => u16::try_from(gpus.len()).unwrap_or(u16::MAX),
             (Kind::Command, _) => 1,
             _ => MOCK_WORKERS,
         });
@@ -75,6 +85,7 @@ impl Setup {
             kind,
             workers,
             gpus,
+            media_enabled: media.enabled,
             name,
             folder,
             model: Arc::new(model),
@@ -109,17 +120,12 @@ impl Setup {
 
     /// The agent beside one engine.
     pub(crate) fn agent(&self, engine: &Spec) -> AgentSpec {
-        let kind = match self.kind {
-            Kind::Mock => "mock",
-            Kind::Vllm => "vllm",
-            Kind::Command => "command",
-        };
         AgentSpec {
             worker: engine.worker.clone(),
             address: format!("http://{}", engine.address),
             model: self.name.clone(),
             aliases: Vec::new(),
-            kind: kind.to_owned(),
+            kind: self.kind.name().to_owned(),
             sources: vec![Source {
                 events: engine.kv_events.clone(),
                 replay: Some(engine.kv_replay.clone()),
@@ -130,50 +136,48 @@ impl Setup {
 
     /// The first line: what was found here and what is started.
     pub(crate) fn opening(&self) -> String {
-        let engines = match self.kind {
-            Kind::Mock => "mock engines",
-            Kind::Vllm => "vLLM engines",
-            Kind::Command => "engines of your command",
-        };
         let model = match &self.folder {
             None => "the built-in demo model".to_owned(),
             Some(folder) => format!("{} from {}", self.name, folder.display()),
         };
         let found = match (&self.gpus, self.kind) {
-            (GpuCount::None { reason }, _) => format!("no NVIDIA GPU here ({reason})"),
-            (GpuCount::Some(gpus), Kind::Mock) => {
-                format!("{gpus} NVIDIA GPUs found (--model NAME serves a real model on them)")
-            }
-            (GpuCount::Some(gpus), _) => format!("{gpus} NVIDIA GPUs found"),
+            (Gpus::None { reason }, _) => format!("no NVIDIA GPU here ({reason})"),
+            (Gpus::Some(gpus), Kind::Mock) => format!(
+                "{} NVIDIA GPUs found (--model NAME serves a real model on them)",
+                gpus.len()
+            ),
+            (Gpus::Some(gpus), _) => format!("{} NVIDIA GPUs found", gpus.len()),
+        };
+        let images = match (self.media_enabled, self.model.family()) {
+            (false, _) => "images are refused (media.enabled is false)",
+            (true, Some(_)) => "images are accepted",
+            (true, None) => "images do not count in routing (the model's kind is not known)",
         };
         format!(
-            "{found}: starting {} {engines} with {model}; images are accepted",
-            self.workers
+            "{found}: starting {} {} engines with {model}; {images}",
+            self.workers,
+            self.kind.name()
         )
     }
 
-    /// What is printed when all is ready: the addresses, and a request to copy.
+    /// What is printed when the first worker is ready: the addresses, and a request to copy.
     pub(crate) fn banner(&self, addresses: Addresses) -> Banner {
         Banner {
             workers: usize::from(self.workers),
             name: self.name.clone(),
             addresses,
+            shows_image: self.media_enabled && self.model.family().is_some(),
         }
     }
 
     fn worker(&self, number: usize) -> Result<WorkerId, UpError> {
-        let word = match self.kind {
-            Kind::Mock => "mock",
-            Kind::Vllm => "gpu",
-            Kind::Command => "engine",
-        };
-        let worker = format!("{word}-{number}");
+        let worker = format!("{}-{number}", self.kind.name());
         WorkerId::new(&worker).map_err(|source| UpError::Worker { worker, source })
     }
 
-    fn gpu(&self, number: usize) -> Option<u32> {
+    fn gpu(&self, number: usize) -> Option<String> {
         match (self.kind, &self.gpus) {
-            (Kind::Vllm, GpuCount::Some(gpus)) => Some(number as u32 % gpus),
+            (Kind::Vllm, Gpus::Some(gpus)) => gpus.iter().cycle().nth(number).cloned(),
             _ => None,
         }
     }
@@ -192,31 +196,40 @@ fn named_model(text: &str) -> Result<(String, Option<PathBuf>, Model), UpError> 
     Ok((name, Some(folder), model))
 }
 
-/// What is printed when all is ready.
+/// What is printed when the first worker is ready.
 #[derive(Debug)]
 pub(crate) struct Banner {
-    /// Workers to wait for.
+    /// Workers that there are to be.
     pub(crate) workers: usize,
     name: String,
     addresses: Addresses,
+    /// Whether the request to copy has a picture.
+    shows_image: bool,
 }
 
 impl Banner {
     /// One line for an operator.
-    pub(crate) fn status(&self) -> String {
-        format!("serving {} on {} workers", self.name, self.workers)
+    pub(crate) fn status(&self, ready: usize) -> String {
+        format!(
+            "serving {} on {ready} of {} workers",
+            self.name, self.workers
+        )
     }
 
     /// The text.
     pub(crate) fn text(&self) -> String {
         let Addresses { public, admin } = self.addresses;
+        let content = match self.shows_image {
+            true => serde_json::json!([
+                {"type": "text", "text": "What stands in this picture?"},
+                {"type": "image_url", "image_url": {"url": PICTURE}},
+            ]),
+            false => QUESTION.into(),
+        };
         let body = serde_json::json!({
             "model": self.name,
             "max_tokens": 48,
-            "messages": [{"role": "user", "content": [
-                {"type": "text", "text": "What stands in this picture?"},
-                {"type": "image_url", "image_url": {"url": PICTURE}},
-            ]}],
+            "messages": [{"role": "user", "content": content}],
         });
         format!(
             "ready: model {name:?} at http://{public}/v1, metrics and workers at http://{admin}\n\
@@ -233,34 +246,53 @@ impl Banner {
 mod tests {
     use super::*;
 
-    fn no_gpu() -> GpuCount {
-        GpuCount::None {
+    fn no_gpu() -> Gpus {
+        Gpus::None {
             reason: "none was put in".to_owned(),
         }
     }
 
-    fn args(words: &[&str]) -> Args {
+    fn two_gpus() -> Gpus {
+        Gpus::Some(["3", "GPU-1f"].map(str::to_owned).into())
+    }
+
+    fn choose(words: &[&str], gpus: Gpus, media_enabled: bool) -> Result<Setup, UpError> {
         #[derive(clap::Parser)]
         struct Line {
             #[command(flatten)]
             args: Args,
         }
         let words = std::iter::once("up").chain(words.iter().copied());
-        <Line as clap::Parser>::parse_from(words).args
+        let line = <Line as clap::Parser>::parse_from(words);
+        let media = MediaConfig {
+            enabled: media_enabled,
+            ..MediaConfig::default()
+        };
+        Setup::choose(&line.args, gpus, &media)
     }
 
     #[test]
     fn without_a_gpu_two_mocks_serve_the_demo() {
-        let setup = Setup::choose(&args(&[]), no_gpu()).unwrap();
-        assert_eq!(
-            (setup.kind, setup.workers, setup.name.as_str()),
-            (Kind::Mock, 2, "demo")
-        );
-        let opening = setup.opening();
-        assert!(
-            opening.contains("none was put in") && !opening.contains('\n'),
-            "{opening}"
-        );
+        for (media_enabled, images) in [(true, "; images are accepted"), (false, "false)")] {
+            let setup = choose(&[], no_gpu(), media_enabled).unwrap();
+            assert_eq!(
+                (setup.kind, setup.workers, setup.name.as_str()),
+                (Kind::Mock, 2, "demo")
+            );
+            let opening = setup.opening();
+            assert!(opening.contains("none was put in") && !opening.contains('\n'));
+            assert!(opening.ends_with(images), "{opening}");
+        }
+    }
+
+    #[test]
+    fn engines_share_the_gpus_that_were_found() {
+        let mut setup = choose(&[], two_gpus(), true).unwrap();
+        assert_eq!(setup.kind, Kind::Mock, "no model was named");
+        assert_eq!(setup.gpu(0), None, "a stand-in needs none");
+        setup.kind = Kind::Vllm;
+        let gpus: Vec<_> = (0..3).filter_map(|number| setup.gpu(number)).collect();
+        assert_eq!(gpus, ["3", "GPU-1f", "3"]);
     }
 
     #[test]
@@ -271,33 +303,31 @@ mod tests {
                 no_gpu(),
                 "none was put in",
             ),
-            (&["--engine", "vllm"], GpuCount::Some(2), "--model"),
-            (&["--engine", "command"], no_gpu(), "--model"),
+            (&["--engine", "vllm"], two_gpus(), "vllm needs --model"),
+            (&["--engine", "command"], no_gpu(), "command needs --model"),
             (&["--model", "no/such"], no_gpu(), "no/such"),
         ] {
-            let error = Setup::choose(&args(words), gpus).unwrap_err().to_string();
+            let error = choose(words, gpus, true).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
     }
 
     #[test]
     fn the_banner_has_a_request_that_is_json() {
-        let setup = Setup::choose(&args(&[]), no_gpu()).unwrap();
         let address = "127.0.0.1:8000".parse().unwrap();
-        let text = setup
-            .banner(Addresses {
-                public: address,
-                admin: address,
-            })
-            .text();
-        let body = text
-            .split("-d '")
-            .nth(1)
-            .unwrap()
-            .split("'\n")
-            .next()
-            .unwrap();
-        let body: serde_json::Value = serde_json::from_str(body).unwrap();
-        assert_eq!(body["model"], "demo");
+        let addresses = Addresses {
+            public: address,
+            admin: address,
+        };
+        for shows_image in [true, false] {
+            let setup = choose(&[], no_gpu(), shows_image).unwrap();
+            let text = setup.banner(addresses).text();
+            let body = text.split('\'').find(|part| part.starts_with("{"));
+            let body: serde_json::Value = serde_json::from_str(body.unwrap()).unwrap();
+            assert_eq!(body["model"], "demo");
+            let content = &body["messages"][0]["content"];
+            assert_eq!(content[1]["type"] == "image_url", shows_image, "{content}");
+            assert_eq!(content.is_string(), !shows_image, "{content}");
+        }
     }
 }

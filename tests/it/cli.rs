@@ -56,9 +56,30 @@ fn a_bad_configuration_ends_with_78_and_a_line_for_each_fault() {
         assert_eq!(text(&output.stderr), faults);
         assert_eq!(output.status.code(), Some(78));
     }
-    let output = kvlens(&["check-config"], &[("KVLENS_LOG_LEVEL", "kvlens=loud")]);
-    assert!(text(&output.stderr).starts_with("kvlens: log.level is \"kvlens=loud\""));
-    assert_eq!(output.status.code(), Some(78));
+    for (variable, value, line) in [
+        (
+            "KVLENS_LOG_LEVEL",
+            "kvlens=loud",
+            "kvlens: log.level is \"kvlens=loud\"",
+        ),
+        (
+            "KVLENS_MEDIA_ALLOW",
+            "cdn.example, http://a/",
+            "kvlens: media.allow entry \"http://a/\" is no name",
+        ),
+        (
+            "KVLENS_MEDIA_TOTAL_SECS",
+            "1e300",
+            "kvlens: media.total_secs = 1",
+        ),
+    ] {
+        for action in ["check-config", "up"] {
+            let output = kvlens(&[action], &[(variable, value)]);
+            let said = text(&output.stderr);
+            assert!(said.starts_with(line), "{said}");
+            assert_eq!(output.status.code(), Some(78), "{action}");
+        }
+    }
 }
 
 #[test]

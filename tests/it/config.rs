@@ -171,6 +171,25 @@ fn what_is_refused_names_its_key_and_source() {
 }
 
 #[test]
+fn numbers_that_are_none_are_refused() {
+    for (text, environment, expected) in [
+        (
+            "[router]\ntemperature = inf\n",
+            &[] as &[(&str, &str)],
+            "router.temperature is inf in file FILE, but must be finite and at least 0",
+        ),
+        (
+            "",
+            &[("KVLENS_MEDIA_TOTAL_SECS", "nan")],
+            "media.total_secs is NaN in environment variable KVLENS_MEDIA_TOTAL_SECS, but must be \
+             finite and at least 0.001",
+        ),
+    ] {
+        assert_eq!(problems(text, environment), [expected], "{text}");
+    }
+}
+
+#[test]
 fn all_problems_come_in_one_run() {
     let found = problems(
         "prot = 1\n[frontend]\nprot = 1\n[frontend.limits]\nimages = 3\n[media]\nside_max = \"big\"\n",

@@ -1,7 +1,6 @@
 //! Engines as child processes: readiness, restarts, and ends that leave nothing behind.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +49,7 @@ impl Engines {
             kind: Kind::Command,
             model: None,
             port,
-            gpus: Some(vec![2, 3]),
+            gpus: Some(["2", "GPU-3"].map(str::to_owned).into()),
             args: ["sh", "-c", script].map(str::to_owned).into(),
         };
         let spec = plan.spec(&self.launcher.run_dir).expect("sh is there");
@@ -69,8 +68,9 @@ impl Engines {
     }
 }
 
-/// Answers every connection as a healthy engine does.
-async fn healthy(listener: TcpListener) {
+/// Answers every connection as a healthy engine does. An engine here is a shell script, which cannot
+/// listen itself.
+async fn healthy(listener: &TcpListener) {
     loop {
         let (mut stream, _) = listener.accept().await.expect("connections can be taken");
         let mut request = [0; 1024];
@@ -82,12 +82,13 @@ async fn healthy(listener: TcpListener) {
     }
 }
 
-async fn listener() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a port is free");
-    let address = listener.local_addr().expect("it is bound");
-    (listener, address)
+async fn listener(port: u16) -> TcpListener {
+    let bound = TcpListener::bind(("127.0.0.1", port)).await;
+    bound.expect("the port is free")
+}
+
+fn free_port() -> u16 {
+    free_ports(1).expect("a port is free")[0]
 }
 
 async fn reach(engine: &mut EngineProcess, wanted: impl FnMut(&State) -> bool) -> State {
@@ -118,18 +119,19 @@ fn runs(pid: &str) -> bool {
 #[tokio::test]
 async fn an_engine_gets_ready_and_ends_when_told() {
     let engines = Engines::new(10);
-    let (listener, address) = listener().await;
+    let port = free_port();
     let script = format!(
         "trap 'echo ended > {}; exit 0' TERM; echo $CUDA_VISIBLE_DEVICES > {}; \
          while :; do sleep 0.01; done",
         engines.path("bye"),
         engines.path("gpus"),
     );
-    let mut engine = engines.launch(&script, address.port());
+    let mut engine = engines.launch(&script, port);
+    assert_eq!(written(&engines.path("gpus")).await, "2,GPU-3\n");
+    let listener = listener(port).await;
     let checks = async {
         assert!(engine.ready().await);
         assert_eq!(*engine.state.borrow(), State::Ready { life: 1 });
-        assert_eq!(written(&engines.path("gpus")).await, "2,3\n");
         let pid_file = engines.launcher.run_dir.path().join("w0.pid");
         assert!(pid_file.exists());
         engines.stop().await;
@@ -139,7 +141,7 @@ async fn an_engine_gets_ready_and_ends_when_told() {
         assert!(!engine.ready().await, "a stopped engine never gets ready");
     };
     tokio::select! {
-        () = healthy(listener) => {}
+        () = healthy(&listener) => {}
         () = checks => {}
     }
 }
@@ -147,12 +149,13 @@ async fn an_engine_gets_ready_and_ends_when_told() {
 #[tokio::test]
 async fn an_engine_that_ends_says_why_and_lives_again() {
     let engines = Engines::new(10);
-    let (listener, address) = listener().await;
+    let port = free_port();
     let script = format!(
-        "echo out of memory >&2; test -e {0} && exec sleep 60; echo x > {0}; exit 3",
-        engines.path("second")
+        "echo out of memory >&2; test -e {0} && echo x > {1} && exec sleep 60; echo x > {0}; exit 3",
+        engines.path("first"),
+        engines.path("second"),
     );
-    let mut engine = engines.launch(&script, address.port());
+    let mut engine = engines.launch(&script, port);
     let ended = |state: &State| matches!(state, State::Restarting { .. });
     let State::Restarting {
         after,
@@ -165,11 +168,62 @@ async fn an_engine_that_ends_says_why_and_lives_again() {
     assert_eq!(after, Duration::from_millis(10));
     assert_eq!(cause, "it ended with exit status: 3");
     assert_eq!(&*last_lines, ["out of memory"]);
+    written(&engines.path("second")).await;
+    let listener = listener(port).await;
     let second = reach(&mut engine, |state| *state == State::Ready { life: 2 });
     tokio::select! {
-        () = healthy(listener) => {}
+        () = healthy(&listener) => {}
         _ = second => {}
     }
+    engines.stop().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_hangs_is_restarted() {
+    let mut engines = Engines::new(10);
+    engines.launcher.config.watch_millis = 5;
+    engines.launcher.config.watch_deadline_millis = 50;
+    // Its next life cannot begin while this test listens, and is not looked at.
+    engines.launcher.config.backoff_first_millis = 30_000;
+    let port = free_port();
+    let script = format!("echo x > {}; exec sleep 60", engines.path("started"));
+    let mut engine = engines.launch(&script, port);
+    written(&engines.path("started")).await;
+    let listener = listener(port).await;
+    tokio::select! {
+        () = healthy(&listener) => {}
+        ready = engine.ready() => assert!(ready),
+    }
+    // The listener stays: connections are made, and nobody answers.
+    let hung = |state: &State| matches!(state, State::Restarting { .. });
+    let State::Restarting { cause, .. } = reach(&mut engine, hung).await else {
+        panic!("it must be restarting");
+    };
+    assert_eq!(
+        cause,
+        "it hung: 3 questions in a row had no good answer within 50ms"
+    );
+    engines.stop().await;
+}
+
+#[tokio::test]
+async fn a_stranger_on_the_port_is_no_engine() {
+    let engines = Engines::new(10);
+    let port = free_port();
+    let stranger = listener(port).await;
+    let script = format!("echo x > {}; exec sleep 60", engines.path("started"));
+    let mut engine = engines.launch(&script, port);
+    let refused = |state: &State| {
+        assert!(!matches!(state, State::Ready { .. }));
+        matches!(state, State::Restarting { cause, .. } if cause.contains("is taken"))
+    };
+    tokio::select! {
+        () = healthy(&stranger) => {}
+        _ = reach(&mut engine, refused) => {}
+    }
+    assert!(!Path::new(&engines.path("started")).exists());
+    drop(stranger);
+    written(&engines.path("started")).await;
     engines.stop().await;
 }
 
@@ -182,7 +236,7 @@ async fn a_stubborn_engine_and_its_children_are_killed() {
         engines.path("child"),
         engines.path("leader"),
     );
-    let _engine = engines.launch(&script, free_ports(1).unwrap()[0]);
+    let _engine = engines.launch(&script, free_port());
     let child = written(&engines.path("child")).await;
     let leader = written(&engines.path("leader")).await;
     assert!(runs(&child) && runs(&leader));
@@ -200,7 +254,7 @@ async fn a_stubborn_engine_and_its_children_are_killed() {
 async fn an_engine_too_slow_to_answer_is_restarted() {
     let mut engines = Engines::new(10);
     engines.launcher.config.ready_secs = 1;
-    let mut engine = engines.launch("exec sleep 60", free_ports(1).unwrap()[0]);
+    let mut engine = engines.launch("exec sleep 60", free_port());
     let late = |state: &State| matches!(state, State::Restarting { .. });
     let State::Restarting { cause, .. } = reach(&mut engine, late).await else {
         panic!("it must be restarting");

@@ -261,21 +261,21 @@ fn a_policy_that_cannot_be_followed_says_what_is_wrong() {
                 allow: vec!["http://a/".to_owned()],
                 ..MediaConfig::default()
             },
-            "allow entry \"http://a/\" is no name, *.suffix, address or network",
+            "media.allow entry \"http://a/\" is no name, *.suffix, address or network",
         ),
         (
             MediaConfig {
                 total_secs: 0.0,
                 ..MediaConfig::default()
             },
-            "total_secs = 0 is no number of seconds above 0",
+            "media.total_secs = 0 is no number of seconds above 0",
         ),
         (
             MediaConfig {
                 connect_secs: f64::NAN,
                 ..MediaConfig::default()
             },
-            "connect_secs = NaN is no number of seconds above 0",
+            "media.connect_secs = NaN is no number of seconds above 0",
         ),
     ];
     for (policy, expected) in rows {
@@ -287,5 +287,8 @@ fn a_policy_that_cannot_be_followed_says_what_is_wrong() {
         ..MediaConfig::default()
     };
     let error = Media::new(none).expect_err("no fetch at all").to_string();
-    assert!(error.starts_with("fetches_max = 0 is not 1 to "), "{error}");
+    assert!(
+        error.starts_with("media.fetches_max = 0 is not 1 to "),
+        "{error}"
+    );
 }

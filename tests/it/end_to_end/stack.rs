@@ -212,8 +212,10 @@ impl Stack {
     pub(crate) async fn assert_nothing_left(&self) {
         let left = processes(&self.folder);
         assert!(left.is_empty(), "{left:?}");
-        let names = fs::read_dir(self.folder.path().join("run")).expect("a folder");
-        let names: Vec<_> = names.flatten().map(|entry| entry.file_name()).collect();
+        let runs = fs::read_dir(self.folder.path().join("run")).expect("a folder");
+        let runs = runs.flatten().map(|entry| entry.path());
+        let names = runs.flat_map(|runs| fs::read_dir(runs).expect("a folder").flatten());
+        let names: Vec<_> = names.map(|entry| entry.file_name()).collect();
         assert_eq!(names, ["lock"]);
         for listener in [&self.public, &self.admin] {
             let address = listener.trim_start_matches("http://");
@@ -282,10 +284,19 @@ pub(crate) fn command(folder: &TempDir, words: &str, config: &str) -> Command {
     command
 }
 
-/// Waits for the banner; all that was printed.
+/// Waits for the banner and for all workers; all that was printed.
 async fn ready(folder: &TempDir) -> String {
     let said = || fs::read_to_string(folder.path().join("out")).unwrap_or_default();
-    until("it is ready", async || said().contains("Ctrl-C")).await;
+    let all_ready = |line: &str| {
+        let counts = line.strip_suffix(" workers take requests");
+        let counts = counts.and_then(|counts| counts.split_once(" of "));
+        counts.is_some_and(|(ready, all)| ready == all)
+    };
+    until("it is ready", async || {
+        let said = said();
+        said.contains("Ctrl-C") && said.lines().any(all_ready)
+    })
+    .await;
     said()
 }
 
