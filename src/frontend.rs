@@ -7,6 +7,7 @@ pub mod observe;
 pub mod pages;
 pub mod prompt;
 pub mod relay;
+mod stream;
 pub mod text;
 
 use std::collections::HashMap;

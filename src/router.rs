@@ -64,6 +64,8 @@ pub struct Placement {
     /// Full blocks of the prompt.
     pub prompt_blocks: u32,
     pub cost: Cost,
+    /// Cancelled when the worker is taken out: nothing more is to be expected of it.
+    pub gone: CancellationToken,
     pub booking: Booking,
 }
 
@@ -121,6 +123,7 @@ impl Router {
             overlap_blocks: chosen.overlap_blocks,
             prompt_blocks: chosen.prompt_blocks,
             cost: chosen.cost,
+            gone: chosen.gone,
             booking,
         })
     }

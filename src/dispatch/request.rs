@@ -10,7 +10,7 @@ use crate::media::Image;
 use crate::openai::chat::ChatRequest;
 use crate::openai::completion::{CompletionRequest, Prompt};
 use crate::openai::embeddings::EmbeddingsRequest;
-use crate::openai::request::Common;
+use crate::openai::request::RequestOptions;
 
 /// The body of a chat: each image part carries its bytes and, as `uuid`, our digest of them, so
 /// that the engine's identity of the image is ours. Whatever spelling the client chose, the engine
@@ -26,7 +26,7 @@ pub fn chat_body(mut request: ChatRequest, images: &[Image], salt: &str) -> Byte
         slot["image_url"]["url"] = Value::String(mark.clone());
         slot["uuid"] = Value::String(image.digest.to_string());
     }
-    let mut fields = engine_fields(request.common, salt);
+    let mut fields = engine_fields(request.options, salt);
     fields.insert("messages".to_owned(), Value::Array(request.messages));
     fields.extend(request.tools.map(|tools| ("tools".to_owned(), tools)));
     if !request.variables.is_empty() {
@@ -47,7 +47,7 @@ pub fn chat_body(mut request: ChatRequest, images: &[Image], salt: &str) -> Byte
 
 /// The body of a completion.
 pub fn completion_body(request: CompletionRequest, salt: &str) -> Bytes {
-    let mut fields = engine_fields(request.common, salt);
+    let mut fields = engine_fields(request.options, salt);
     let prompt = match request.prompt {
         Prompt::Text(text) => Value::String(text),
         Prompt::Tokens(tokens) => json!(tokens),
@@ -68,10 +68,10 @@ pub fn embeddings_body(request: EmbeddingsRequest) -> Bytes {
 
 /// What every request carries: the passed fields, the model, our salt, and, in a stream, the usage
 /// chunk whether or not the client wants to see it.
-fn engine_fields(common: Common, salt: &str) -> Map<String, Value> {
-    let mut fields = common.passed;
-    fields.insert("model".to_owned(), Value::String(common.model));
-    if common.stream {
+fn engine_fields(options: RequestOptions, salt: &str) -> Map<String, Value> {
+    let mut fields = options.passed;
+    fields.insert("model".to_owned(), Value::String(options.model));
+    if options.stream {
         fields.insert("stream".to_owned(), true.into());
         fields.insert("stream_options".to_owned(), json!({"include_usage": true}));
     }

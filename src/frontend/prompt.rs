@@ -62,15 +62,12 @@ impl Known {
     }
 }
 
-/// Renders and expands a chat with its images.
+/// Renders and tokenises a chat, one placeholder for each image: all that can be known before an
+/// image is fetched, and all that can be refused.
 ///
 /// # Errors
-/// When a message spells a media token, the template refuses, or an image has no expansion.
-pub(crate) fn chat_prompt(
-    model: &Model,
-    request: &ChatRequest,
-    images: &[Image],
-) -> Result<Known, ApiError> {
+/// When a message spells a media token, or the template refuses or leaves an image out.
+pub(crate) fn chat_tokens(model: &Model, request: &ChatRequest) -> Result<Vec<u32>, ApiError> {
     refuse_spelled_media(model, &request.messages, "messages")?;
     if let Some(tools) = &request.tools {
         refuse_spelled_media(model, tools.as_array().map_or(&[], Vec::as_slice), "tools")?;
@@ -85,11 +82,23 @@ pub(crate) fn chat_prompt(
     })?;
     // The template writes the special tokens itself, as vLLM expects of a chat.
     let tokens = model.encode(&text, false)?;
-    // A token spelled in pieces, or escaped in a tool call, shows only here.
-    if let Some(name) = model.stray_media_token(&tokens, images.len()) {
-        return Err(spelled(name, "messages".to_owned()));
+    let images = request.images.len();
+    if let Some(family) = model.family() {
+        let placeholder = family.placeholder();
+        let placeholders = tokens.iter().filter(|token| **token == placeholder).count();
+        if placeholders < images {
+            return Err(PromptError::PlaceholderCount {
+                placeholders,
+                media: images,
+            }
+            .into());
+        }
     }
-    expand(model.family(), tokens, images, request)
+    // A token spelled in pieces, or escaped in a tool call, shows only here.
+    match model.stray_media_token(&tokens, images) {
+        Some(name) => Err(spelled(name, "messages".to_owned())),
+        None => Ok(tokens),
+    }
 }
 
 /// Tokenises a completion's prompt.
@@ -146,7 +155,11 @@ pub(crate) fn footprint(asked: &Asked, known: &Known, salt: &str, cached: bool) 
     }
 }
 
-fn expand(
+/// Puts each image's expansion in its place.
+///
+/// # Errors
+/// When an image has no expansion.
+pub(crate) fn expand(
     family: Option<&Family>,
     tokens: Vec<u32>,
     images: &[Image],
@@ -165,7 +178,17 @@ fn expand(
     let mut media = Vec::with_capacity(images.len());
     for (image, part) in images.iter().zip(&request.images) {
         let Some(size) = image.size else {
-            return text_before_images(tokens, family.placeholder(), images.len());
+            // All that is sure is the text before the first image.
+            let first = tokens
+                .iter()
+                .position(|token| *token == family.placeholder());
+            let known = first.unwrap_or(tokens.len());
+            return Ok(Known::text_only(
+                tokens,
+                known,
+                images.len(),
+                "size_unreadable",
+            ));
         };
         let expansion = family.expand(size).map_err(|error| match error {
             VisionError::AspectRatio { .. } => {
@@ -180,21 +203,6 @@ fn expand(
     }
     let prompt = placeholder::expand(&tokens, family.placeholder(), &media)?;
     Ok(Known::exact(prompt))
-}
-
-/// The text before the first image: all that is sure when an image's size cannot be read.
-fn text_before_images(tokens: Vec<u32>, placeholder: u32, media: usize) -> Result<Known, ApiError> {
-    let placeholders = tokens.iter().filter(|token| **token == placeholder).count();
-    if placeholders != media {
-        return Err(PromptError::PlaceholderCount {
-            placeholders,
-            media,
-        }
-        .into());
-    }
-    let first = tokens.iter().position(|token| *token == placeholder);
-    let known = first.unwrap_or(tokens.len());
-    Ok(Known::text_only(tokens, known, media, "size_unreadable"))
 }
 
 /// Refuses a text that spells a media token: the engine would take it for an image.

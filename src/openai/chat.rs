@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::openai::error::ApiError;
 use crate::openai::fields;
 use crate::openai::inline::Lifted;
-use crate::openai::request::{Common, RequestLimits, parse_object};
+use crate::openai::request::{RequestLimits, RequestOptions, parse_object};
 
 /// Template variables a client may set: those that published templates read. Anything else could
 /// steer loops inside a template.
@@ -20,6 +20,13 @@ pub struct ImagePart {
 }
 
 impl ImagePart {
+    /// Whether the image comes inside the request, as a data URI.
+    pub fn is_inline(&self) -> bool {
+        self.url
+            .get(..5)
+            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
+    }
+
     /// The field's path, for error bodies.
     pub fn param(&self) -> String {
         format!(
@@ -40,7 +47,7 @@ pub struct ChatRequest {
     pub variables: Map<String, Value>,
     pub add_generation_prompt: bool,
     pub continue_final_message: bool,
-    pub common: Common,
+    pub options: RequestOptions,
 }
 
 impl ChatRequest {
@@ -77,8 +84,8 @@ impl ChatRequest {
             ));
         }
         let mut variables = take_variables(&mut fields)?;
-        let common = Common::take(fields, limits)?;
-        add_reasoning_effort(&mut variables, &common.passed);
+        let options = RequestOptions::take(fields, limits)?;
+        add_reasoning_effort(&mut variables, &options.passed);
         Ok(Self {
             messages,
             images,
@@ -86,7 +93,7 @@ impl ChatRequest {
             variables,
             add_generation_prompt,
             continue_final_message,
-            common,
+            options,
         })
     }
 }

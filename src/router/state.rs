@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::block::{BlockSize, SequenceHash};
 use crate::discovery::WorkerRecord;
 use crate::health::Verdict;
@@ -36,6 +38,7 @@ pub(crate) struct Chosen {
     pub(crate) overlap_blocks: u32,
     pub(crate) prompt_blocks: u32,
     pub(crate) cost: Cost,
+    pub(crate) gone: CancellationToken,
     pub(crate) booking: BookingKey,
 }
 
@@ -150,7 +153,8 @@ impl State {
     pub(crate) fn remove(&mut self, worker: &WorkerId) -> bool {
         self.index.remove(worker);
         self.seats.retain(|_, (on, _)| on != worker);
-        self.workers.remove(worker).is_some()
+        let removed = self.workers.remove(worker);
+        removed.inspect(|member| member.gone.cancel()).is_some()
     }
 
     /// Applies one event; one of a worker we do not know is dropped, for its blocks could never be
@@ -285,6 +289,7 @@ impl State {
             .map(|member| member.address.clone())
             .unwrap_or_default();
         let ranks = member.as_ref().map_or(1, |member| member.record.ranks);
+        let gone = member.as_ref().map(|member| member.gone.clone());
         if let Some(rank) = member.and_then(|member| member.ranks.get_mut(seat.rank.0 as usize)) {
             rank.in_flight.book(&share);
             rank.shares.insert(key, share);
@@ -299,6 +304,7 @@ impl State {
             overlap_blocks: seat.candidate.overlap_blocks,
             prompt_blocks: seat.prompt_blocks,
             cost: seat.cost,
+            gone: gone.unwrap_or_default(),
             booking: key,
         }
     }
