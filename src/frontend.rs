@@ -58,6 +58,16 @@ pub(crate) struct Asked {
     pub(crate) model: Arc<Model>,
 }
 
+impl Asked {
+    /// The longest prompt and answer together, in tokens: as the engines say, else as the model's
+    /// files do.
+    pub(crate) fn context_tokens_max(&self) -> Option<u32> {
+        self.view
+            .context_tokens_max
+            .or(self.model.context_tokens_max())
+    }
+}
+
 impl Frontend {
     /// The routes of the public listener.
     pub fn routes(self: &Arc<Self>) -> Routes {

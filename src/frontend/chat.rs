@@ -65,7 +65,7 @@ impl Frontend {
         let tokens = prompt::chat_tokens(&asked.model, &request)?;
         let images = self.images(&request).await?;
         let known = prompt::expand(asked.model.family(), tokens, &images, &request)?;
-        check_context(asked.model.context_tokens_max(), &known, "messages")?;
+        check_context(asked.context_tokens_max(), &known, "messages")?;
         let salt = salt(&request.options.cache_salt);
         let cached = !request.options.bypasses_cache;
         let footprint = prompt::footprint(&asked, &known, &salt, cached);

@@ -28,7 +28,7 @@ impl Frontend {
             .inc_by(u64::from(request.options.dropped_fields));
         let asked = self.asked(&request.options.model)?;
         let known = prompt::completion_prompt(&asked.model, &request)?;
-        check_context(asked.model.context_tokens_max(), &known, "prompt")?;
+        check_context(asked.context_tokens_max(), &known, "prompt")?;
         let salt = salt(&request.options.cache_salt);
         let cached = !request.options.bypasses_cache;
         Ok(Outgoing {

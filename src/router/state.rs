@@ -243,10 +243,13 @@ impl State {
         let mut block_sizes: Vec<BlockSize> = sizes.keys().copied().collect();
         block_sizes.sort_by_key(|size| std::cmp::Reverse(sizes[size]));
         block_sizes.truncate(BLOCK_SIZES_MAX);
+        let contexts = self.workers.values().filter(serves);
+        let contexts = contexts.filter_map(|member| member.record.context_tokens_max);
         Some(ModelView {
             base: first.model.as_str().into(),
             adapter,
             block_sizes,
+            context_tokens_max: contexts.min(),
         })
     }
 
