@@ -162,7 +162,7 @@ fn every_release_decodes_to_the_same_events() {
             last,
         ] = events.as_slice()
         else {
-            panic!("{file}: {:?}", events);
+            panic!("{file}: {events:?}");
         };
         assert_eq!(*last, EngineEvent::Cleared, "{file}");
         assert_eq!((stored.hashes.len(), hashes.len()), (2, 1), "{file}");
