@@ -1,5 +1,7 @@
 //! Following an engine's stream over ZeroMQ: replays, gaps, new engine processes.
 
+use std::io::Write;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -241,6 +243,54 @@ async fn a_source_says_when_it_is_caught_up() {
     let _publisher = Publisher::start(folder.path(), true).await;
     assert_eq!(next_of_all(&mut feed).await, Feed::NewLife);
     assert_eq!(next_of_all(&mut feed).await, Feed::CaughtUp);
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic").write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_hears_once_of_a_source_that_is_not_there_and_once_that_it_is() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let folder = tempfile::tempdir().unwrap();
+    let source = Source {
+        events: format!("ipc://{}", folder.path().join("events").display()),
+        replay: Some(format!("ipc://{}", folder.path().join("replay").display())),
+    };
+    let (mut feed, _tasks) = following(&source);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::resume();
+    let _publisher = Publisher::start(folder.path(), true).await;
+    assert_eq!(next_of_all(&mut feed).await, Feed::CaughtUp);
+    let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let ours: Vec<_> = lines
+        .lines()
+        .filter(|line| line.contains("kvlens"))
+        .collect();
+    let [lost, healed] = ours.as_slice() else {
+        panic!("{lines}");
+    };
+    assert!(lost.contains("WARN") && lost.contains("can't be followed"));
+    assert!(
+        lost.contains(&source.events) && lost.contains("error="),
+        "{lost}"
+    );
+    assert!(healed.contains("INFO") && healed.contains("followed again"));
 }
 
 #[tokio::test]
