@@ -1,5 +1,6 @@
 //! How it ends: by signals, and by a port that is taken.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -61,12 +62,20 @@ async fn a_second_ctrl_c_ends_at_once_and_leaves_nothing() {
 async fn killed_it_takes_its_engines_along_and_the_next_one_sweeps() {
     let stack = Stack::start(&format!("-- {FAST}")).await;
     let folder = stack.killed().await;
-    let left = || {
-        std::fs::read_dir(folder.path().join("run"))
-            .unwrap()
-            .count()
+    let entries = |path: &Path| {
+        let entries = std::fs::read_dir(path).unwrap();
+        entries
+            .map(|entry| entry.unwrap().path())
+            .collect::<Vec<_>>()
     };
-    assert_eq!(left(), 2, "the lock and the folder of the killed run");
+    let own = entries(&folder.path().join("run"));
+    assert_eq!(own.len(), 1, "{own:?}");
+    let left = entries(&own[0]);
+    assert_eq!(
+        left.len(),
+        2,
+        "the lock and the folder of the killed run: {left:?}"
+    );
     let stack = Stack::start_in(folder, &format!("-- {FAST}"), "").await;
     assert!(stack.ask(&stack.example).await.text.starts_with('I'));
     stack.end().await;
