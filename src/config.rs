@@ -202,9 +202,9 @@ fn out_of_range(config: &Config, figment: &Figment, keys: &[Key]) -> Vec<Problem
     };
     let value = |key: &Key| {
         // JSON has no form for a number that is infinite or none.
-        let unbounded = || figment.extract_inner(&key.dotted()).ok();
+        let not_finite = || figment.extract_inner(&key.dotted()).ok();
         key.number(&values).or_else(|| match key.kind {
-            Kind::Number => unbounded(),
+            Kind::Number => not_finite(),
             _ => None,
         })
     };

@@ -61,12 +61,8 @@ async fn a_second_ctrl_c_ends_at_once_and_leaves_nothing() {
 async fn killed_it_takes_its_engines_along_and_the_next_one_sweeps() {
     let stack = Stack::start(&format!("-- {FAST}")).await;
     let folder = stack.killed().await;
-    let left = || {
-        std::fs::read_dir(folder.path().join("run"))
-            .unwrap()
-            .count()
-    };
-    assert_eq!(left(), 2, "the lock and the folder of the killed run");
+    let left = stack::run_names(&folder);
+    assert_eq!(left.len(), 2, "the lock and the killed run's: {left:?}");
     let stack = Stack::start_in(folder, &format!("-- {FAST}"), "").await;
     assert!(stack.ask(&stack.example).await.text.starts_with('I'));
     stack.end().await;
