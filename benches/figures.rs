@@ -1,42 +1,4 @@
-//! What every bench needs: CPU time, percentiles and one table.
-
-use std::time::Duration;
-
-use rustix::time::{ClockId, clock_gettime};
-
-/// CPU time this thread has used: other programs on the machine do not count.
-pub(crate) fn cpu_time() -> Duration {
-    let used = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(used.tv_sec.unsigned_abs(), used.tv_nsec as u32)
-}
-
-/// Times of one thing, done often.
-#[derive(Default)]
-pub(crate) struct Samples(Vec<Duration>);
-
-impl Samples {
-    pub(crate) fn push(&mut self, sample: Duration) {
-        self.0.push(sample);
-    }
-
-    /// The time that `percent` of the samples do not pass.
-    pub(crate) fn percentile(&self, percent: usize) -> Duration {
-        let mut sorted = self.0.clone();
-        sorted.sort();
-        let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
-        sorted.get(at).copied().unwrap_or_default()
-    }
-
-    /// The median and the 99th percentile, as two cells of a table.
-    pub(crate) fn cells(&self) -> [String; 2] {
-        [50, 99].map(|percent| micros(self.percentile(percent)))
-    }
-}
-
-/// A duration as a cell, in microseconds.
-pub(crate) fn micros(time: Duration) -> String {
-    format!("{:.1}", time.as_secs_f64() * 1e6)
-}
+//! How every bench shows its figures: one table and one target.
 
 /// Prints rows under a title and a header, columns aligned; the first column is text.
 pub(crate) fn table(title: &str, rows: &[Vec<String>]) {
@@ -57,7 +19,12 @@ pub(crate) fn table(title: &str, rows: &[Vec<String>]) {
     }
 }
 
-/// Prints a figure against its target.
+/// A row of a table.
+pub(crate) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
+}
+
+/// Prints a target and whether it was met.
 pub(crate) fn target(what: &str, met: bool) {
     println!("  target {what}: {}", if met { "met" } else { "MISSED" });
 }

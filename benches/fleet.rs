@@ -1,10 +1,11 @@
 //! A router that knows 64 workers and a million of their blocks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvlens::block::{BlockSize, SequenceHash};
 use kvlens::discovery::{
-    Change, Completeness, EngineInfo, LedgerState, RECORD_VERSION, Update, WorkerRecord,
+    Change, Completeness, EngineRelease, LedgerState, RECORD_VERSION, Update, WorkerRecord,
 };
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
@@ -12,13 +13,26 @@ use kvlens::index::KvEvent;
 use kvlens::router::Router;
 use kvlens::select::{Policy, RouterMode};
 use kvlens::telemetry::metrics::Metrics;
+use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) const WORKERS: u32 = 64;
 pub(crate) const BLOCKS_PER_WORKER: usize = 16_384;
 pub(crate) const MODEL: &str = "demo";
 
+const POLICY: Policy = Policy {
+    mode: RouterMode::Kv,
+    overlap_weight: 1.0,
+    temperature: 0.0,
+};
+
 /// Blocks that one event stores: a prompt of 512 tokens.
 pub(crate) const BLOCKS_PER_EVENT: usize = 32;
+
+/// CPU time this thread has used: other programs on the machine do not count.
+pub(crate) fn cpu_time() -> Duration {
+    let used = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(used.tv_sec.unsigned_abs(), used.tv_nsec as u32)
+}
 
 /// Evenly spread numbers, the same in every run.
 pub(crate) struct Chance(pub(crate) u64);
@@ -39,7 +53,11 @@ pub(crate) fn worker(number: u32) -> WorkerId {
 /// The blocks of one worker: those of `shared` where it is among their holders, then its own.
 pub(crate) fn blocks(number: u32, shared: &[SequenceHash]) -> Vec<SequenceHash> {
     let mut chance = Chance(u64::from(number) << 32);
-    let held = if number % 4 == 0 { shared } else { &[] };
+    let held = if number.is_multiple_of(4) {
+        shared
+    } else {
+        &[]
+    };
     let own = std::iter::repeat_with(|| SequenceHash(chance.next()));
     held.iter()
         .copied()
@@ -66,15 +84,10 @@ pub(crate) fn events(number: u32, blocks: &[SequenceHash]) -> Vec<KvEvent> {
         .collect()
 }
 
-/// A router of [`WORKERS`] workers, a quarter of which hold `shared`.
-pub(crate) fn router(metrics: Arc<Metrics>, shared: &[SequenceHash]) -> Arc<Router> {
-    let policy = Policy {
-        mode: RouterMode::Kv,
-        overlap_weight: 1.0,
-        temperature: 0.0,
-    };
-    let router = Router::new(policy, metrics);
-    for number in 0..WORKERS {
+/// A router of so many workers, a quarter of which hold `shared`.
+pub(crate) fn router(metrics: Arc<Metrics>, workers: u32, shared: &[SequenceHash]) -> Arc<Router> {
+    let router = Router::new(POLICY, metrics);
+    for number in 0..workers {
         router.apply(Update::Change(Change::Up(Box::new(record(number)))));
         for event in events(number, &blocks(number, shared)) {
             router.apply(Update::Kv(event));
@@ -92,12 +105,13 @@ fn record(number: u32) -> WorkerRecord {
         model: MODEL.to_owned(),
         aliases: Vec::new(),
         adapters: Vec::new(),
-        engine: EngineInfo {
+        engine: EngineRelease {
             kind: "mock".to_owned(),
             version: "1".to_owned(),
         },
         block_size: BlockSize::new(16),
         capacity_blocks: Some(BLOCKS_PER_WORKER as u64),
+        context_tokens_max: None,
         ranks: 1,
         verdict: Verdict::Healthy,
         ledger: LedgerState {

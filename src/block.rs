@@ -1,6 +1,8 @@
 //! Splits an expanded prompt into blocks and names each by its canonical sequence hash, which
 //! covers every token and media item before it.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +55,27 @@ impl BlockSize {
 #[serde(transparent)]
 pub struct SequenceHash(pub u64);
 
+/// Sequence hashes are uniform already: hashing them again would only cost time.
+#[derive(Clone, Debug, Default)]
+pub struct Uniform(u64);
+
+impl Hasher for Uniform {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+/// A map by sequence hash.
+pub type BlockMap<V> = HashMap<SequenceHash, V, BuildHasherDefault<Uniform>>;
+
 /// One media item that touches a block: its id text and where it starts, in tokens from the
 /// block's first (negative when it began in an earlier block).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +108,10 @@ pub fn chain<'a>(
     scratch: &mut Vec<u8>,
 ) -> SequenceHash {
     scratch.clear();
-    for token in tokens {
-        scratch.extend_from_slice(&token.to_le_bytes());
+    // Whole first, then filled: the compiler makes one copy of it.
+    scratch.resize(size_of_val(tokens), 0);
+    for (bytes, token) in scratch.chunks_exact_mut(size_of::<u32>()).zip(tokens) {
+        bytes.copy_from_slice(&token.to_le_bytes());
     }
     for item in items {
         scratch.push(MEDIA_TAG);

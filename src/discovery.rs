@@ -30,7 +30,7 @@ pub struct LedgerState {
 
 /// An engine's kind and version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EngineInfo {
+pub struct EngineRelease {
     pub kind: String,
     pub version: String,
 }
@@ -49,10 +49,12 @@ pub struct WorkerRecord {
     pub aliases: Vec<String>,
     /// Names of the LoRA adapters it serves.
     pub adapters: Vec<String>,
-    pub engine: EngineInfo,
+    pub engine: EngineRelease,
     /// `None` until the engine has said it.
     pub block_size: Option<BlockSize>,
     pub capacity_blocks: Option<u64>,
+    /// The longest prompt plus answer that the engine takes; `None` where it does not say.
+    pub context_tokens_max: Option<u32>,
     /// Number of data-parallel ranks.
     pub ranks: u32,
     pub verdict: Verdict,

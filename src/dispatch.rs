@@ -6,7 +6,7 @@ pub mod stream;
 use std::time::Duration;
 
 use ::http::header::{CONTENT_TYPE, HeaderName};
-use ::http::{Request, Response, StatusCode};
+use ::http::{Request, StatusCode};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -25,6 +25,10 @@ const CONNECT: Duration = Duration::from_secs(3);
 
 /// Idle connections kept per engine: enough that a busy frontend never waits for a handshake.
 const IDLE_CONNECTIONS_MAX: usize = 256;
+
+/// An idle connection is given up before vLLM gives it up (after 5 s): a request that meets the
+/// closing would look like one its engine died of.
+const IDLE_MAX: Duration = Duration::from_secs(4);
 
 /// Largest answer that is read whole: some 100,000 tokens with log-probabilities.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -68,6 +72,15 @@ pub struct EngineRequest<'a> {
     pub body: Bytes,
 }
 
+/// An engine's answer, its head read. Dropped before its end, it closes the connection, which aborts
+/// the request in the engine.
+#[derive(Debug)]
+pub struct EngineAnswer {
+    pub status: StatusCode,
+    address: String,
+    body: Incoming,
+}
+
 /// A pool of connections to engines.
 #[derive(Clone, Debug)]
 pub struct EngineClient {
@@ -89,6 +102,7 @@ impl EngineClient {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .pool_idle_timeout(IDLE_MAX)
             .build(connector);
         Self { client }
     }
@@ -102,7 +116,7 @@ impl EngineClient {
         &self,
         address: &str,
         request: EngineRequest<'_>,
-    ) -> Result<Response<Incoming>, DispatchError> {
+    ) -> Result<EngineAnswer, DispatchError> {
         let mut builder = Request::post(format!("{address}{}", request.path))
             .header(CONTENT_TYPE, "application/json")
             .header(REQUEST_ID, request.id.as_str());
@@ -114,10 +128,13 @@ impl EngineClient {
             address: address.to_owned(),
             source,
         })?;
-        self.client
-            .request(sent)
-            .await
-            .map_err(|source| failed(address, source))
+        let response = self.client.request(sent).await;
+        let response = response.map_err(|source| failed(address, source))?;
+        Ok(EngineAnswer {
+            status: response.status(),
+            address: address.to_owned(),
+            body: response.into_body(),
+        })
     }
 
     /// Asks an engine for a small page (`/health`, `/metrics`) and reads it whole.
@@ -139,7 +156,13 @@ impl EngineClient {
             let response = self.client.request(request).await;
             let response = response.map_err(|source| failed(address, source))?;
             let status = response.status();
-            Ok((status, read_whole(address, response.into_body()).await?))
+            let body = response.into_body();
+            let answer = EngineAnswer {
+                status,
+                address: address.to_owned(),
+                body,
+            };
+            Ok((status, answer.whole().await?))
         };
         tokio::time::timeout(deadline, asked)
             .await
@@ -162,15 +185,34 @@ fn failed(address: &str, source: hyper_util::client::legacy::Error) -> DispatchE
     }
 }
 
-/// Reads an answer's body whole.
-///
-/// # Errors
-/// When the engine breaks off, or the answer is over 64 MiB.
-pub async fn read_whole(address: &str, body: Incoming) -> Result<Bytes, DispatchError> {
-    let collected = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-    let cut = |source| DispatchError::CutAnswer {
-        address: address.to_owned(),
-        source,
-    };
-    Ok(collected.map_err(cut)?.to_bytes())
+impl EngineAnswer {
+    /// The rest of the answer.
+    ///
+    /// # Errors
+    /// When the engine breaks off, or the answer is over 64 MiB.
+    pub async fn whole(self) -> Result<Bytes, DispatchError> {
+        let collected = Limited::new(self.body, ANSWER_BYTES_MAX).collect().await;
+        let collected = collected.map_err(|source| DispatchError::CutAnswer {
+            address: self.address,
+            source,
+        })?;
+        Ok(collected.to_bytes())
+    }
+
+    /// What comes next, as it came; `None` at the answer's proper end.
+    pub async fn chunk(&mut self) -> Option<Result<Bytes, DispatchError>> {
+        loop {
+            match self.body.frame().await? {
+                // Trailers say nothing that a client needs.
+                Ok(frame) => match frame.into_data() {
+                    Ok(bytes) => return Some(Ok(bytes)),
+                    Err(_) => continue,
+                },
+                Err(source) => {
+                    let (address, source) = (self.address.clone(), source.into());
+                    return Some(Err(DispatchError::CutAnswer { address, source }));
+                }
+            }
+        }
+    }
 }

@@ -7,6 +7,7 @@ pub mod observe;
 pub mod pages;
 pub mod prompt;
 pub mod relay;
+mod stream;
 pub mod text;
 
 use std::collections::HashMap;
@@ -55,6 +56,16 @@ pub struct Frontend {
 pub(crate) struct Asked {
     pub(crate) view: ModelView,
     pub(crate) model: Arc<Model>,
+}
+
+impl Asked {
+    /// The longest prompt and answer together, in tokens: as the engines say, else as the model's
+    /// files do.
+    pub(crate) fn context_tokens_max(&self) -> Option<u32> {
+        self.view
+            .context_tokens_max
+            .or(self.model.context_tokens_max())
+    }
 }
 
 impl Frontend {

@@ -8,7 +8,7 @@ pub mod serve;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::http::{HeaderMap, Method};
 use bytes::Bytes;
@@ -20,11 +20,10 @@ use crate::id::RequestId;
 #[derive(Debug)]
 pub struct Call {
     pub id: RequestId,
-    pub method: Method,
-    pub path: String,
-    pub query: String,
     pub headers: HeaderMap,
     pub body: Bytes,
+    /// When the last byte of it had come.
+    pub received: Instant,
 }
 
 /// A handler's pending answer; dropped when the client goes away before it is there.

@@ -4,11 +4,10 @@ pub mod gap;
 pub mod holders;
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 
 use serde::{Deserialize, Serialize};
 
-use crate::block::SequenceHash;
+use crate::block::{BlockMap, SequenceHash};
 use crate::id::{DpRank, Incarnation, WorkerId};
 use crate::index::gap::{Progress, Step};
 use crate::index::holders::{Bitmaps, Holders, Slot};
@@ -57,30 +56,10 @@ pub enum Applied {
     NoSlot,
 }
 
-/// Sequence hashes are uniform already: hashing them again would only cost time.
-#[derive(Clone, Default)]
-struct Uniform(u64);
-
-impl Hasher for Uniform {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-}
-
-type Table = HashMap<SequenceHash, Holders, BuildHasherDefault<Uniform>>;
+type Table = BlockMap<Holders>;
 
 #[derive(Debug)]
 struct SlotState {
-    worker: WorkerId,
-    rank: DpRank,
     progress: Progress,
     blocks: u64,
 }
@@ -216,12 +195,6 @@ impl Index {
         self.by_name.get(worker)?.get(&rank).copied()
     }
 
-    /// The worker and rank of a slot; `None` once the worker was removed.
-    pub fn holder(&self, slot: Slot) -> Option<(&WorkerId, DpRank)> {
-        let state = self.slots.get(slot.index())?.as_ref()?;
-        Some((&state.worker, state.rank))
-    }
-
     /// Where a slot's events stand, to be held against its worker's heartbeat.
     pub fn progress(&self, slot: Slot) -> Option<Progress> {
         Some(self.slots.get(slot.index())?.as_ref()?.progress)
@@ -287,8 +260,6 @@ impl Index {
         }
         let slot = Slot(index as u16);
         self.slots[index] = Some(SlotState {
-            worker: worker.clone(),
-            rank,
             progress: Progress::default(),
             blocks: 0,
         });

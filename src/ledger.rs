@@ -76,8 +76,8 @@ pub struct Published {
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The token an image's placeholder range is made of; only engines that send media ids without
-    /// offsets (vLLM 0.17, 0.18) or none (up to 0.16) need it. `None` makes their image blocks
-    /// unhashable.
+    /// offsets (vLLM 0.17, 0.18) or none (up to 0.16) need it. With `None` nothing tells where their
+    /// images are: blocks with bare media ids are unhashable, and without extra keys every block is.
     pub placeholder: Option<u32>,
     /// The engine's number of blocks.
     pub capacity_blocks: Option<u64>,
@@ -148,6 +148,12 @@ impl Ledger {
         self.partial = true;
     }
 
+    /// Notes a batch that could not be read, as lost and as an alarm.
+    pub fn mark_unreadable(&mut self) {
+        self.book.counts.add(Alarm::Unreadable);
+        self.mark_partial();
+    }
+
     /// Whether the engine may hold blocks that were never published.
     pub fn is_partial(&self) -> bool {
         self.partial
@@ -181,11 +187,6 @@ impl Ledger {
     /// The name of a block that is published.
     pub fn name(&self, hash: &EngineHash) -> Option<SequenceHash> {
         self.book.name_of(hash)
-    }
-
-    /// All that is published, for a snapshot; in no order.
-    pub fn snapshot(&self) -> Vec<SequenceHash> {
-        self.book.owners.keys().copied().collect()
     }
 
     fn store(&mut self, stored: Stored) {

@@ -98,6 +98,11 @@ pub enum MediaError {
 }
 
 impl MediaError {
+    /// Whether the image's server is at fault, and not its URL.
+    pub fn is_fetch_failure(&self) -> bool {
+        self.code() == "image_fetch_failed"
+    }
+
     /// The machine-readable kind, for the `code` of an error answer.
     pub fn code(&self) -> &'static str {
         match self {

@@ -5,4 +5,5 @@ pub mod completion;
 pub mod embeddings;
 pub mod error;
 pub mod fields;
+mod inline;
 pub mod request;

@@ -42,7 +42,11 @@ pub struct Footprint {
     /// Sequence hashes of the prompt's full blocks, for each block size among the model's workers.
     /// Empty for a prompt that reads no cache.
     pub hashes: Vec<(BlockSize, Arc<[SequenceHash]>)>,
+    /// Tokens known for sure.
     pub prompt_tokens: u32,
+    /// Tokens beyond those known, estimated: an image of unknown size, an embedding's input. They
+    /// weigh on the worker like others, and overlap with nothing.
+    pub estimated_tokens: u32,
 }
 
 /// Where a request goes. Dropping its booking frees what it holds there.
@@ -60,6 +64,8 @@ pub struct Placement {
     /// Full blocks of the prompt.
     pub prompt_blocks: u32,
     pub cost: Cost,
+    /// Cancelled when the worker is taken out: nothing more is to be expected of it.
+    pub gone: CancellationToken,
     pub booking: Booking,
 }
 
@@ -117,6 +123,7 @@ impl Router {
             overlap_blocks: chosen.overlap_blocks,
             prompt_blocks: chosen.prompt_blocks,
             cost: chosen.cost,
+            gone: chosen.gone,
             booking,
         })
     }

@@ -55,33 +55,34 @@ pub struct Candidate {
     pub load: Load,
 }
 
-/// The terms of one candidate's cost, in blocks.
+/// The terms of one candidate's cost, in tokens, so that workers of different block sizes compare.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Cost {
     /// To be computed before the first token: this prompt's uncached part and what is queued there.
-    pub prefill_blocks: f64,
-    /// Held while decoding: what is active there and this prompt's own blocks.
-    pub decode_blocks: f64,
-    /// `overlap_weight × prefill_blocks + decode_blocks`.
+    pub prefill_tokens: f64,
+    /// Held while decoding: what is active there and this prompt's own.
+    pub decode_tokens: f64,
+    /// `overlap_weight × prefill_tokens + decode_tokens`.
     pub total: f64,
 }
 
 /// The cost of `prompt_tokens` on one candidate. Two terms as in NVIDIA Dynamo's router: work
-/// before the first token, weighted, and memory held afterwards.
+/// before the first token, weighted, and memory held afterwards. Dynamo counts both in blocks; so
+/// do we, times the block size.
 pub fn cost(prompt_tokens: u32, candidate: &Candidate, policy: Policy) -> Cost {
-    let block_tokens = f64::from(candidate.block_size.tokens());
-    let cached_tokens = candidate.overlap_blocks * candidate.block_size.tokens();
+    let block_tokens = candidate.block_size.tokens();
+    let cached_tokens = candidate.overlap_blocks * block_tokens;
     let uncached_tokens = u64::from(prompt_tokens.saturating_sub(cached_tokens));
-    let prefill_tokens = candidate.load.prefill_tokens + uncached_tokens;
-    let prefill_blocks = prefill_tokens as f64 / block_tokens;
-    let blocks = prompt_tokens.div_ceil(candidate.block_size.tokens());
+    let prefill_tokens = (candidate.load.prefill_tokens + uncached_tokens) as f64;
+    let blocks = prompt_tokens.div_ceil(block_tokens);
     // What a prompt in flight holds already is in the load.
     let own_blocks = u64::from(blocks.saturating_sub(candidate.shared_blocks));
-    let decode_blocks = (candidate.load.decode_blocks + own_blocks) as f64;
-    let total = policy.overlap_weight * prefill_blocks + decode_blocks;
+    let decode_blocks = candidate.load.decode_blocks + own_blocks;
+    let decode_tokens = decode_blocks as f64 * f64::from(block_tokens);
+    let total = policy.overlap_weight * prefill_tokens + decode_tokens;
     Cost {
-        prefill_blocks,
-        decode_blocks,
+        prefill_tokens,
+        decode_tokens,
         total,
     }
 }

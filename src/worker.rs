@@ -3,29 +3,32 @@
 
 pub mod probe;
 pub mod rank;
+pub mod ranks;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, error, info, warn, warn_span};
 
 use crate::block::BlockSize;
 use crate::discovery::{
-    Change, Completeness, EngineInfo, LedgerState, RECORD_VERSION, Update, WorkerRecord,
+    Change, Completeness, EngineRelease, LedgerState, RECORD_VERSION, Update, WorkerRecord,
 };
 use crate::events::zmq::{self, Source};
 use crate::health::Verdict;
 use crate::id::{DpRank, Incarnation, WorkerId};
+use crate::index::KvEvent;
+use crate::index::gap::BEFORE_FIRST;
 use crate::ledger::counts::Counts;
 use crate::ledger::{Ledger, Options};
 use crate::telemetry::labels::AlarmLabels;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::probe::{EngineFacts, Probe};
 use crate::worker::rank::{Rank, RankStatus};
+use crate::worker::ranks::Ranks;
 
 /// How often the engine's health is asked, and the record sent again if it changed.
 const TICK: Duration = Duration::from_secs(1);
@@ -92,7 +95,10 @@ pub async fn run(
             &stop,
         )
         .await;
-        info!(worker = %spec.worker, ?ended, "worker down");
+        match ended {
+            Ended::Stopped => info!(worker = %spec.worker, "worker stopped"),
+            Ended::EngineGone => warn!(worker = %spec.worker, "engine gone, worker down"),
+        }
         let down = Update::Change(Change::Down(spec.worker.clone()));
         if updates.send(down).await.is_err() || ended == Ended::Stopped {
             return;
@@ -148,49 +154,69 @@ async fn follow(
         capacity_blocks = record.capacity_blocks,
         "worker ready"
     );
-    // Dropped at every return below, which ends the tasks with it.
-    let mut tasks = JoinSet::new();
-    let mut statuses = Vec::new();
-    for (rank, source) in ranks.into_iter().zip(spec.sources.clone()) {
+    let mut followed = Ranks::default();
+    for (number, (rank, source)) in ranks.into_iter().zip(spec.sources.clone()).enumerate() {
         let (status_tx, status_rx) = watch::channel(rank.status());
-        tasks.spawn(follow_rank(rank, source, updates.clone(), status_tx));
-        statuses.push(status_rx);
+        let span = warn_span!("kv_events", worker = %spec.worker, rank = number);
+        let task = follow_rank(rank, source, updates.clone(), status_tx);
+        followed.follow(status_rx, task.instrument(span));
     }
-    let mut watched = Watched::new(engine, statuses);
+    let mut watched = Watched::new(engine, followed.statuses().len());
     let ended = loop {
-        let alive = tokio::select! {
+        let update = tokio::select! {
             () = stop.cancelled() => break Ended::Stopped,
-            alive = watched.next_tick() => alive,
+            (rank, error) = followed.failure() => {
+                error!(worker = %spec.worker, rank = rank.0, %error, "kv events of a rank no longer followed");
+                Some(forgotten(spec, rank))
+            }
+            alive = watched.next_tick() => {
+                if !alive {
+                    break Ended::EngineGone;
+                }
+                let changed = watched.update(&mut record, &followed.statuses());
+                changed.then(|| up(&record))
+            }
         };
-        if !alive {
-            break Ended::EngineGone;
-        }
-        if watched.update(&mut record) && updates.send(up(&record)).await.is_err() {
+        if let Some(update) = update
+            && updates.send(update).await.is_err()
+        {
             break Ended::Stopped;
         }
     };
     // Joined, so that no event follows the worker's Down.
-    tasks.shutdown().await;
+    followed.stop().await;
     ended
+}
+
+/// Takes back all that was told of a rank that is no longer followed.
+fn forgotten(spec: &AgentSpec, rank: DpRank) -> Update {
+    Update::Kv(KvEvent {
+        worker: spec.worker.clone(),
+        rank,
+        incarnation: new_incarnation(),
+        sequence: BEFORE_FIRST,
+        cleared: true,
+        removed: Vec::new(),
+        stored: Vec::new(),
+    })
 }
 
 /// The health and the ledgers of a running engine, looked at once per tick.
 struct Watched<'a> {
     engine: Engine<'a>,
-    statuses: Vec<watch::Receiver<RankStatus>>,
+    /// The alarms of each rank that are counted already.
     seen: Vec<Counts>,
     ticks: tokio::time::Interval,
     failures: u32,
 }
 
 impl<'a> Watched<'a> {
-    fn new(engine: Engine<'a>, statuses: Vec<watch::Receiver<RankStatus>>) -> Self {
+    fn new(engine: Engine<'a>, ranks: usize) -> Self {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            seen: vec![Counts::default(); statuses.len()],
+            seen: vec![Counts::default(); ranks],
             engine,
-            statuses,
             ticks,
             failures: 0,
         }
@@ -211,13 +237,8 @@ impl<'a> Watched<'a> {
     }
 
     /// Brings the record up to date with the ledgers; true when that changed it.
-    fn update(&mut self, record: &mut WorkerRecord) -> bool {
+    fn update(&mut self, record: &mut WorkerRecord, statuses: &[RankStatus]) -> bool {
         let before = record.clone();
-        let statuses: Vec<_> = self
-            .statuses
-            .iter()
-            .map(|status| *status.borrow())
-            .collect();
         for (rank, (status, seen)) in statuses.iter().zip(&mut self.seen).enumerate() {
             for (alarm, times) in status.counts.since(seen) {
                 let labels = AlarmLabels { alarm };
@@ -300,12 +321,13 @@ fn first_record(spec: &AgentSpec, facts: EngineFacts) -> WorkerRecord {
         model: spec.model.clone(),
         aliases,
         adapters: facts.adapters,
-        engine: EngineInfo {
+        engine: EngineRelease {
             kind: spec.kind.clone(),
             version: facts.version,
         },
         block_size: facts.block_size,
         capacity_blocks: facts.capacity_blocks,
+        context_tokens_max: facts.context_tokens_max,
         ranks: spec.sources.len().max(1) as u32,
         verdict: Verdict::Healthy,
         ledger: LedgerState {

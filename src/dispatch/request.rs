@@ -1,30 +1,32 @@
 //! The body an engine gets: the client's request, normalised, with our identities in it.
 
-use std::borrow::Cow;
-
+use base64_simd::STANDARD;
 use bytes::Bytes;
+use memchr::memmem;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use crate::media::Image;
 use crate::openai::chat::ChatRequest;
 use crate::openai::completion::{CompletionRequest, Prompt};
 use crate::openai::embeddings::EmbeddingsRequest;
-use crate::openai::request::Common;
+use crate::openai::request::RequestOptions;
 
 /// The body of a chat: each image part carries its bytes and, as `uuid`, our digest of them, so
-/// that the engine's identity of the image is ours.
+/// that the engine's identity of the image is ours. Whatever spelling the client chose, the engine
+/// gets the one that every decoder reads as the bytes that were hashed.
 pub fn chat_body(mut request: ChatRequest, images: &[Image], salt: &str) -> Bytes {
-    for (part, image) in request.images.iter_mut().zip(images) {
-        let url = if is_plain(&part.url, image) {
-            std::mem::take(&mut part.url)
-        } else {
-            data_uri(image)
-        };
+    // Nobody can guess it, so no text of a client's holds it.
+    let mark = match images {
+        [] => String::new(),
+        _ => Uuid::new_v4().to_string(),
+    };
+    for (part, image) in request.images.iter().zip(images) {
         let slot = &mut request.messages[part.message]["content"][part.part];
-        slot["image_url"]["url"] = Value::String(url);
+        slot["image_url"]["url"] = Value::String(mark.clone());
         slot["uuid"] = Value::String(image.digest.to_string());
     }
-    let mut fields = engine_fields(request.common, salt);
+    let mut fields = engine_fields(request.options, salt);
     fields.insert("messages".to_owned(), Value::Array(request.messages));
     fields.extend(request.tools.map(|tools| ("tools".to_owned(), tools)));
     if !request.variables.is_empty() {
@@ -40,12 +42,12 @@ pub fn chat_body(mut request: ChatRequest, images: &[Image], salt: &str) -> Byte
     if request.continue_final_message {
         fields.insert("continue_final_message".to_owned(), true.into());
     }
-    serialise(fields)
+    with_images(serialise(fields), &mark, images)
 }
 
 /// The body of a completion.
 pub fn completion_body(request: CompletionRequest, salt: &str) -> Bytes {
-    let mut fields = engine_fields(request.common, salt);
+    let mut fields = engine_fields(request.options, salt);
     let prompt = match request.prompt {
         Prompt::Text(text) => Value::String(text),
         Prompt::Tokens(tokens) => json!(tokens),
@@ -66,10 +68,10 @@ pub fn embeddings_body(request: EmbeddingsRequest) -> Bytes {
 
 /// What every request carries: the passed fields, the model, our salt, and, in a stream, the usage
 /// chunk whether or not the client wants to see it.
-fn engine_fields(common: Common, salt: &str) -> Map<String, Value> {
-    let mut fields = common.passed;
-    fields.insert("model".to_owned(), Value::String(common.model));
-    if common.stream {
+fn engine_fields(options: RequestOptions, salt: &str) -> Map<String, Value> {
+    let mut fields = options.passed;
+    fields.insert("model".to_owned(), Value::String(options.model));
+    if options.stream {
         fields.insert("stream".to_owned(), true.into());
         fields.insert("stream_options".to_owned(), json!({"include_usage": true}));
     }
@@ -79,27 +81,30 @@ fn engine_fields(common: Common, salt: &str) -> Map<String, Value> {
     fields
 }
 
-/// Whether a client's `url` may go to the engine as it is: only in the one spelling that every
-/// decoder reads as the bytes that were hashed. We take more spellings than engines do.
-fn is_plain(url: &str, image: &Image) -> bool {
-    let Some((head, encoded)) = url.split_once(',') else {
-        return false;
-    };
-    let kind = head
-        .strip_prefix("data:image/")
-        .and_then(|head| head.strip_suffix(";base64"));
-    let bytes = image.bytes.len();
-    let padding = &"=="[..(3 - bytes % 3) % 3];
-    // It was decoded to these bytes, so with this length and padding it has nothing else in it.
-    kind.is_some_and(|kind| !kind.contains(';'))
-        && encoded.len() == base64_simd::STANDARD.encoded_length(bytes)
-        && encoded.ends_with(padding)
-}
-
-/// The bytes that were hashed, as the engine gets them; the engine never fetches anything itself.
-fn data_uri(image: &Image) -> String {
-    let encoded: Cow<'_, str> = base64_simd::STANDARD.encode_to_string(&image.bytes).into();
-    format!("data:{};base64,{encoded}", image.mime)
+/// Writes each image as a data URI in the place of its mark. The serialiser would search every byte
+/// for what must be escaped, which base64 never has, and that costs more than all else in a body.
+fn with_images(body: Bytes, mark: &str, images: &[Image]) -> Bytes {
+    if images.is_empty() {
+        return body;
+    }
+    let uri_bytes =
+        |image: &Image| image.mime.len() + 16 + STANDARD.encoded_length(image.bytes.len());
+    let room: usize = images.iter().map(uri_bytes).sum();
+    let mut whole = Vec::with_capacity(body.len() + room);
+    let mut rest = &body[..];
+    for image in images {
+        let Some(at) = memmem::find(rest, mark.as_bytes()) else {
+            break;
+        };
+        whole.extend_from_slice(&rest[..at]);
+        for text in ["data:", image.mime, ";base64,"] {
+            whole.extend_from_slice(text.as_bytes());
+        }
+        STANDARD.encode_append(&image.bytes, &mut whole);
+        rest = &rest[at + mark.len()..];
+    }
+    whole.extend_from_slice(rest);
+    whole.into()
 }
 
 fn serialise(fields: Map<String, Value>) -> Bytes {
@@ -113,30 +118,47 @@ fn serialise(fields: Map<String, Value>) -> Bytes {
 mod tests {
     use super::*;
     use crate::id::MediaDigest;
+    use crate::openai::fields::UnknownFields;
+    use crate::openai::request::RequestLimits;
 
     #[test]
-    fn only_the_plain_spelling_goes_on_as_it_came() {
-        let image = |bytes: &'static [u8]| Image {
-            digest: MediaDigest([0; 32]),
+    fn every_image_stands_in_its_place_in_the_one_spelling() {
+        let part =
+            |url: &str| json!({"type": "image_url", "image_url": {"url": url, "detail": "low"}});
+        let sent = json!({"model": "m", "messages": [
+            {"role": "user", "content": [part("DATA:;BASE64,aGVs bG8"), {"type": "text", "text": "\"data:\""}]},
+            {"role": "user", "content": [part("http://host/a.png"), part("data:image/jpg;base64,aGVs")]},
+        ]});
+        let limits = RequestLimits {
+            messages_max: 9,
+            images_max: 9,
+            unknown_fields: UnknownFields::Drop,
+        };
+        let request = ChatRequest::parse(sent.to_string().as_bytes(), limits).unwrap();
+        let image = |(number, bytes): (u8, &'static str)| Image {
+            digest: MediaDigest([number; 32]),
             size: None,
-            bytes: Bytes::from_static(bytes),
+            bytes: Bytes::from_static(bytes.as_bytes()),
             mime: "image/png",
         };
-        for (url, bytes, plain) in [
-            ("data:image/png;base64,aGVsbG8=", &b"hello"[..], true),
-            ("data:image/jpg;base64,aGVsbG8=", b"hello", true),
-            ("data:image/png;base64,aGVs", b"hel", true),
-            ("data:image/png;base64,aGVsbG8", b"hello", false),
-            ("data:image/png;base64,aGVsbG8\n", b"hello", false),
-            ("data:image/png;base64,aGV sbG8=", b"hello", false),
-            ("data:image/png;charset=x;base64,aGVsbG8=", b"hello", false),
-            ("data:image/png;BASE64,aGVsbG8=", b"hello", false),
-            ("DATA:image/png;base64,aGVsbG8=", b"hello", false),
-            ("data:;base64,aGVsbG8=", b"hello", false),
-            ("http://host/a.png", b"hello", false),
-        ] {
-            assert_eq!(is_plain(url, &image(bytes)), plain, "{url:?}");
-        }
-        assert_eq!(data_uri(&image(b"hello")), "data:image/png;base64,aGVsbG8=");
+        let images: Vec<_> = (1..).zip(["hello", "", "hel"]).map(image).collect();
+        let body: Value = serde_json::from_slice(&chat_body(request, &images, "")).unwrap();
+        let part = |number: u8, url: &str| {
+            let uuid = MediaDigest([number; 32]).to_string();
+            json!({"type": "image_url", "image_url": {"url": url, "detail": "low"}, "uuid": uuid})
+        };
+        assert_eq!(
+            body["messages"][0]["content"][0],
+            part(1, "data:image/png;base64,aGVsbG8=")
+        );
+        assert_eq!(body["messages"][0]["content"][1]["text"], "\"data:\"");
+        assert_eq!(
+            body["messages"][1]["content"][0],
+            part(2, "data:image/png;base64,")
+        );
+        assert_eq!(
+            body["messages"][1]["content"][1],
+            part(3, "data:image/png;base64,aGVs")
+        );
     }
 }

@@ -24,22 +24,14 @@ pub enum CodecError {
     },
 }
 
-/// The events of one engine step, in order.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Batch {
-    /// The data-parallel rank, where the engine says it.
-    pub rank: Option<u32>,
-    pub events: Vec<EngineEvent>,
-}
-
 type Read<T> = Result<T, CodecError>;
 
-/// Decodes one payload. Fields and events it does not know are skipped, so that a newer engine
+/// Decodes one payload: the events of one engine step, in order. Fields and events it does not know are skipped, so that a newer engine
 /// stays readable.
 ///
 /// # Errors
 /// When the payload is too large, cut short, or a field it knows has another shape.
-pub fn decode(payload: &[u8]) -> Read<Batch> {
+pub fn decode(payload: &[u8]) -> Read<Vec<EngineEvent>> {
     if payload.len() > PAYLOAD_BYTES_MAX {
         return Err(CodecError::TooLarge {
             bytes: payload.len(),
@@ -47,19 +39,17 @@ pub fn decode(payload: &[u8]) -> Read<Batch> {
     }
     let mut reader = Reader::new(payload);
     let fields = array(&mut reader, "batch")?;
-    let mut batch = Batch::default();
+    let mut decoded = Vec::new();
     for field in 0..fields {
-        match field {
-            1 => {
-                for _ in 0..array(&mut reader, "events")? {
-                    batch.events.extend(event(&mut reader)?);
-                }
-            }
-            2 => batch.rank = optional_u32(&mut reader, "data_parallel_rank")?,
-            _ => reader.skip()?,
+        if field != 1 {
+            reader.skip()?;
+            continue;
+        }
+        for _ in 0..array(&mut reader, "events")? {
+            decoded.extend(event(&mut reader)?);
         }
     }
-    Ok(batch)
+    Ok(decoded)
 }
 
 /// Fields of an event in the order of the array form; maps name them. Vendors only ever append.

@@ -40,11 +40,6 @@ impl<'a> Reader<'a> {
         Self { payload, at: 0 }
     }
 
-    /// Bytes not read yet. Every value takes at least one, so no list is longer than this.
-    pub fn remaining(&self) -> usize {
-        self.payload.len() - self.at
-    }
-
     /// Reads one token.
     ///
     /// # Errors
@@ -197,6 +192,9 @@ mod tests {
         deep.push(0xc0);
         let mut reader = Reader::new(&deep);
         assert_eq!(reader.skip(), Ok(()));
-        assert_eq!(reader.remaining(), 0);
+        assert_eq!(
+            reader.read(),
+            Err(MsgpackError::Truncated { at: 1_000_001 })
+        );
     }
 }

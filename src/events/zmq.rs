@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use zeromq::{
     DealerSocket, Socket, SocketEvent, SocketRecv, SocketSend, SubSocket, ZmqError, ZmqMessage,
 };
@@ -29,6 +29,10 @@ const SILENCE: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(2);
 
+/// After so long behind its engine an operator hears of a source. An engine binds its sockets
+/// before it answers, so that a healthy one is caught up with in less.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// The sequence number that ends a replay: -1.
 const REPLAY_END: u64 = u64::MAX;
 
@@ -37,8 +41,8 @@ const REPLAY_END: u64 = u64::MAX;
 pub struct Source {
     /// The endpoint to subscribe to, as `ipc:///run/kv.sock` or `tcp://127.0.0.1:5557`.
     pub events: String,
-    /// The endpoint that replays. Without one a lost message stays lost, and each new connection
-    /// counts as a new engine process.
+    /// The endpoint that replays. Without one a lost message stays lost, each new connection counts
+    /// as a new engine process, and only its first message shows what came before it.
     pub replay: Option<String>,
 }
 
@@ -51,6 +55,11 @@ pub enum Feed {
     NewLife,
     /// Messages that nobody has any more.
     Lost { first: u64, count: u64 },
+    /// All that the engine has published was given out or said to be lost, and the next will come.
+    /// A source begins without this.
+    CaughtUp,
+    /// That is no longer so, until the next [`Feed::CaughtUp`].
+    Behind,
 }
 
 /// Why a connection to a source ended.
@@ -76,13 +85,14 @@ pub async fn follow(source: &Source, feed: &mpsc::Sender<Feed>) {
         feed,
         last: None,
         is_proven: true,
+        behind: Some(Behind::now()),
     };
     let mut wait = RETRY_FIRST;
     loop {
         let started = Instant::now();
-        match follower.session().await {
-            SourceError::Unwanted => return,
-            error => debug!(endpoint = source.events, %error, "kv event source lost, reconnecting"),
+        let error = follower.session().await;
+        if matches!(error, SourceError::Unwanted) || follower.fall_behind(&error).await.is_err() {
+            return;
         }
         if started.elapsed() > ANSWER_DEADLINE {
             wait = RETRY_FIRST;
@@ -100,6 +110,35 @@ struct Follower<'a> {
     /// Whether the connection is known to lead to the engine process of `last`. A process takes its
     /// connections with it, so a new connection has to prove it by that very message.
     is_proven: bool,
+    /// `None` while caught up.
+    behind: Option<Behind>,
+}
+
+/// A time of not being caught up.
+struct Behind {
+    since: Instant,
+    /// Whether an operator has heard of it.
+    is_told: bool,
+}
+
+impl Behind {
+    fn now() -> Self {
+        Self {
+            since: Instant::now(),
+            is_told: false,
+        }
+    }
+
+    fn tell(&mut self, endpoint: &str, error: &SourceError) {
+        let waited = self.since.elapsed();
+        let error = error as &(dyn std::error::Error + 'static);
+        if waited < PATIENCE || self.is_told {
+            debug!(endpoint, error, "kv event source lost, trying again");
+        } else {
+            self.is_told = true;
+            warn!(endpoint, error, ?waited, "kv events can't be followed");
+        }
+    }
 }
 
 /// How a replay goes on from the last message.
@@ -163,7 +202,12 @@ impl Follower<'_> {
         if !self.is_proven {
             self.begin_new_life().await?;
         }
-        self.give(sequence, payload).await
+        self.give(sequence, payload).await?;
+        if self.source.replay.is_none() {
+            // Its number has shown what was lost before it; nothing can be asked.
+            self.be_caught_up().await?;
+        }
+        Ok(())
     }
 
     /// Replays from the last message inclusive, or from the first. A replay that does not answer
@@ -178,10 +222,7 @@ impl Follower<'_> {
             };
         };
         match self.replay(endpoint).await {
-            Err(error @ SourceError::Deadline { .. }) => {
-                warn!(endpoint, %error, "kv events can't be replayed");
-                return Ok(());
-            }
+            Err(error @ SourceError::Deadline { .. }) => return self.fall_behind(&error).await,
             Ok(Continuity::SameLife) => self.is_proven = true,
             Ok(Continuity::Empty) if self.is_proven => {}
             Ok(Continuity::Empty | Continuity::OtherLife) => {
@@ -190,7 +231,32 @@ impl Follower<'_> {
             }
             Err(error) => return Err(error),
         }
-        Ok(())
+        self.be_caught_up().await
+    }
+
+    /// Says once that all is given out.
+    async fn be_caught_up(&mut self) -> Result<(), SourceError> {
+        let Some(Behind { since, is_told }) = self.behind.take() else {
+            return Ok(());
+        };
+        let (endpoint, waited) = (&self.source.events, since.elapsed());
+        if is_told {
+            info!(endpoint, ?waited, "kv events are followed again");
+        } else {
+            debug!(endpoint, ?waited, "kv events are followed");
+        }
+        self.send(Feed::CaughtUp).await
+    }
+
+    /// Says once that it is no longer so; an operator hears of it, once, when it lasts.
+    async fn fall_behind(&mut self, error: &SourceError) -> Result<(), SourceError> {
+        let is_new = self.behind.is_none();
+        let behind = self.behind.get_or_insert_with(Behind::now);
+        behind.tell(&self.source.events, error);
+        match is_new {
+            true => self.send(Feed::Behind).await,
+            false => Ok(()),
+        }
     }
 
     /// Asks for everything from the last message on and gives out what is new.

@@ -1,6 +1,7 @@
 //! The admin listener's pages: metrics, workers, and why a request would go where.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ::http::StatusCode;
 use serde_json::json;
@@ -11,20 +12,25 @@ use crate::http::Call;
 use crate::http::reply::Reply;
 use crate::http::serve::panics_total;
 use crate::openai::error::ApiError;
-use crate::telemetry::metrics::CONTENT_TYPE;
+use crate::telemetry::metrics::{CONTENT_TYPE, Metrics};
 
 impl Frontend {
     /// Answers `GET /metrics`.
     pub(crate) async fn metrics_page(self: Arc<Self>, _call: Call) -> Result<Reply, ApiError> {
-        let uncounted = panics_total().saturating_sub(self.metrics.panics.get());
-        self.metrics.panics.inc_by(uncounted);
+        let Metrics {
+            panics,
+            media_cache_hits,
+            media_cache,
+            ..
+        } = &*self.metrics;
+        // Counted elsewhere: set, not added, so that two readers at once count nothing twice.
+        panics.inner().store(panics_total(), Ordering::Relaxed);
         if let Some(media) = &self.media {
             let counts = media.cache_counts();
-            let uncounted = counts
-                .hits
-                .saturating_sub(self.metrics.media_cache_hits.get());
-            self.metrics.media_cache_hits.inc_by(uncounted);
-            self.metrics.media_cache.set(counts.bytes as i64);
+            media_cache_hits
+                .inner()
+                .store(counts.hits, Ordering::Relaxed);
+            media_cache.set(counts.bytes as i64);
         }
         Ok(Reply::full(
             StatusCode::OK,

@@ -9,8 +9,8 @@ use crate::frontend::relay::Outgoing;
 use crate::frontend::{Frontend, error, prompt};
 use crate::http::Call;
 use crate::http::reply::Reply;
-use crate::media::{Image, MediaError};
-use crate::openai::chat::ChatRequest;
+use crate::media::Image;
+use crate::openai::chat::{ChatRequest, ImagePart};
 use crate::openai::error::ApiError;
 use crate::router::Footprint;
 use crate::telemetry::labels::{MediaLabels, MediaOutcome};
@@ -36,13 +36,20 @@ impl Frontend {
 
     async fn outgoing_chat(self: Arc<Self>, call: Call) -> Result<Outgoing, ApiError> {
         let chat = self.prepare_chat(&call.body).await?;
+        self.metrics
+            .unknown_fields
+            .inc_by(u64::from(chat.request.options.dropped_fields));
+        if chat.exactness != prompt::Exactness::Exact {
+            self.metrics.text_only.inc();
+        }
         Ok(Outgoing {
             id: call.id,
+            received: call.received,
             path: "/v1/chat/completions",
             footprint: chat.footprint,
             exactness: chat.exactness,
-            stream: chat.request.common.stream,
-            include_usage: chat.request.common.include_usage,
+            stream: chat.request.options.stream,
+            include_usage: chat.request.options.include_usage,
             has_images: !chat.images.is_empty(),
             body: chat_body(chat.request, &chat.images, &chat.salt),
         })
@@ -54,18 +61,13 @@ impl Frontend {
     /// What the client is told: an illegal request, a model nobody serves, an unusable image.
     pub async fn prepare_chat(&self, body: &[u8]) -> Result<PreparedChat, ApiError> {
         let request = ChatRequest::parse(body, self.limits)?;
-        self.metrics
-            .unknown_fields
-            .inc_by(u64::from(request.common.dropped_fields));
-        let asked = self.asked(&request.common.model)?;
+        let asked = self.asked(&request.options.model)?;
+        let tokens = prompt::chat_tokens(&asked.model, &request)?;
         let images = self.images(&request).await?;
-        let known = prompt::chat_prompt(&asked.model, &request, &images)?;
-        if known.exactness != prompt::Exactness::Exact {
-            self.metrics.text_only.inc();
-        }
-        check_context(asked.model.context_tokens_max(), &known, "messages")?;
-        let salt = salt(&request.common.cache_salt);
-        let cached = !request.common.bypasses_cache;
+        let known = prompt::expand(asked.model.family(), tokens, &images, &request)?;
+        check_context(asked.context_tokens_max(), &known, "messages")?;
+        let salt = salt(&request.options.cache_salt);
+        let cached = !request.options.bypasses_cache;
         let footprint = prompt::footprint(&asked, &known, &salt, cached);
         Ok(PreparedChat {
             request,
@@ -85,9 +87,14 @@ impl Frontend {
             let message = "this server takes no images; media.enabled turns them on";
             return Err(ApiError::invalid("images_disabled", first.param(), message));
         };
-        let load = async |part: &crate::openai::chat::ImagePart| {
+        let load = async |part: &ImagePart| {
             let loaded = media.load(&part.url, "").await;
-            let outcome = outcome(&part.url, &loaded);
+            let outcome = match &loaded {
+                Ok(_) if part.is_inline() => MediaOutcome::Inline,
+                Ok(_) => MediaOutcome::Fetched,
+                Err(error) if error.is_fetch_failure() => MediaOutcome::Failed,
+                Err(_) => MediaOutcome::Refused,
+            };
             self.metrics
                 .media
                 .get_or_create(&MediaLabels { outcome })
@@ -95,21 +102,6 @@ impl Frontend {
             loaded.map_err(|failure| error::media(&failure, part.param()))
         };
         try_join_all(request.images.iter().map(load)).await
-    }
-}
-
-fn outcome(url: &str, loaded: &Result<Image, MediaError>) -> MediaOutcome {
-    match loaded {
-        Ok(_)
-            if url
-                .get(..5)
-                .is_some_and(|s| s.eq_ignore_ascii_case("data:")) =>
-        {
-            MediaOutcome::Inline
-        }
-        Ok(_) => MediaOutcome::Fetched,
-        Err(error) if error.code() == "image_fetch_failed" => MediaOutcome::Failed,
-        Err(_) => MediaOutcome::Refused,
     }
 }
 

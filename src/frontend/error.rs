@@ -80,6 +80,13 @@ pub(crate) fn engine_failed(engines: usize) -> ApiError {
     ApiError::new(502, ErrorKind::ServerError, "engine_failed", message)
 }
 
+/// The 429 of engines that all have too much to do.
+pub(crate) fn busy(engines: usize) -> ApiError {
+    let message = format!("{engines} engine(s) have too much to do");
+    let error = ApiError::new(429, ErrorKind::RateLimitError, "engines_busy", message);
+    error.retry_after(RETRY_SECS)
+}
+
 /// An engine's own refusal. Its text is shown only where it holds nothing of the engine's inside.
 pub(crate) fn rejected(status: u16, body: &[u8], has_images: bool) -> ApiError {
     let text = engine_message(body);

@@ -10,16 +10,39 @@ use crate::openai::error::ApiError;
 use crate::telemetry::labels::{Endpoint, EndpointLabels, RequestLabels};
 use crate::telemetry::metrics::Metrics;
 
+/// The status under which a client that left before its answer is counted, as nginx has it.
+const CLIENT_CLOSED: u16 = 499;
+
 /// A request in flight; its end, however it comes, is recorded by `Drop`.
 #[derive(Debug)]
 struct Watch {
     metrics: Arc<Metrics>,
     endpoint: Endpoint,
     started: Instant,
+    is_answered: bool,
+}
+
+impl Watch {
+    fn answered(&mut self, status: u16) {
+        let labels = RequestLabels {
+            endpoint: self.endpoint,
+            status: u32::from(status),
+        };
+        self.metrics.requests.get_or_create(&labels).inc();
+        self.is_answered = true;
+    }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        if !self.is_answered {
+            // Dropped by a panic, which is answered 500, or with its connection.
+            self.answered(if std::thread::panicking() {
+                500
+            } else {
+                CLIENT_CLOSED
+            });
+        }
         let labels = EndpointLabels {
             endpoint: self.endpoint,
         };
@@ -39,17 +62,14 @@ pub(crate) async fn observed(
     answer: impl Future<Output = Result<Reply, ApiError>>,
 ) -> Reply {
     metrics.in_flight_requests.inc();
-    let watch = Watch {
-        metrics: metrics.clone(),
+    let mut watch = Watch {
+        metrics,
         endpoint,
         started: Instant::now(),
+        is_answered: false,
     };
     let reply = answer.await.unwrap_or_else(Reply::from);
-    let labels = RequestLabels {
-        endpoint,
-        status: u32::from(reply.status.as_u16()),
-    };
-    metrics.requests.get_or_create(&labels).inc();
+    watch.answered(reply.status.as_u16());
     let body = match reply.body {
         ReplyBody::Full(bytes) => ReplyBody::Full(bytes),
         ReplyBody::Stream(stream) => ReplyBody::Stream(Box::pin(stream.inspect(move |_| {

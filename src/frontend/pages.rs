@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ::http::StatusCode;
 use serde_json::json;
 
-use crate::frontend::{Frontend, error};
+use crate::frontend::{Asked, Frontend, error};
 use crate::http::Call;
 use crate::http::reply::Reply;
 use crate::openai::error::ApiError;
@@ -14,12 +14,11 @@ impl Frontend {
     /// Answers `GET /v1/models`: every name a request may use.
     pub(crate) async fn list_models(self: Arc<Self>, _call: Call) -> Result<Reply, ApiError> {
         let entry = |name: String| {
-            let view = self.router.model(&name);
-            let base = view.as_ref().map_or(name.as_str(), |view| &*view.base);
-            let context_tokens_max = self
-                .models
-                .get(base)
-                .and_then(|model| model.context_tokens_max());
+            let asked = self.asked(&name).ok();
+            let base = asked
+                .as_ref()
+                .map_or(name.as_str(), |asked| &*asked.view.base);
+            let context_tokens_max = asked.as_ref().and_then(Asked::context_tokens_max);
             json!({
                 "id": name,
                 "object": "model",

@@ -26,22 +26,48 @@ pub(crate) enum Exactness {
     },
 }
 
+/// What an image of unknown size is taken to weigh: the tokens of a megapixel picture.
+const UNKNOWN_IMAGE_TOKENS: usize = 1_024;
+
 /// A prompt as far as it is known.
 #[derive(Debug)]
 pub(crate) struct Known {
     pub(crate) prompt: ExpandedPrompt,
     pub(crate) exactness: Exactness,
+    /// Tokens behind the known ones, estimated; 0 for an exact prompt.
+    pub(crate) estimated_tokens: u32,
 }
 
-/// Renders and expands a chat with its images.
+impl Known {
+    fn exact(prompt: ExpandedPrompt) -> Self {
+        Self {
+            prompt,
+            exactness: Exactness::Exact,
+            estimated_tokens: 0,
+        }
+    }
+
+    /// The first `known` of `tokens`, for the reason given; the rest and its images are estimated.
+    fn text_only(mut tokens: Vec<u32>, known: usize, images: usize, reason: &'static str) -> Self {
+        let rest = tokens.len() - known + images * UNKNOWN_IMAGE_TOKENS;
+        tokens.truncate(known);
+        Self {
+            prompt: ExpandedPrompt {
+                tokens,
+                spans: Vec::new(),
+            },
+            exactness: Exactness::TextOnly { reason },
+            estimated_tokens: u32::try_from(rest).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// Renders and tokenises a chat, one placeholder for each image: all that can be known before an
+/// image is fetched, and all that can be refused.
 ///
 /// # Errors
-/// When a message spells a media token, the template refuses, or an image has no expansion.
-pub(crate) fn chat_prompt(
-    model: &Model,
-    request: &ChatRequest,
-    images: &[Image],
-) -> Result<Known, ApiError> {
+/// When a message spells a media token, or the template refuses or leaves an image out.
+pub(crate) fn chat_tokens(model: &Model, request: &ChatRequest) -> Result<Vec<u32>, ApiError> {
     refuse_spelled_media(model, &request.messages, "messages")?;
     if let Some(tools) = &request.tools {
         refuse_spelled_media(model, tools.as_array().map_or(&[], Vec::as_slice), "tools")?;
@@ -56,11 +82,23 @@ pub(crate) fn chat_prompt(
     })?;
     // The template writes the special tokens itself, as vLLM expects of a chat.
     let tokens = model.encode(&text, false)?;
-    // A token spelled in pieces, or escaped in a tool call, shows only here.
-    if let Some(name) = model.stray_media_token(&tokens, images.len()) {
-        return Err(spelled(name, "messages".to_owned()));
+    let images = request.images.len();
+    if let Some(family) = model.family() {
+        let placeholder = family.placeholder();
+        let placeholders = tokens.iter().filter(|token| **token == placeholder).count();
+        if placeholders < images {
+            return Err(PromptError::PlaceholderCount {
+                placeholders,
+                media: images,
+            }
+            .into());
+        }
     }
-    expand(model.family(), tokens, images, request)
+    // A token spelled in pieces, or escaped in a tool call, shows only here.
+    match model.stray_media_token(&tokens, images) {
+        Some(name) => Err(spelled(name, "messages".to_owned())),
+        None => Ok(tokens),
+    }
 }
 
 /// Tokenises a completion's prompt.
@@ -83,14 +121,10 @@ pub(crate) fn completion_prompt(
     if let Some(name) = model.stray_media_token(&tokens, 0) {
         return Err(spelled(name, "prompt".to_owned()));
     }
-    let prompt = ExpandedPrompt {
+    Ok(Known::exact(ExpandedPrompt {
         tokens,
         spans: Vec::new(),
-    };
-    Ok(Known {
-        prompt,
-        exactness: Exactness::Exact,
-    })
+    }))
 }
 
 /// The footprint of a prompt: hashed once for each block size its model's workers have.
@@ -117,38 +151,44 @@ pub(crate) fn footprint(asked: &Asked, known: &Known, salt: &str, cached: bool) 
         adapter: view.adapter.clone(),
         hashes,
         prompt_tokens: known.prompt.tokens.len() as u32,
+        estimated_tokens: known.estimated_tokens,
     }
 }
 
-fn expand(
+/// Puts each image's expansion in its place.
+///
+/// # Errors
+/// When an image has no expansion.
+pub(crate) fn expand(
     family: Option<&Family>,
     tokens: Vec<u32>,
     images: &[Image],
     request: &ChatRequest,
 ) -> Result<Known, ApiError> {
     if images.is_empty() && family.is_none() {
-        let prompt = ExpandedPrompt {
+        return Ok(Known::exact(ExpandedPrompt {
             tokens,
             spans: Vec::new(),
-        };
-        return Ok(Known {
-            prompt,
-            exactness: Exactness::Exact,
-        });
+        }));
     }
     let Some(family) = family else {
         // Without a family the placeholder is unknown too, so nothing of the prompt is sure.
-        let reason = "family_unknown";
-        let prompt = ExpandedPrompt::default();
-        return Ok(Known {
-            prompt,
-            exactness: Exactness::TextOnly { reason },
-        });
+        return Ok(Known::text_only(tokens, 0, images.len(), "family_unknown"));
     };
     let mut media = Vec::with_capacity(images.len());
     for (image, part) in images.iter().zip(&request.images) {
         let Some(size) = image.size else {
-            return text_before_images(tokens, family.placeholder(), images.len());
+            // All that is sure is the text before the first image.
+            let first = tokens
+                .iter()
+                .position(|token| *token == family.placeholder());
+            let known = first.unwrap_or(tokens.len());
+            return Ok(Known::text_only(
+                tokens,
+                known,
+                images.len(),
+                "size_unreadable",
+            ));
         };
         let expansion = family.expand(size).map_err(|error| match error {
             VisionError::AspectRatio { .. } => {
@@ -162,38 +202,7 @@ fn expand(
         });
     }
     let prompt = placeholder::expand(&tokens, family.placeholder(), &media)?;
-    Ok(Known {
-        prompt,
-        exactness: Exactness::Exact,
-    })
-}
-
-/// The text before the first image: all that is sure when an image's size cannot be read.
-fn text_before_images(
-    mut tokens: Vec<u32>,
-    placeholder: u32,
-    media: usize,
-) -> Result<Known, ApiError> {
-    let placeholders = tokens.iter().filter(|token| **token == placeholder).count();
-    if placeholders != media {
-        return Err(PromptError::PlaceholderCount {
-            placeholders,
-            media,
-        }
-        .into());
-    }
-    let first = tokens.iter().position(|token| *token == placeholder);
-    tokens.truncate(first.unwrap_or(tokens.len()));
-    let prompt = ExpandedPrompt {
-        tokens,
-        spans: Vec::new(),
-    };
-    Ok(Known {
-        prompt,
-        exactness: Exactness::TextOnly {
-            reason: "size_unreadable",
-        },
-    })
+    Ok(Known::exact(prompt))
 }
 
 /// Refuses a text that spells a media token: the engine would take it for an image.

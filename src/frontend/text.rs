@@ -25,19 +25,20 @@ impl Frontend {
         let request = CompletionRequest::parse(&call.body, self.limits)?;
         self.metrics
             .unknown_fields
-            .inc_by(u64::from(request.common.dropped_fields));
-        let asked = self.asked(&request.common.model)?;
+            .inc_by(u64::from(request.options.dropped_fields));
+        let asked = self.asked(&request.options.model)?;
         let known = prompt::completion_prompt(&asked.model, &request)?;
-        check_context(asked.model.context_tokens_max(), &known, "prompt")?;
-        let salt = salt(&request.common.cache_salt);
-        let cached = !request.common.bypasses_cache;
+        check_context(asked.context_tokens_max(), &known, "prompt")?;
+        let salt = salt(&request.options.cache_salt);
+        let cached = !request.options.bypasses_cache;
         Ok(Outgoing {
             id: call.id,
+            received: call.received,
             path: "/v1/completions",
             footprint: prompt::footprint(&asked, &known, &salt, cached),
             exactness: known.exactness,
-            stream: request.common.stream,
-            include_usage: request.common.include_usage,
+            stream: request.options.stream,
+            include_usage: request.options.include_usage,
             has_images: false,
             body: completion_body(request, &salt),
         })
@@ -49,12 +50,15 @@ impl Frontend {
         let asked = self.asked(&request.model)?;
         let outgoing = Outgoing {
             id: call.id,
+            received: call.received,
             path: "/v1/embeddings",
             footprint: Footprint {
                 model: asked.view.base,
                 adapter: asked.view.adapter,
                 hashes: Vec::new(),
                 prompt_tokens: 0,
+                // Four bytes a token, as in English.
+                estimated_tokens: (call.body.len() / 4) as u32,
             },
             exactness: Exactness::Exact,
             stream: false,

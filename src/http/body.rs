@@ -14,6 +14,9 @@ use tokio::time::timeout;
 use crate::http::Limits;
 use crate::openai::error::{ApiError, ErrorKind};
 
+/// Reserved at once for an announced body; most are smaller.
+const FIRST_BYTES: usize = 64 << 10;
+
 /// Longest time for what is left of a refused body; a client that still sends then learns nothing.
 const DISCARD_MAX: Duration = Duration::from_secs(1);
 
@@ -104,11 +107,8 @@ pub(crate) async fn read(
         bytes: Bytes::new(),
         _room: None,
     };
-    if let Some(length) = said {
-        take_room(&mut held, room, length)?;
-    }
-    // Grows with what arrives, not with what was promised.
-    let mut bytes = BytesMut::with_capacity(said.unwrap_or(0).min(1 << 20));
+    // Memory and room grow with what arrives: whoever announces much and sends nothing holds nothing.
+    let mut bytes = BytesMut::with_capacity(said.unwrap_or(0).min(FIRST_BYTES));
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else {
             return Err(cut_short());
@@ -119,9 +119,7 @@ pub(crate) async fn read(
         if bytes.len() + chunk.len() > limits.body_bytes_max {
             return Err(too_large(limits));
         }
-        if said.is_none() {
-            take_room(&mut held, room, chunk.len())?;
-        }
+        take_room(&mut held, room, chunk.len())?;
         bytes.extend_from_slice(&chunk);
     }
     held.bytes = bytes.freeze();

@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::http::header::ALLOW;
 use ::http::request::Parts;
@@ -186,11 +186,9 @@ async fn answer(
     };
     let call = Call {
         id,
-        method: parts.method,
-        path: parts.uri.path().to_owned(),
-        query: parts.uri.query().unwrap_or_default().to_owned(),
         headers: parts.headers,
         body: held.bytes.clone(),
+        received: Instant::now(),
     };
     handler(call).await
 }

@@ -23,11 +23,13 @@ pub enum Alarm {
     OverCapacity,
     /// An event with another block size than the one known.
     BlockSizeChanged,
+    /// A batch that could not be read.
+    Unreadable,
 }
 
 impl Alarm {
     /// Every kind, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Unhashable,
         Self::UnknownParent,
         Self::WaitingDropped,
@@ -38,6 +40,7 @@ impl Alarm {
         Self::Renamed,
         Self::OverCapacity,
         Self::BlockSizeChanged,
+        Self::Unreadable,
     ];
 
     /// Whether it shows something wrong rather than something left out on purpose.

@@ -45,8 +45,8 @@ pub struct Named {
 #[derive(Clone, Debug)]
 pub struct Namer {
     pub model: Box<str>,
-    /// The token an image's placeholder range is made of; `None` where a family's ranges hold
-    /// other tokens too, or it takes no images.
+    /// The token an image's placeholder range is made of; `None` where that is not known or its
+    /// ranges hold other tokens too.
     pub placeholder: Option<u32>,
 }
 
@@ -86,10 +86,9 @@ impl Namer {
     fn read(&self, block: &Block, before: Before<'_>) -> Option<Reading> {
         let is_first = matches!(before, Before::Start);
         let Some(keys) = &block.keys else {
-            // Without extra keys an image can't be told from another: only text has a name.
-            let has_media = self
-                .placeholder
-                .is_some_and(|id| block.tokens.contains(&id));
+            // Without extra keys an image can't be told from another: only text has a name, and
+            // what is text shows only where the placeholder is known.
+            let has_media = block.tokens.contains(&self.placeholder?);
             return (!has_media).then(Reading::plain);
         };
         let keys = strip_lora(keys, block.lora.as_deref())?;

@@ -8,54 +8,28 @@ use crate::http::reply::Reply;
 use crate::mock::rank::Figures;
 use crate::mock::server::Server;
 
-struct Family {
-    name: &'static str,
-    /// As exposed: counters end in `_total`.
-    kind: &'static str,
-    value: fn(&Figures) -> f64,
-}
+/// A name as exposed (counters end in `_total`), a kind and where the value comes from.
+type Family = (&'static str, &'static str, fn(&Figures) -> f64);
 
 const FAMILIES: [Family; 8] = [
-    Family {
-        name: "vllm:num_requests_running",
-        kind: "gauge",
-        value: |figures| figures.running as f64,
-    },
-    Family {
-        name: "vllm:num_requests_waiting",
-        kind: "gauge",
-        value: |figures| figures.waiting as f64,
-    },
-    Family {
-        name: "vllm:kv_cache_usage_perc",
-        kind: "gauge",
-        value: |figures| figures.usage,
-    },
-    Family {
-        name: "vllm:prefix_cache_queries_total",
-        kind: "counter",
-        value: |figures| figures.totals.queried_tokens as f64,
-    },
-    Family {
-        name: "vllm:prefix_cache_hits_total",
-        kind: "counter",
-        value: |figures| figures.totals.hit_tokens as f64,
-    },
-    Family {
-        name: "vllm:prompt_tokens_total",
-        kind: "counter",
-        value: |figures| figures.totals.prompt_tokens as f64,
-    },
-    Family {
-        name: "vllm:generation_tokens_total",
-        kind: "counter",
-        value: |figures| figures.totals.generated_tokens as f64,
-    },
-    Family {
-        name: "vllm:num_preemptions_total",
-        kind: "counter",
-        value: |figures| figures.totals.preemptions as f64,
-    },
+    ("vllm:num_requests_running", "gauge", |f| f.running as f64),
+    ("vllm:num_requests_waiting", "gauge", |f| f.waiting as f64),
+    ("vllm:kv_cache_usage_perc", "gauge", |f| f.usage),
+    ("vllm:prefix_cache_queries_total", "counter", |f| {
+        f.totals.queried_tokens as f64
+    }),
+    ("vllm:prefix_cache_hits_total", "counter", |f| {
+        f.totals.hit_tokens as f64
+    }),
+    ("vllm:prompt_tokens_total", "counter", |f| {
+        f.totals.prompt_tokens as f64
+    }),
+    ("vllm:generation_tokens_total", "counter", |f| {
+        f.totals.generated_tokens as f64
+    }),
+    ("vllm:num_preemptions_total", "counter", |f| {
+        f.totals.preemptions as f64
+    }),
 ];
 
 /// Answers `/metrics`.
@@ -68,7 +42,7 @@ fn text(server: &Server) -> String {
     let model = model.replace('\\', "\\\\").replace('"', "\\\"");
     let figures: Vec<_> = server.ranks.iter().map(|rank| rank.figures()).collect();
     let mut out = String::new();
-    for Family { name, kind, value } in FAMILIES {
+    for (name, kind, value) in FAMILIES {
         line(&mut out, format_args!("# TYPE {name} {kind}"));
         for (rank, figures) in figures.iter().enumerate() {
             let labels = format_args!("engine=\"{rank}\",model_name=\"{model}\"");

@@ -133,10 +133,6 @@ impl Scheduler {
         }
     }
 
-    pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
-    }
-
     pub fn running_len(&self) -> usize {
         self.running.len()
     }

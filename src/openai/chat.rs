@@ -4,7 +4,8 @@ use serde_json::{Map, Value};
 
 use crate::openai::error::ApiError;
 use crate::openai::fields;
-use crate::openai::request::{Common, RequestLimits, parse_object};
+use crate::openai::inline::Lifted;
+use crate::openai::request::{RequestLimits, RequestOptions, parse_object};
 
 /// Template variables a client may set: those that published templates read. Anything else could
 /// steer loops inside a template.
@@ -19,6 +20,13 @@ pub struct ImagePart {
 }
 
 impl ImagePart {
+    /// Whether the image comes inside the request, as a data URI.
+    pub fn is_inline(&self) -> bool {
+        self.url
+            .get(..5)
+            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
+    }
+
     /// The field's path, for error bodies.
     pub fn param(&self) -> String {
         format!(
@@ -39,7 +47,7 @@ pub struct ChatRequest {
     pub variables: Map<String, Value>,
     pub add_generation_prompt: bool,
     pub continue_final_message: bool,
-    pub common: Common,
+    pub options: RequestOptions,
 }
 
 impl ChatRequest {
@@ -48,6 +56,17 @@ impl ChatRequest {
     /// # Errors
     /// When the body is not JSON, a field is missing, refused or illegal, or a limit is passed.
     pub fn parse(body: &[u8], limits: RequestLimits) -> Result<Self, ApiError> {
+        if let Some(lifted) = Lifted::new(body)
+            && let Ok(mut request) = Self::parse_json(&lifted.json, limits)
+            && lifted.put_back(&mut request.images)
+        {
+            return Ok(request);
+        }
+        // What is refused is read as it came, so that the refusal speaks of what was sent.
+        Self::parse_json(body, limits)
+    }
+
+    pub(crate) fn parse_json(body: &[u8], limits: RequestLimits) -> Result<Self, ApiError> {
         let mut fields = parse_object(body)?;
         let mut messages = take_messages(&mut fields, limits)?;
         let images = take_images(&mut messages, limits)?;
@@ -65,8 +84,8 @@ impl ChatRequest {
             ));
         }
         let mut variables = take_variables(&mut fields)?;
-        let common = Common::take(fields, limits)?;
-        add_reasoning_effort(&mut variables, &common.passed);
+        let options = RequestOptions::take(fields, limits)?;
+        add_reasoning_effort(&mut variables, &options.passed);
         Ok(Self {
             messages,
             images,
@@ -74,7 +93,7 @@ impl ChatRequest {
             variables,
             add_generation_prompt,
             continue_final_message,
-            common,
+            options,
         })
     }
 }

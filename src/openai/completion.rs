@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::openai::error::ApiError;
 use crate::openai::fields;
-use crate::openai::request::{Common, RequestLimits, parse_object};
+use crate::openai::request::{RequestLimits, RequestOptions, parse_object};
 
 /// The prompt of a completion.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct CompletionRequest {
     pub prompt: Prompt,
     /// The tokenizer's own special tokens (a leading BOS, say) are added, as the engine does.
     pub add_special_tokens: bool,
-    pub common: Common,
+    pub options: RequestOptions,
 }
 
 impl CompletionRequest {
@@ -43,7 +43,7 @@ impl CompletionRequest {
         Ok(Self {
             prompt,
             add_special_tokens: add_special_tokens.unwrap_or(true),
-            common: Common::take(fields, limits)?,
+            options: RequestOptions::take(fields, limits)?,
         })
     }
 }

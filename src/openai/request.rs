@@ -15,19 +15,13 @@ pub struct RequestLimits {
 
 /// The fields that every kind of request has, checked.
 #[derive(Debug)]
-pub struct Common {
+pub struct RequestOptions {
     pub model: String,
     pub stream: bool,
     /// The client wants the usage chunk at the end of its stream.
     pub include_usage: bool,
     /// The client's own salt; never sent as it is.
     pub cache_salt: String,
-    /// Tokens of answer the client asked for at most, `None` where it set no bound.
-    pub max_tokens: Option<u32>,
-    /// Tokens of answer the client says to expect (`nvext.agent_hints.osl`).
-    pub expected_output_tokens: Option<u32>,
-    /// Answers asked for.
-    pub n: u32,
     /// Prompt log-probabilities are wanted: the engine then reads no cache.
     pub bypasses_cache: bool,
     /// What goes to the engine as it came.
@@ -57,7 +51,7 @@ pub fn parse_object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     }
 }
 
-impl Common {
+impl RequestOptions {
     /// Takes the shared fields out of `fields` and sorts all that are left.
     ///
     /// # Errors
@@ -70,26 +64,16 @@ impl Common {
         let stream = fields::take_bool(&mut fields, "stream")?.unwrap_or(false);
         let include_usage = take_include_usage(&mut fields, stream)?;
         let cache_salt = take_salt(&mut fields)?;
-        let expected_output_tokens = take_osl(&mut fields)?;
         let logprobs = take_logprobs(&mut fields)?;
         let echo = fields.get("echo") == Some(&Value::Bool(true));
         let (mut passed, dropped_fields) = fields::sort(fields, limits.unknown_fields)?;
         let bypasses_cache = passed.contains_key("prompt_logprobs") || echo && logprobs.is_some();
         passed.extend(logprobs.map(|value| ("logprobs".to_owned(), value)));
-        let number = |name| {
-            passed
-                .get(name)
-                .and_then(Value::as_u64)
-                .map(|number| number as u32)
-        };
         Ok(Self {
             model,
             stream,
             include_usage,
             cache_salt,
-            max_tokens: number("max_completion_tokens").or_else(|| number("max_tokens")),
-            expected_output_tokens,
-            n: number("n").unwrap_or(1),
             bypasses_cache,
             dropped_fields,
             passed,
@@ -147,22 +131,5 @@ fn take_logprobs(fields: &mut Map<String, Value>) -> Result<Option<Value>, ApiEr
             "logprobs",
             "a boolean or a number from 0 to 20",
         )),
-    }
-}
-
-fn take_osl(fields: &mut Map<String, Value>) -> Result<Option<u32>, ApiError> {
-    let Some(mut nvext) = fields::take_object(fields, "nvext")? else {
-        return Ok(None);
-    };
-    let hints = fields::take_object(&mut nvext, "agent_hints")?;
-    match hints.and_then(|mut hints| hints.shift_remove("osl")) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_u64().and_then(|tokens| u32::try_from(tokens).ok()) {
-            Some(tokens) => Ok(Some(tokens)),
-            None => Err(fields::invalid_type(
-                "nvext.agent_hints.osl",
-                "a whole number",
-            )),
-        },
     }
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use memchr::memmem;
+
 use crate::prompt::{ExpandedPrompt, MediaSpan, PromptError};
 use crate::vision::Expansion;
 
@@ -58,7 +60,7 @@ pub fn spelled_media<'a, S: AsRef<str>>(text: &str, names: &'a [S]) -> Option<&'
     names
         .iter()
         .map(AsRef::as_ref)
-        .find(|name| !name.is_empty() && text.contains(name))
+        .find(|name| !name.is_empty() && memmem::find(text.as_bytes(), name.as_bytes()).is_some())
 }
 
 fn expanded_length(text_tokens: usize, media: &[Media]) -> u64 {

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::discovery::WorkerRecord;
 use crate::router::state::BookingKey;
 use crate::select::load::{InFlight, Load, Share};
@@ -18,6 +20,8 @@ pub(crate) struct Member {
     pub(crate) ranks: Vec<RankState>,
     /// Gets no requests before this instant.
     pub(crate) paused_until: Option<Instant>,
+    /// Cancelled when the worker is taken out.
+    pub(crate) gone: CancellationToken,
 }
 
 /// What is booked on one rank.
@@ -38,6 +42,7 @@ impl Member {
                 .collect(),
             record,
             paused_until: None,
+            gone: CancellationToken::new(),
         }
     }
 

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::block::{BlockSize, SequenceHash};
 use crate::discovery::WorkerRecord;
 use crate::health::Verdict;
@@ -36,6 +38,7 @@ pub(crate) struct Chosen {
     pub(crate) overlap_blocks: u32,
     pub(crate) prompt_blocks: u32,
     pub(crate) cost: Cost,
+    pub(crate) gone: CancellationToken,
     pub(crate) booking: BookingKey,
 }
 
@@ -150,7 +153,8 @@ impl State {
     pub(crate) fn remove(&mut self, worker: &WorkerId) -> bool {
         self.index.remove(worker);
         self.seats.retain(|_, (on, _)| on != worker);
-        self.workers.remove(worker).is_some()
+        let removed = self.workers.remove(worker);
+        removed.inspect(|member| member.gone.cancel()).is_some()
     }
 
     /// Applies one event; one of a worker we do not know is dropped, for its blocks could never be
@@ -239,10 +243,13 @@ impl State {
         let mut block_sizes: Vec<BlockSize> = sizes.keys().copied().collect();
         block_sizes.sort_by_key(|size| std::cmp::Reverse(sizes[size]));
         block_sizes.truncate(BLOCK_SIZES_MAX);
+        let contexts = self.workers.values().filter(serves);
+        let contexts = contexts.filter_map(|member| member.record.context_tokens_max);
         Some(ModelView {
             base: first.model.as_str().into(),
             adapter,
             block_sizes,
+            context_tokens_max: contexts.min(),
         })
     }
 
@@ -275,8 +282,8 @@ impl State {
         let cached_tokens = seat.candidate.overlap_blocks * block_size.tokens();
         let hashes = footprint.hashes_for(block_size).cloned();
         let share = Share {
-            prefill_tokens: u64::from(footprint.prompt_tokens.saturating_sub(cached_tokens)),
-            blocks: footprint.prompt_tokens.div_ceil(block_size.tokens()),
+            prefill_tokens: u64::from(footprint.all_tokens().saturating_sub(cached_tokens)),
+            blocks: footprint.all_tokens().div_ceil(block_size.tokens()),
             hashes: hashes.unwrap_or_default(),
         };
         let member = self.workers.get_mut(&seat.worker);
@@ -285,6 +292,7 @@ impl State {
             .map(|member| member.address.clone())
             .unwrap_or_default();
         let ranks = member.as_ref().map_or(1, |member| member.record.ranks);
+        let gone = member.as_ref().map(|member| member.gone.clone());
         if let Some(rank) = member.and_then(|member| member.ranks.get_mut(seat.rank.0 as usize)) {
             rank.in_flight.book(&share);
             rank.shares.insert(key, share);
@@ -299,6 +307,7 @@ impl State {
             overlap_blocks: seat.candidate.overlap_blocks,
             prompt_blocks: seat.prompt_blocks,
             cost: seat.cost,
+            gone: gone.unwrap_or_default(),
             booking: key,
         }
     }
@@ -367,13 +376,17 @@ impl State {
             rank,
             prompt_blocks: block_size.full_blocks(prompt_tokens),
             not_eligible: member.not_eligible(now),
-            cost: cost(prompt_tokens, &candidate, self.policy),
+            cost: cost(footprint.all_tokens(), &candidate, self.policy),
             candidate,
         }
     }
 }
 
 impl Footprint {
+    fn all_tokens(&self) -> u32 {
+        self.prompt_tokens.saturating_add(self.estimated_tokens)
+    }
+
     fn hashes_for(&self, size: BlockSize) -> Option<&Arc<[SequenceHash]>> {
         self.hashes
             .iter()

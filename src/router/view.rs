@@ -19,6 +19,9 @@ pub struct ModelView {
     pub adapter: Option<Arc<str>>,
     /// The distinct block sizes of the workers that serve it, most common first.
     pub block_sizes: Vec<BlockSize>,
+    /// The longest prompt and answer together that every one of them takes, in tokens; `None` where
+    /// none says.
+    pub context_tokens_max: Option<u32>,
 }
 
 /// A worker and what it does.

@@ -1,9 +1,8 @@
 //! What a worker rank has in hand, counted from bookings.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::block::SequenceHash;
+use crate::block::{BlockMap, SequenceHash};
 
 /// The load of one worker rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -32,7 +31,7 @@ pub struct Share {
 pub struct InFlight {
     load: Load,
     /// How many prompts in flight have a block.
-    prompts_with: HashMap<SequenceHash, u32>,
+    prompts_with: BlockMap<u32>,
 }
 
 impl InFlight {

@@ -95,6 +95,7 @@ impl EncodeLabelValue for Alarm {
             Self::Renamed => "renamed",
             Self::OverCapacity => "over_capacity",
             Self::BlockSizeChanged => "block_size_changed",
+            Self::Unreadable => "unreadable",
         })
     }
 }

@@ -73,6 +73,8 @@ metrics! {
         "no_worker", "Requests that no worker could take.";
     retries: Counter = Counter::default(),
         "retries", "Requests placed again because their engine failed before the first byte.";
+    stream_failures: Counter = Counter::default(),
+        "stream_failures", "Streams that an engine broke off after their first byte.";
     unknown_fields: Counter = Counter::default(),
         "unknown_fields", "Fields of requests that nobody knows.";
     text_only: Counter = Counter::default(),

@@ -47,6 +47,8 @@ pub struct EngineFacts {
     pub models: Vec<String>,
     /// Names of its LoRA adapters.
     pub adapters: Vec<String>,
+    /// The longest prompt plus answer it takes; `None` where it does not say.
+    pub context_tokens_max: Option<u32>,
 }
 
 /// Asks one engine.
@@ -83,7 +85,7 @@ impl Probe {
         let models = self.get(path).await?;
         let models: Value =
             serde_json::from_slice(&models).map_err(|source| ProbeError::Json { path, source })?;
-        let (models, adapters) = names(&models);
+        let listed = Listed::of(&models);
         let version = self.get("/version").await.unwrap_or_default();
         let version = serde_json::from_slice::<Value>(&version).unwrap_or_default();
         let metrics = self.get("/metrics").await.unwrap_or_default();
@@ -92,8 +94,9 @@ impl Probe {
             version: version["version"].as_str().unwrap_or_default().to_owned(),
             block_size,
             capacity_blocks,
-            models,
-            adapters,
+            models: listed.bases,
+            adapters: listed.adapters,
+            context_tokens_max: listed.context_tokens_max,
         })
     }
 
@@ -109,15 +112,35 @@ impl Probe {
     }
 }
 
-/// Base names and adapters of `/v1/models`: an adapter has a parent.
-fn names(models: &Value) -> (Vec<String>, Vec<String>) {
-    let listed = models["data"].as_array().into_iter().flatten();
-    let (adapters, bases): (Vec<_>, Vec<_>) = listed.partition(|model| model["parent"].is_string());
-    let ids = |models: Vec<&Value>| {
-        let ids = models.into_iter().filter_map(|model| model["id"].as_str());
-        ids.map(str::to_owned).collect()
-    };
-    (ids(bases), ids(adapters))
+/// What `/v1/models` says.
+#[derive(Debug, PartialEq, Eq)]
+struct Listed {
+    bases: Vec<String>,
+    /// The models that have a parent.
+    adapters: Vec<String>,
+    context_tokens_max: Option<u32>,
+}
+
+impl Listed {
+    fn of(models: &Value) -> Self {
+        let listed = models["data"].as_array().into_iter().flatten();
+        let (adapters, bases): (Vec<_>, Vec<_>) =
+            listed.partition(|model| model["parent"].is_string());
+        let ids = |models: &[&Value]| {
+            let ids = models.iter().filter_map(|model| model["id"].as_str());
+            ids.map(str::to_owned).collect()
+        };
+        // vLLM gives it per model, but it is the engine's.
+        let lengths = bases
+            .iter()
+            .filter_map(|base| base["max_model_len"].as_u64());
+        let shortest = lengths.min().and_then(|tokens| u32::try_from(tokens).ok());
+        Self {
+            bases: ids(&bases),
+            adapters: ids(&adapters),
+            context_tokens_max: shortest,
+        }
+    }
 }
 
 /// Block size and number of blocks in the labels of `vllm:cache_config_info`.
@@ -164,12 +187,26 @@ mod tests {
     #[test]
     fn adapters_are_the_models_with_a_parent() {
         let models = serde_json::json!({"data": [
-            {"id": "base", "parent": null},
+            {"id": "base", "parent": null, "max_model_len": 4096},
             {"id": "alias", "root": "base"},
-            {"id": "tinylora", "parent": "base"},
+            {"id": "tinylora", "parent": "base", "max_model_len": null},
         ]});
-        let (bases, adapters) = names(&models);
-        assert_eq!(bases, ["base", "alias"]);
-        assert_eq!(adapters, ["tinylora"]);
+        let listed = Listed::of(&models);
+        assert_eq!(listed.bases, ["base", "alias"]);
+        assert_eq!(listed.adapters, ["tinylora"]);
+        assert_eq!(listed.context_tokens_max, Some(4096));
+    }
+
+    #[test]
+    fn a_length_that_is_none_is_left_out() {
+        for length in [
+            serde_json::json!(null),
+            serde_json::json!("4096"),
+            serde_json::json!(-1),
+            serde_json::json!(1_u64 << 32),
+        ] {
+            let models = serde_json::json!({"data": [{"id": "base", "max_model_len": length}]});
+            assert_eq!(Listed::of(&models).context_tokens_max, None, "{length}");
+        }
     }
 }

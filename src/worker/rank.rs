@@ -1,6 +1,8 @@
 //! One data-parallel rank as its agent sees it: from what its source gives to what the router is
 //! told.
 
+use tracing::warn;
+
 use crate::block::BlockSize;
 use crate::events::codec;
 use crate::events::zmq::Feed;
@@ -17,11 +19,11 @@ pub struct RankStatus {
     /// Of the last batch applied; 0 before the first.
     pub sequence: u64,
     pub blocks: u64,
+    /// Whether the engine may hold blocks that were never published: always before its source is
+    /// caught up.
     pub is_partial: bool,
     pub block_size: Option<BlockSize>,
     pub counts: Counts,
-    /// Batches that could not be read.
-    pub unreadable: u64,
 }
 
 /// The ledger of one rank and where its events stand.
@@ -32,7 +34,9 @@ pub struct Rank {
     incarnation: Incarnation,
     sequence: u64,
     ledger: Ledger,
-    unreadable: u64,
+    /// Whether the last batch could not be read.
+    is_unreadable: bool,
+    is_caught_up: bool,
 }
 
 impl Rank {
@@ -44,7 +48,8 @@ impl Rank {
             incarnation,
             sequence: BEFORE_FIRST,
             ledger,
-            unreadable: 0,
+            is_unreadable: false,
+            is_caught_up: false,
         }
     }
 
@@ -62,10 +67,9 @@ impl Rank {
                 sequence => sequence,
             },
             blocks: self.ledger.blocks(),
-            is_partial: self.ledger.is_partial(),
+            is_partial: !self.is_caught_up || self.ledger.is_partial(),
             block_size: self.ledger.block_size(),
             counts: *self.ledger.counts(),
-            unreadable: self.unreadable,
         }
     }
 
@@ -75,6 +79,10 @@ impl Rank {
         let published = match feed {
             Feed::Lost { .. } => {
                 self.ledger.mark_partial();
+                return None;
+            }
+            Feed::CaughtUp | Feed::Behind => {
+                self.is_caught_up = feed == Feed::CaughtUp;
                 return None;
             }
             Feed::NewLife => {
@@ -100,12 +108,62 @@ impl Rank {
 
     fn apply(&mut self, payload: &[u8]) -> Published {
         match codec::decode(payload) {
-            Ok(batch) => self.ledger.apply(batch.events),
-            Err(_) => {
-                self.unreadable += 1;
-                self.ledger.mark_partial();
+            Ok(events) => {
+                self.is_unreadable = false;
+                self.ledger.apply(events)
+            }
+            Err(error) => {
+                // One line for a run of them: an engine of another format sends nothing else.
+                if !std::mem::replace(&mut self.is_unreadable, true) {
+                    let (worker, rank) = (&self.worker, self.rank.0);
+                    let (sequence, bytes) = (self.sequence, payload.len());
+                    warn!(%worker, rank, sequence, bytes, %error, "kv events can't be read");
+                }
+                self.ledger.mark_unreadable();
                 Published::default()
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Options;
+    use crate::ledger::counts::Alarm;
+
+    fn message(sequence: u64, payload: &'static [u8]) -> Feed {
+        Feed::Message {
+            sequence,
+            payload: payload.into(),
+        }
+    }
+
+    #[test]
+    fn a_rank_is_complete_only_while_its_source_is_caught_up_and_readable() {
+        // [0.0, []]
+        let empty: &[u8] = b"\x92\xcb\0\0\0\0\0\0\0\0\x90";
+        let lost = Feed::Lost { first: 3, count: 1 };
+        let ledger = Ledger::new("m", Options::default());
+        let worker = WorkerId::new("w").unwrap();
+        let mut rank = Rank::new(worker, DpRank(0), Incarnation(1), ledger);
+        assert!(rank.status().is_partial, "nothing was heard of the engine");
+        for (feed, is_partial, unreadable) in [
+            (message(0, empty), true, 0),
+            (Feed::CaughtUp, false, 0),
+            (message(1, b"\xc1"), true, 1),
+            (message(2, b"\x92"), true, 2),
+            (Feed::NewLife, false, 2),
+            (Feed::Behind, true, 2),
+            (Feed::CaughtUp, false, 2),
+            (lost, true, 2),
+        ] {
+            let about = format!("{feed:?}");
+            let is_batch = matches!(feed, Feed::Message { .. } | Feed::NewLife);
+            assert_eq!(rank.take(feed, || Incarnation(2)).is_some(), is_batch);
+            let status = rank.status();
+            let seen = (status.is_partial, status.counts.of(Alarm::Unreadable));
+            assert_eq!(seen, (is_partial, unreadable), "after {about}");
         }
     }
 }

@@ -8,6 +8,7 @@ use axum::Router;
 use axum::routing::get;
 use kvlens::block::BlockSize;
 use kvlens::discovery::{Change, Completeness, Update, WorkerRecord};
+use kvlens::events::zmq::Source;
 use kvlens::health::Verdict;
 use kvlens::id::WorkerId;
 use kvlens::index::Index;
@@ -24,7 +25,7 @@ use crate::source::Publisher;
 const METRICS: &str = "# TYPE vllm:cache_config_info gauge\n\
     vllm:cache_config_info{block_size=\"16\",engine=\"0\",num_gpu_blocks=\"5000\"} 1.0\n";
 const MODELS: &str = r#"{"data": [
-    {"id": "tiny-vl", "parent": null}, {"id": "gpt-4o", "parent": null},
+    {"id": "tiny-vl", "parent": null, "max_model_len": 8192}, {"id": "gpt-4o", "parent": null},
     {"id": "tinylora", "parent": "tiny-vl"}]}"#;
 
 /// An engine's HTTP side on a free port.
@@ -90,6 +91,30 @@ fn worker() -> WorkerId {
     WorkerId::new("gpu-0").expect("a legal id")
 }
 
+/// An agent beside an engine, and what it tells.
+fn following(address: &str, source: &Source) -> (Seen, CancellationToken, JoinSet<()>) {
+    let spec = AgentSpec {
+        worker: worker(),
+        address: format!("http://{address}"),
+        model: "tiny-vl".to_owned(),
+        aliases: vec!["demo".to_owned()],
+        kind: "vllm".to_owned(),
+        sources: vec![source.clone()],
+        placeholder: None,
+    };
+    let (sender, updates) = mpsc::channel(64);
+    let stop = CancellationToken::new();
+    let mut agent = JoinSet::new();
+    agent.spawn(run(spec, Arc::default(), sender, stop.clone()));
+    let seen = Seen {
+        updates,
+        index: Index::new(),
+        records: HashMap::new(),
+        downs: 0,
+    };
+    (seen, stop, agent)
+}
+
 #[tokio::test]
 async fn an_engine_is_followed_through_its_lives() {
     let messages = frames("recording/run1");
@@ -100,25 +125,7 @@ async fn an_engine_is_followed_through_its_lives() {
     for message in &messages[..200] {
         publisher.publish(message).await;
     }
-    let spec = AgentSpec {
-        worker: worker(),
-        address: format!("http://{address}"),
-        model: "tiny-vl".to_owned(),
-        aliases: vec!["demo".to_owned()],
-        kind: "vllm".to_owned(),
-        sources: vec![publisher.source.clone()],
-        placeholder: None,
-    };
-    let (sender, updates) = mpsc::channel(64);
-    let stop = CancellationToken::new();
-    let mut agent = JoinSet::new();
-    agent.spawn(run(spec, Arc::default(), sender, stop.clone()));
-    let mut seen = Seen {
-        updates,
-        index: Index::new(),
-        records: HashMap::new(),
-        downs: 0,
-    };
+    let (mut seen, stop, mut agent) = following(&address, &publisher.source);
 
     seen.until(|seen| seen.records.contains_key(&worker()))
         .await;
@@ -126,6 +133,7 @@ async fn an_engine_is_followed_through_its_lives() {
     assert_eq!(record.verdict, Verdict::Healthy);
     assert_eq!(record.block_size, BlockSize::new(16));
     assert_eq!(record.capacity_blocks, Some(5000));
+    assert_eq!(record.context_tokens_max, Some(8192));
     assert_eq!(record.aliases, ["demo", "gpt-4o"]);
     assert_eq!(record.adapters, ["tinylora"]);
     assert_eq!(record.engine.version, "0.32.0");
@@ -165,5 +173,32 @@ async fn an_engine_is_followed_through_its_lives() {
     timeout(Duration::from_secs(5), agent.join_next())
         .await
         .unwrap();
+    engine.kill().await;
+}
+
+#[tokio::test]
+async fn a_ledger_is_complete_only_while_its_source_is_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = Publisher::start(folder.path(), true).await;
+    let source = publisher.source.clone();
+    publisher.stop().await;
+    let engine = Engine::start("127.0.0.1:0").await;
+    let (mut seen, _stop, _agent) = following(&engine.address, &source);
+    let standing = |seen: &Seen| seen.records.get(&worker()).map(|r| r.ledger.completeness);
+
+    seen.until(|seen| standing(seen) == Some(Completeness::Partial))
+        .await;
+    // Ticks pass, and the record stays as it is.
+    let more = timeout(Duration::from_millis(1500), seen.updates.recv()).await;
+    assert!(more.is_err(), "{more:?}");
+
+    let publisher = Publisher::start(folder.path(), true).await;
+    seen.until(|seen| standing(seen) == Some(Completeness::Complete))
+        .await;
+    assert_eq!(seen.records[&worker()].ledger.blocks, 0);
+    publisher.stop().await;
+    seen.until(|seen| standing(seen) == Some(Completeness::Partial))
+        .await;
+    assert_eq!(seen.downs, 0);
     engine.kill().await;
 }

@@ -1,7 +1,6 @@
-//! The index equals a naive model under random events, and is as fast and as small as promised.
+//! The index equals a naive model under random events.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Instant;
 
 use kvlens::block::SequenceHash;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
@@ -86,26 +85,30 @@ fn step(index: &mut Index, model: &mut Model, sequence: u64, action: Action) {
 }
 
 fn check(index: &Index, model: &Model, prompt: &[u64]) {
+    let slot = |at: &(usize, u32)| {
+        let slot = index.slot(&worker(at.0), DpRank(at.1));
+        slot.expect("a slot")
+    };
     let mut seen: Vec<_> = index
         .overlap(&hashes(prompt))
         .iter()
         .map(|overlap| {
-            let (worker, rank) = index.holder(overlap.slot).expect("a live slot");
-            (worker.to_string(), rank.0, overlap.blocks as usize)
+            let holds = |at: &&(usize, u32)| slot(at) == overlap.slot;
+            let at = model.keys().find(holds).expect("a live slot");
+            (*at, overlap.blocks as usize)
         })
         .collect();
     let leading = |held: &HashSet<u64>| prompt.iter().take_while(|h| held.contains(h)).count();
     let mut wanted: Vec<_> = model
         .iter()
-        .map(|(at, held)| (worker(at.0).to_string(), at.1, leading(held)))
-        .filter(|(_, _, blocks)| *blocks > 0)
+        .map(|(at, held)| (*at, leading(held)))
+        .filter(|(_, blocks)| *blocks > 0)
         .collect();
     seen.sort();
     wanted.sort();
     assert_eq!(seen, wanted);
     for (at, held) in model {
-        let slot = index.slot(&worker(at.0), DpRank(at.1)).expect("a slot");
-        assert_eq!(index.blocks(slot), held.len() as u64);
+        assert_eq!(index.blocks(slot(at)), held.len() as u64);
     }
     let total: usize = model.values().map(HashSet::len).sum();
     assert_eq!(index.total_blocks(), total as u64);
@@ -164,56 +167,4 @@ fn duplicates_are_skipped_and_a_new_incarnation_starts_empty() {
     index.remove(&worker(0));
     assert_eq!(index.slot(&worker(0), DpRank(0)), None);
     assert_eq!(index.total_blocks(), 0);
-}
-
-/// Uniform hashes without a crate: the finaliser of splitmix64.
-fn mix(number: u64) -> SequenceHash {
-    let mut x = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    SequenceHash(x ^ (x >> 31))
-}
-
-/// Prints the figures; run with `--release -- --ignored --nocapture index_figures`.
-#[test]
-#[ignore = "a measurement, of use only in a release build on a quiet machine"]
-fn index_figures() {
-    let mut index = Index::new();
-    let shared: Vec<_> = (0..2000).map(mix).collect();
-    let started = Instant::now();
-    let mut worst = started.elapsed();
-    let batches = 64_u64 * 16_384 / 64;
-    for batch in 0..batches {
-        let own = (0..64).map(|block| mix(1_000_000 + batch * 64 + block));
-        let mut next = event((batch % 64) as usize, 0, batch / 64);
-        next.stored = own.collect();
-        let before = Instant::now();
-        index.apply(&next);
-        worst = worst.max(before.elapsed());
-    }
-    let rate = (batches * 64) as f64 / started.elapsed().as_secs_f64();
-    println!("apply: {rate:.0} blocks/s, slowest event {worst:?}");
-    for number in 0..64 {
-        let mut all = event(number, 0, batches);
-        all.stored.clone_from(&shared);
-        index.apply(&all);
-    }
-    let mut best = std::time::Duration::MAX;
-    for _ in 0..200 {
-        let before = Instant::now();
-        let found = index.overlap(&shared);
-        best = best.min(before.elapsed());
-        assert_eq!(found.len(), 64);
-        assert!(found.iter().all(|overlap| overlap.blocks == 2000));
-    }
-    println!("overlap: 64 workers, 2,000 blocks: {best:?}");
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let memory: Vec<_> = status
-        .lines()
-        .filter(|l| l.contains("RSS") || l.contains("HWM"))
-        .collect();
-    println!("{} entries, {memory:?}", index.total_blocks());
-    let before = Instant::now();
-    index.remove(&worker(7));
-    println!("remove one worker: {:?}", before.elapsed());
 }

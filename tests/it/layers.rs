@@ -29,11 +29,12 @@ const IMPURE: [&str; 14] = [
 ];
 
 /// Each outside crate that has a room of its own, and the rooms.
-const ROOMS: [(&str, &[&str]); 16] = [
+const ROOMS: [(&str, &[&str]); 17] = [
     ("async_nats", &["bus"]),
     ("axum", &["http"]),
     ("etcd_client", &["discovery/etcd"]),
     ("figment", &["config"]),
+    ("hyper::body", &["dispatch"]),
     ("hyper::server", &["http"]),
     ("hyper_util::server", &["http"]),
     ("hyper_util::client", &["dispatch"]),

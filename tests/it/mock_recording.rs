@@ -133,7 +133,7 @@ fn spans(blocks: &[Block]) -> Vec<MediaSpan> {
 /// Steps until all is answered; the events of each step that had any.
 fn run(scheduler: &mut Scheduler) -> Vec<Vec<Event>> {
     let mut batches = Vec::new();
-    while !scheduler.is_idle() {
+    while scheduler.running_len() + scheduler.waiting_len() > 0 {
         scheduler.schedule();
         scheduler.finish_step();
         batches.push(scheduler.take_events());

@@ -58,7 +58,7 @@ impl Replay {
             }),
         });
         let mut batches = Vec::new();
-        while !self.scheduler.is_idle() {
+        while self.scheduler.running_len() + self.scheduler.waiting_len() > 0 {
             self.scheduler.schedule();
             self.scheduler.finish_step();
             batches.push(self.scheduler.take_events());

@@ -105,12 +105,6 @@ const BAD_FIELDS: &[(&str, &str, &str, &str)] = &[
         "invalid_value",
         "continue_final_message",
     ),
-    (
-        "nvext",
-        r#"{"agent_hints":{"osl":-1}}"#,
-        "invalid_type",
-        "nvext.agent_hints.osl",
-    ),
 ];
 
 /// A message's content, and the code and field of the refusal.
@@ -227,18 +221,13 @@ fn fields_are_rendered_passed_or_dropped() {
         "n": 2, "stop": ["x"], "temperature": 0.5, "top_p": 1, "seed": -3, "max_tokens": 9,
         "max_completion_tokens": 8, "logprobs": true, "top_logprobs": 3,
         "tools": [{"type": "function"}], "tool_choice": "auto", "response_format": {"type": "text"},
-        "user": null, "uuid": "u", "brand_new": 1,
-        "nvext": {"agent_hints": {"osl": 77}},
+        "user": null, "uuid": "u", "brand_new": 1
     });
     let request = ChatRequest::parse(body.to_string().as_bytes(), LIMITS).unwrap();
-    let common = &request.common;
-    assert!(common.stream && common.include_usage && !common.bypasses_cache);
-    assert_eq!(
-        (common.n, common.max_tokens, common.expected_output_tokens),
-        (2, Some(8), Some(77))
-    );
-    assert_eq!(common.dropped_fields, 2); // uuid, brand_new
-    let mut passed: Vec<_> = common.passed.keys().map(String::as_str).collect();
+    let options = &request.options;
+    assert!(options.stream && options.include_usage && !options.bypasses_cache);
+    assert_eq!(options.dropped_fields, 2); // uuid, brand_new
+    let mut passed: Vec<_> = options.passed.keys().map(String::as_str).collect();
     passed.sort_unstable();
     assert_eq!(
         passed,
@@ -269,7 +258,7 @@ fn unknown_fields_pass_or_are_refused_as_configured() {
         ChatRequest::parse(chat_with("brand_new", "1").as_bytes(), limits)
     };
     assert_eq!(
-        parse(UnknownFields::Pass).unwrap().common.passed["brand_new"],
+        parse(UnknownFields::Pass).unwrap().options.passed["brand_new"],
         1
     );
     assert_eq!(
@@ -338,7 +327,7 @@ fn a_completion_has_one_prompt() {
     assert!(
         CompletionRequest::parse(echoed, LIMITS)
             .unwrap()
-            .common
+            .options
             .bypasses_cache
     );
 }

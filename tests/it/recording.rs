@@ -34,7 +34,7 @@ impl Follower {
     }
 
     fn take(&mut self, sequence: u64, payload: &[u8]) {
-        let events = decode(payload).expect("a batch").events;
+        let events = decode(payload).expect("a batch");
         let Published {
             cleared,
             removed,
@@ -72,7 +72,7 @@ impl Follower {
 
     /// The path before the first block a payload stores.
     fn path_before(&self, payload: &[u8]) -> Option<Vec<SequenceHash>> {
-        let events = decode(payload).expect("a batch").events;
+        let events = decode(payload).expect("a batch");
         let first = events.into_iter().find_map(|event| match event {
             EngineEvent::Stored(stored) => Some(stored.parent),
             _ => None,
@@ -293,16 +293,19 @@ fn evictions_and_duplicate_blocks_are_counted_as_the_engine_counts() {
 
 #[test]
 fn each_data_parallel_rank_has_its_own_sequence_and_ledger() {
-    let mut ranks: HashMap<u32, (Ledger, u64)> = HashMap::new();
+    let mut ranks: HashMap<u64, (Ledger, u64)> = HashMap::new();
     for name in ["dp2/dp_req0", "dp2/dp_req1", "dp2/dp_req2"] {
-        for (sequence, payload) in frames(name) {
-            let batch = decode(&payload).unwrap();
-            let rank = batch.rank.expect("vLLM names the rank");
+        let recorded = json(&format!("{name}.json"));
+        let steps = recorded["steps"].as_array().unwrap().iter();
+        let messages = steps.flat_map(|step| step["messages"].as_array().unwrap());
+        for ((sequence, payload), message) in frames(name).into_iter().zip(messages) {
+            let rank = message["decoded"][2].as_u64();
+            let rank = rank.expect("vLLM names the rank");
             let fresh = || (Ledger::new("tiny-vl", Options::default()), 0);
             let (ledger, next) = ranks.entry(rank).or_insert_with(fresh);
             assert_eq!(sequence, *next, "{name}");
             *next += 1;
-            ledger.apply(batch.events);
+            ledger.apply(decode(&payload).unwrap());
             assert_eq!(ledger.waiting_blocks(), 0);
             assert_eq!(*ledger.counts(), Counts::default());
         }
@@ -315,7 +318,7 @@ fn a_reset_shows_with_the_next_step_and_takes_everything() {
     let mut follower = Follower::new(Options::default());
     for (sequence, payload) in frames("b16/text_only").iter().chain(&frames("b16/reset")) {
         let before = follower.ledger.blocks();
-        let events = decode(payload).unwrap().events;
+        let events = decode(payload).unwrap();
         follower.take(*sequence, payload);
         if events.contains(&EngineEvent::Cleared) {
             assert!(before > 0);
@@ -343,7 +346,7 @@ fn a_full_report_under_our_session_changes_nothing_that_is_held() {
                 continue;
             }
             let before = follower.ledger.copies();
-            let mut events = decode(&payload).unwrap().events;
+            let mut events = decode(&payload).unwrap();
             for event in &mut events {
                 if let EngineEvent::Stored(stored) = event {
                     stored.session_id = Some("ours".into());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvlens::block::{BlockSize, SequenceHash};
 use kvlens::discovery::{
-    Change, Completeness, EngineInfo, LedgerState, RECORD_VERSION, Update, WorkerRecord,
+    Change, Completeness, EngineRelease, LedgerState, RECORD_VERSION, Update, WorkerRecord,
 };
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
@@ -29,12 +29,13 @@ fn record(name: &str) -> WorkerRecord {
         model: "base".to_owned(),
         aliases: vec!["alias".to_owned()],
         adapters: vec!["adapter".to_owned()],
-        engine: EngineInfo {
+        engine: EngineRelease {
             kind: "mock".to_owned(),
             version: "1".to_owned(),
         },
         block_size: BlockSize::new(SIZE),
         capacity_blocks: Some(100),
+        context_tokens_max: None,
         ranks: 1,
         verdict: Verdict::Healthy,
         ledger: LedgerState {
@@ -81,6 +82,7 @@ fn footprint(hashes: &[u64]) -> Footprint {
         adapter: None,
         hashes: vec![(size, hashes.iter().copied().map(SequenceHash).collect())],
         prompt_tokens,
+        estimated_tokens: 0,
     }
 }
 

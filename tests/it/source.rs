@@ -119,9 +119,19 @@ async fn serve(
 }
 
 /// The next feed; panics when none comes.
-async fn next(feed: &mut mpsc::Receiver<Feed>) -> Feed {
+async fn next_of_all(feed: &mut mpsc::Receiver<Feed>) -> Feed {
     let waited = timeout(Duration::from_secs(15), feed.recv()).await;
     waited.expect("a feed in time").expect("a follower")
+}
+
+/// The next feed that is of the engine's messages.
+async fn next(feed: &mut mpsc::Receiver<Feed>) -> Feed {
+    loop {
+        match next_of_all(feed).await {
+            Feed::CaughtUp | Feed::Behind => {}
+            next => return next,
+        }
+    }
 }
 
 fn sequence_of(feed: Feed) -> u64 {
@@ -215,6 +225,50 @@ async fn what_is_no_longer_replayed_is_said_to_be_lost() {
 }
 
 #[tokio::test]
+async fn a_source_says_when_it_is_caught_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = Publisher::start(folder.path(), true).await;
+    let source = publisher.source.clone();
+    publisher.stop().await;
+    // Nobody listens there yet.
+    let (mut feed, _tasks) = following(&source);
+    let publisher = Publisher::start(folder.path(), true).await;
+    assert_eq!(next_of_all(&mut feed).await, Feed::CaughtUp);
+    publisher.publish(&payload(0)).await;
+    assert_eq!(sequence_of(next_of_all(&mut feed).await), 0);
+    publisher.stop().await;
+    assert_eq!(next_of_all(&mut feed).await, Feed::Behind);
+    let _publisher = Publisher::start(folder.path(), true).await;
+    assert_eq!(next_of_all(&mut feed).await, Feed::NewLife);
+    assert_eq!(next_of_all(&mut feed).await, Feed::CaughtUp);
+}
+
+#[tokio::test]
+async fn without_a_replay_the_first_message_shows_what_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let publisher = Publisher::start(folder.path(), true).await;
+    let source = Source {
+        replay: None,
+        ..publisher.source.clone()
+    };
+    let (mut feed, _tasks) = following(&source);
+    // Published until it comes: nothing tells when the subscription is noted.
+    let mut sequence = 5;
+    while feed.is_empty() {
+        publisher.publish(&payload(sequence)).await;
+        sequence += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let lost = next_of_all(&mut feed).await;
+    assert!(
+        matches!(lost, Feed::Lost { first: 0, count } if count >= 5),
+        "{lost:?}"
+    );
+    assert!(sequence_of(next_of_all(&mut feed).await) >= 5);
+    assert_eq!(next_of_all(&mut feed).await, Feed::CaughtUp);
+}
+
+#[tokio::test]
 async fn after_lost_events_the_index_is_as_without_loss() {
     let messages = frames("recording/run1");
     let new_rank = || {
@@ -242,12 +296,14 @@ async fn after_lost_events_the_index_is_as_without_loss() {
             publisher.publish(message).await;
         }
     }
-    for _ in &messages {
-        let event = rank.take(next(&mut feed).await, || Incarnation(2));
-        index.apply(&event.expect("nothing is lost for good"));
+    while rank.status().sequence < messages.len() as u64 - 1 || rank.status().is_partial {
+        let next = next_of_all(&mut feed).await;
+        assert!(!matches!(next, Feed::Lost { .. }), "{next:?}");
+        if let Some(event) = rank.take(next, || Incarnation(2)) {
+            index.apply(&event);
+        }
     }
     assert_eq!(index.total_blocks(), blocks);
-    assert!(!rank.status().is_partial);
     for (_, payload) in &messages {
         assert_eq!(overlaps(&index, payload), overlaps(&wanted, payload));
     }
@@ -256,8 +312,8 @@ async fn after_lost_events_the_index_is_as_without_loss() {
 /// The overlap of each event's blocks, by the names an own ledger gives them.
 fn overlaps(index: &Index, payload: &[u8]) -> u32 {
     let mut ledger = Ledger::new("tiny-vl", Options::default());
-    let batch = kvlens::events::codec::decode(payload).expect("a batch");
-    let stored = ledger.apply(batch.events).stored;
+    let events = kvlens::events::codec::decode(payload).expect("a batch");
+    let stored = ledger.apply(events).stored;
     index
         .overlap(&stored)
         .first()
