@@ -101,7 +101,11 @@ impl Supervisor {
         let mut ready_at = None;
         let cause = tokio::select! {
             status = child.wait() => Some(cause_of(status)),
-            fault = self.watch(life, &group, &mut ready_at) => Some(fault),
+            fault = self.watch(life, &group, &mut ready_at) => {
+                // It is granted its time to end, so the restart is told only later.
+                warn!(worker = %self.spec.worker, fault, "ending an engine");
+                Some(fault)
+            }
             () = self.stop.cancelled() => None,
         };
         let ready = ready_at.map_or(Duration::ZERO, |at: Instant| at.elapsed());

@@ -1,5 +1,6 @@
 //! `kvlens up` as a child process, and what can be seen of it from outside.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::process::{ExitStatus, Stdio};
@@ -212,11 +213,7 @@ impl Stack {
     pub(crate) async fn assert_nothing_left(&self) {
         let left = processes(&self.folder);
         assert!(left.is_empty(), "{left:?}");
-        let runs = fs::read_dir(self.folder.path().join("run")).expect("a folder");
-        let runs = runs.flatten().map(|entry| entry.path());
-        let names = runs.flat_map(|runs| fs::read_dir(runs).expect("a folder").flatten());
-        let names: Vec<_> = names.map(|entry| entry.file_name()).collect();
-        assert_eq!(names, ["lock"]);
+        assert_eq!(run_names(&self.folder), ["lock"]);
         for listener in [&self.public, &self.admin] {
             let address = listener.trim_start_matches("http://");
             assert!(TcpStream::connect(address).await.is_err(), "{address}");
@@ -248,6 +245,14 @@ pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
         assert!(Instant::now() < patience, "never happened: {what}");
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// What lies in the folder of all runs: the lock that they share, and a folder for each.
+pub(crate) fn run_names(folder: &TempDir) -> Vec<OsString> {
+    let base = fs::read_dir(folder.path().join("run")).expect("a folder");
+    let runs = base.flatten().map(|entry| entry.path());
+    let entries = runs.flat_map(|runs| fs::read_dir(runs).expect("a folder").flatten());
+    entries.map(|entry| entry.file_name()).collect()
 }
 
 /// Starts `kvlens up` without waiting for anything; its output goes to files in `folder`.
