@@ -78,10 +78,13 @@ mod tests {
             (&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/h")][..], Some("/c")),
             (&[("HF_HUB_CACHE", ""), ("HF_HOME", "/h")], Some("/h/hub")),
             (
-                &[("HOME", "/root"), ("XDG_CACHE_HOME", "/x")],
+                &[("HOME", "/home/u"), ("XDG_CACHE_HOME", "/x")],
                 Some("/x/huggingface/hub"),
             ),
-            (&[("HOME", "/root")], Some("/root/.cache/huggingface/hub")),
+            (
+                &[("HOME", "/home/u")],
+                Some("/home/u/.cache/huggingface/hub"),
+            ),
             (&[], None),
         ] {
             assert_eq!(hub_folder(look_up(pairs)), want.map(PathBuf::from));

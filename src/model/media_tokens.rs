@@ -82,3 +82,29 @@ impl MediaTokens {
 fn count(tokens: &[u32], wanted: u32) -> usize {
     tokens.iter().filter(|token| **token == wanted).count()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::model::Model;
+
+    #[test]
+    fn a_media_token_too_many_is_found() {
+        let model = Model::demo().unwrap();
+        let image = "<|vision_start|><|image_pad|><|vision_end|>";
+        for (text, images, stray) in [
+            ("plain", 0, None),
+            (image, 1, None),
+            (image, 0, Some("<|image_pad|>")),
+            (&format!("{image}{image}"), 2, None),
+            (&format!("{image}<|video_pad|>"), 1, Some("<|video_pad|>")),
+            (
+                &format!("{image}<|vision_start|>"),
+                1,
+                Some("<|vision_start|>"),
+            ),
+        ] {
+            let tokens = model.encode(text, false).unwrap();
+            assert_eq!(model.stray_media_token(&tokens, images), stray, "{text}");
+        }
+    }
+}
