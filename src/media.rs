@@ -55,9 +55,11 @@ pub enum MediaError {
     SchemeNotAllowed,
     #[error("image URL carries a user or password")]
     UserNotAllowed,
-    #[error("image URL's port {port} may not be asked")]
+    #[error(
+        "image URL's port {port} may not be asked; the server's media.ports or media.allow would have to list it"
+    )]
     PortNotAllowed { port: u16 },
-    #[error("image URL's host may not be asked")]
+    #[error("image URL's host may not be asked; the server's media.allow would have to list it")]
     HostNotAllowed,
     #[error("image URL redirects from https to http")]
     Downgrade,

@@ -76,7 +76,7 @@ impl Frontend {
                 Ok(placement) => placement,
                 Err(error) => return Err(self.not_placed(error, &tries)),
             };
-            self.log_placement(&outgoing, &placement);
+            self.log_placement(&outgoing, &placement, tries.workers.len() + 1);
             let (worker, gone) = (placement.worker.clone(), placement.gone.clone());
             let attempt = self.attempt(&outgoing, placement);
             let failure = match gone.run_until_cancelled(attempt).await {
@@ -132,7 +132,7 @@ impl Frontend {
         }
     }
 
-    fn log_placement(&self, outgoing: &Outgoing, placement: &Placement) {
+    fn log_placement(&self, outgoing: &Outgoing, placement: &Placement, attempt: usize) {
         let labels = ModeLabels {
             mode: self.router.mode(),
         };
@@ -150,6 +150,7 @@ impl Frontend {
             prompt_blocks = placement.prompt_blocks,
             cost = placement.cost.total,
             queued_ms = outgoing.received.elapsed().as_millis() as u64,
+            attempt,
             request_id = %outgoing.id,
             "routed"
         );

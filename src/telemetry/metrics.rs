@@ -7,6 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::ledger::counts::Alarm;
 use crate::telemetry::labels::{
     AlarmLabels, EndpointLabels, KvEventLabels, MediaLabels, ModeLabels, RequestLabels,
     VerdictLabels,
@@ -38,7 +39,9 @@ macro_rules! metrics {
                     // The registry ends the help text with a full stop of its own.
                     registry.register($name, $help.trim_end_matches('.'), $field.clone());
                 )+
-                Self { registry, $($field,)+ }
+                let metrics = Self { registry, $($field,)+ };
+                metrics.start_alarms();
+                metrics
             }
         }
     };
@@ -102,6 +105,14 @@ metrics! {
 }
 
 impl Metrics {
+    /// Shows every alarm from the start: an alert on an increase would miss the first of a series
+    /// that begins with it.
+    fn start_alarms(&self) {
+        for alarm in Alarm::ALL {
+            drop(self.ledger_alarms.get_or_create(&AlarmLabels { alarm }));
+        }
+    }
+
     /// All metrics as OpenMetrics text.
     pub fn encode(&self) -> String {
         let mut out = String::new();

@@ -50,7 +50,8 @@ impl Listeners {
         })
     }
 
-    /// Serves on both until `stop` and until the last request has ended.
+    /// Serves on both until `stop` and until the last request has ended; the admin listener until
+    /// the public one has drained.
     pub(crate) fn serve(
         self,
         frontend: &Arc<Frontend>,
@@ -66,13 +67,20 @@ impl Listeners {
             connections_max: limits.connections_max,
         };
         let mut listeners = Tasks::default();
-        let rows = [
-            (PUBLIC, self.public, frontend.routes()),
-            (ADMIN, self.admin, frontend.admin_routes()),
-        ];
-        for (name, listener, routes) in rows {
-            listeners.spawn(name, serve(listener, routes, limits.clone(), stop.clone()));
-        }
+        let drained = CancellationToken::new();
+        let admin = serve(
+            self.admin,
+            frontend.admin_routes(),
+            limits.clone(),
+            drained.clone(),
+        );
+        let public = serve(self.public, frontend.routes(), limits, stop.clone());
+        // Who watches a drain asks the admin listener how far it is.
+        listeners.spawn(PUBLIC, async move {
+            public.await;
+            drained.cancel();
+        });
+        listeners.spawn(ADMIN, admin);
         listeners
     }
 }

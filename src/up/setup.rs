@@ -228,7 +228,7 @@ impl Banner {
         };
         let body = serde_json::json!({
             "model": self.name,
-            "max_tokens": 48,
+            "max_tokens": 64,
             "messages": [{"role": "user", "content": content}],
         });
         format!(
