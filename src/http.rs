@@ -48,19 +48,6 @@ pub struct Limits {
     pub connections_max: usize,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            body_bytes_max: 64 << 20,
-            bodies_in_flight_bytes_max: 512 << 20,
-            header_bytes_max: 64 << 10,
-            header_read: Duration::from_secs(10),
-            body_read: Duration::from_secs(60),
-            connections_max: 10_000,
-        }
-    }
-}
-
 /// Which handler answers which path and method.
 #[derive(Default)]
 pub struct Routes {

@@ -31,8 +31,6 @@ label! {
         Completions = "completions",
         Embeddings = "embeddings",
         Models = "models",
-        /// Any other path.
-        Other = "other",
     }
 }
 
