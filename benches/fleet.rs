@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvlens::block::{BlockSize, SequenceHash};
-use kvlens::discovery::{
-    Change, Completeness, EngineRelease, LedgerState, RECORD_VERSION, Update, WorkerRecord,
-};
+use kvlens::discovery::{Change, Update, WorkerRecord};
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
@@ -97,27 +95,11 @@ pub(crate) fn router(metrics: Arc<Metrics>, workers: u32, shared: &[SequenceHash
 }
 
 fn record(number: u32) -> WorkerRecord {
-    WorkerRecord {
-        version: RECORD_VERSION,
-        worker: worker(number),
-        incarnation: Incarnation(1),
-        address: format!("http://127.0.0.1:{}", 20_000 + number),
-        model: MODEL.to_owned(),
-        aliases: Vec::new(),
-        adapters: Vec::new(),
-        engine: EngineRelease {
-            kind: "mock".to_owned(),
-            version: "1".to_owned(),
-        },
-        block_size: BlockSize::new(16),
-        capacity_blocks: Some(BLOCKS_PER_WORKER as u64),
-        context_tokens_max: None,
-        ranks: 1,
-        verdict: Verdict::Healthy,
-        ledger: LedgerState {
-            completeness: Completeness::Complete,
-            sequence: 0,
-            blocks: BLOCKS_PER_WORKER as u64,
-        },
-    }
+    let address = format!("http://127.0.0.1:{}", 20_000 + number);
+    let mut record = WorkerRecord::new(worker(number), &address, MODEL);
+    record.incarnation = Incarnation(1);
+    record.block_size = BlockSize::new(16);
+    record.capacity_blocks = Some(BLOCKS_PER_WORKER as u64);
+    record.verdict = Verdict::Healthy;
+    record
 }

@@ -20,16 +20,48 @@ pub enum Completeness {
 }
 
 /// The state of an agent's ledger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerState {
     pub completeness: Completeness,
     /// Last sequence number applied; of rank 0 where there are several.
     pub sequence: u64,
     pub blocks: u64,
+    /// Why it is partial, for a person.
+    #[serde(default)]
+    pub cause: Option<String>,
+    /// While set, each request asks the engine to report the blocks it reuses under this session
+    /// id, so that the ledger learns what it missed.
+    #[serde(default)]
+    pub report_session: Option<String>,
+}
+
+/// Whether the prompts that the engine makes are those that we hash.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Parity {
+    /// Not compared: the engine cannot tell its prompts, or has not yet.
+    #[default]
+    Unchecked,
+    Exact,
+    Failed {
+        scope: ParityScope,
+        /// Where they differ, for a person.
+        reason: String,
+    },
+}
+
+/// Which prompts differ from ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParityScope {
+    /// All: no block of that engine can be named.
+    Text,
+    /// Those with images: the blocks before the first image are still right.
+    Media,
 }
 
 /// An engine's kind and version.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineRelease {
     pub kind: String,
     pub version: String,
@@ -57,11 +89,53 @@ pub struct WorkerRecord {
     pub context_tokens_max: Option<u32>,
     /// Number of data-parallel ranks.
     pub ranks: u32,
+    /// Most tokens that the engine computes in one step; `None` where it does not say.
+    #[serde(default)]
+    pub max_batched_tokens: Option<u64>,
     pub verdict: Verdict,
+    /// Why the verdict is not healthy, for a person.
+    #[serde(default)]
+    pub cause: Option<String>,
     pub ledger: LedgerState,
+    #[serde(default)]
+    pub parity: Parity,
+    /// A folder on the engine's host from which it reads images by `file://`; `None` where images
+    /// come inside requests.
+    #[serde(default)]
+    pub media_dir: Option<String>,
 }
 
 impl WorkerRecord {
+    /// The record of a worker of which nothing else is known yet.
+    pub fn new(worker: WorkerId, address: &str, model: &str) -> Self {
+        Self {
+            version: RECORD_VERSION,
+            worker,
+            incarnation: Incarnation(0),
+            address: address.to_owned(),
+            model: model.to_owned(),
+            aliases: Vec::new(),
+            adapters: Vec::new(),
+            engine: EngineRelease::default(),
+            block_size: None,
+            capacity_blocks: None,
+            context_tokens_max: None,
+            ranks: 1,
+            max_batched_tokens: None,
+            verdict: Verdict::Unknown,
+            cause: None,
+            ledger: LedgerState {
+                completeness: Completeness::Partial,
+                sequence: 0,
+                blocks: 0,
+                cause: None,
+                report_session: None,
+            },
+            parity: Parity::default(),
+            media_dir: None,
+        }
+    }
+
     /// Whether requests for `name` may go there: its model, an alias or an adapter.
     pub fn serves(&self, name: &str) -> bool {
         let others = || self.aliases.iter().chain(&self.adapters);

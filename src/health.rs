@@ -34,4 +34,9 @@ impl Verdict {
     pub fn takes_requests(self) -> bool {
         matches!(self, Self::Unknown | Self::Healthy | Self::Degraded)
     }
+
+    /// Whether requests in flight there may still be answered.
+    pub fn keeps_requests(self) -> bool {
+        !matches!(self, Self::Starting | Self::Failed)
+    }
 }

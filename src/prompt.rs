@@ -28,6 +28,14 @@ pub struct ExpandedPrompt {
     pub spans: Vec<MediaSpan>,
 }
 
+impl ExpandedPrompt {
+    /// Counts the tokens before the first media span.
+    pub fn text_tokens(&self) -> u32 {
+        let all = self.tokens.len() as u32;
+        self.spans.first().map_or(all, |span| span.start)
+    }
+}
+
 /// Why messages do not become a prompt. Every text but `Compile` may be shown to a client.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PromptError {

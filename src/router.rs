@@ -44,6 +44,8 @@ pub struct Footprint {
     pub hashes: Vec<(BlockSize, Arc<[SequenceHash]>)>,
     /// Tokens known for sure.
     pub prompt_tokens: u32,
+    /// Those of them before the first image.
+    pub text_tokens: u32,
     /// Tokens beyond those known, estimated: an image of unknown size, an embedding's input. They
     /// weigh on the worker like others, and overlap with nothing.
     pub estimated_tokens: u32,
@@ -64,6 +66,11 @@ pub struct Placement {
     /// Full blocks of the prompt.
     pub prompt_blocks: u32,
     pub cost: Cost,
+    /// The worker's [`WorkerRecord::media_dir`](crate::discovery::WorkerRecord::media_dir).
+    pub media_dir: Option<Arc<str>>,
+    /// The session id under which the engine is asked to report the blocks it reuses; see
+    /// [`LedgerState`](crate::discovery::LedgerState).
+    pub report_session: Option<Arc<str>>,
     /// Cancelled when the worker is taken out: nothing more is to be expected of it.
     pub gone: CancellationToken,
     pub booking: Booking,
@@ -123,6 +130,8 @@ impl Router {
             overlap_blocks: chosen.overlap_blocks,
             prompt_blocks: chosen.prompt_blocks,
             cost: chosen.cost,
+            media_dir: chosen.media_dir,
+            report_session: chosen.report_session,
             gone: chosen.gone,
             booking,
         })

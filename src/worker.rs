@@ -14,9 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info, warn, warn_span};
 
 use crate::block::BlockSize;
-use crate::discovery::{
-    Change, Completeness, EngineRelease, LedgerState, RECORD_VERSION, Update, WorkerRecord,
-};
+use crate::discovery::{Change, Completeness, EngineRelease, Update, WorkerRecord};
 use crate::events::zmq::{self, Source};
 use crate::health::Verdict;
 use crate::id::{DpRank, Incarnation, WorkerId};
@@ -290,7 +288,7 @@ async fn follow_rank(
         }
     };
     tokio::select! {
-        () = zmq::follow(&source, &feed) => {}
+        () = zmq::follow(&source, None, &feed) => {}
         () = relay => {}
     }
 }
@@ -314,11 +312,7 @@ fn first_record(spec: &AgentSpec, facts: EngineFacts) -> WorkerRecord {
         }
     }
     WorkerRecord {
-        version: RECORD_VERSION,
-        worker: spec.worker.clone(),
         incarnation: new_incarnation(),
-        address: spec.address.clone(),
-        model: spec.model.clone(),
         aliases,
         adapters: facts.adapters,
         engine: EngineRelease {
@@ -330,11 +324,7 @@ fn first_record(spec: &AgentSpec, facts: EngineFacts) -> WorkerRecord {
         context_tokens_max: facts.context_tokens_max,
         ranks: spec.sources.len().max(1) as u32,
         verdict: Verdict::Healthy,
-        ledger: LedgerState {
-            completeness: Completeness::Partial,
-            sequence: 0,
-            blocks: 0,
-        },
+        ..WorkerRecord::new(spec.worker.clone(), &spec.address, &spec.model)
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -46,6 +47,23 @@ pub struct Source {
     pub replay: Option<String>,
 }
 
+/// A message by which an engine process is known again: another one has other bytes under the same
+/// number, if only another time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Last {
+    pub sequence: u64,
+    /// BLAKE3 of the payload.
+    pub digest: [u8; 32],
+}
+
+impl Last {
+    /// The mark of one message.
+    pub fn of(sequence: u64, payload: &[u8]) -> Self {
+        let digest = *blake3::hash(payload).as_bytes();
+        Self { sequence, digest }
+    }
+}
+
 /// What comes from a source, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Feed {
@@ -79,11 +97,14 @@ enum SourceError {
 
 /// Follows a source until nobody takes its messages any more. Every batch comes once and in order;
 /// connections that break are made again.
-pub async fn follow(source: &Source, feed: &mpsc::Sender<Feed>) {
+///
+/// `known` is the last message that a former agent took in: the source goes on behind it where the
+/// engine is still that process, and else begins a new life.
+pub async fn follow(source: &Source, known: Option<Last>, feed: &mpsc::Sender<Feed>) {
     let mut follower = Follower {
         source,
         feed,
-        last: None,
+        last: known,
         is_proven: true,
         behind: Some(Behind::now()),
     };
@@ -105,8 +126,8 @@ pub async fn follow(source: &Source, feed: &mpsc::Sender<Feed>) {
 struct Follower<'a> {
     source: &'a Source,
     feed: &'a mpsc::Sender<Feed>,
-    /// The last message given out: its payload tells a new engine process from the old one.
-    last: Option<(u64, Bytes)>,
+    /// The last message given out: it tells a new engine process from the old one.
+    last: Option<Last>,
     /// Whether the connection is known to lead to the engine process of `last`. A process takes its
     /// connections with it, so a new connection has to prove it by that very message.
     is_proven: bool,
@@ -191,7 +212,7 @@ impl Follower<'_> {
     }
 
     async fn take_live(&mut self, sequence: u64, payload: Bytes) -> Result<(), SourceError> {
-        let expected = self.last.as_ref().map_or(0, |(last, _)| last + 1);
+        let expected = self.last.map_or(0, |last| last.sequence + 1);
         if sequence > expected || !self.is_proven {
             debug!(
                 endpoint = self.source.events,
@@ -261,7 +282,7 @@ impl Follower<'_> {
 
     /// Asks for everything from the last message on and gives out what is new.
     async fn replay(&mut self, endpoint: &str) -> Result<Continuity, SourceError> {
-        let from = self.last.as_ref().map_or(0, |(last, _)| *last);
+        let from = self.last.map_or(0, |last| last.sequence);
         let mut socket = DealerSocket::new();
         within(CONNECT_DEADLINE, endpoint, socket.connect(endpoint)).await?;
         let mut request = ZmqMessage::from(Bytes::new());
@@ -274,9 +295,9 @@ impl Follower<'_> {
             if sequence == REPLAY_END {
                 return Ok(continuity);
             }
-            if let (Continuity::Empty, Some((last, known))) = (&continuity, &self.last)
-                && (sequence, &payload) != (*last, known)
-                && (!self.is_proven || sequence == *last)
+            if let (Continuity::Empty, Some(last)) = (&continuity, self.last)
+                && (!self.is_proven || sequence == last.sequence)
+                && Last::of(sequence, &payload) != last
             {
                 return Ok(Continuity::OtherLife);
             }
@@ -293,7 +314,7 @@ impl Follower<'_> {
 
     /// Gives out a message unless it was before, with what is missing in front of it.
     async fn give(&mut self, sequence: u64, payload: Bytes) -> Result<(), SourceError> {
-        let first = self.last.as_ref().map_or(0, |(last, _)| last + 1);
+        let first = self.last.map_or(0, |last| last.sequence + 1);
         if sequence < first {
             return Ok(());
         }
@@ -301,7 +322,7 @@ impl Follower<'_> {
             let count = sequence - first;
             self.send(Feed::Lost { first, count }).await?;
         }
-        self.last = Some((sequence, payload.clone()));
+        self.last = Some(Last::of(sequence, &payload));
         self.send(Feed::Message { sequence, payload }).await
     }
 

@@ -151,6 +151,7 @@ pub(crate) fn footprint(asked: &Asked, known: &Known, salt: &str, cached: bool) 
         adapter: view.adapter.clone(),
         hashes,
         prompt_tokens: known.prompt.tokens.len() as u32,
+        text_tokens: known.prompt.text_tokens(),
         estimated_tokens: known.estimated_tokens,
     }
 }

@@ -57,6 +57,7 @@ impl Frontend {
                 adapter: asked.view.adapter,
                 hashes: Vec::new(),
                 prompt_tokens: 0,
+                text_tokens: 0,
                 // Four bytes a token, as in English.
                 estimated_tokens: (call.body.len() / 4) as u32,
             },

@@ -7,20 +7,22 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::discovery::WorkerRecord;
-use crate::router::state::BookingKey;
+use crate::router::state::{BookingKey, Chosen};
 use crate::select::load::{InFlight, Load, Share};
 
 /// A worker and what is booked on it.
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) record: WorkerRecord,
-    /// The record's, shared with every placement.
-    pub(crate) address: Arc<str>,
+    // The record's own, shared with every placement.
+    address: Arc<str>,
+    media_dir: Option<Arc<str>>,
+    report_session: Option<Arc<str>>,
     /// At least one.
     pub(crate) ranks: Vec<RankState>,
     /// Gets no requests before this instant.
     pub(crate) paused_until: Option<Instant>,
-    /// Cancelled when the worker is taken out.
+    /// Cancelled when the worker is taken out or its engine is away.
     pub(crate) gone: CancellationToken,
 }
 
@@ -37,6 +39,8 @@ impl Member {
         let ranks = record.ranks.max(1) as usize;
         Self {
             address: record.address.as_str().into(),
+            media_dir: record.media_dir.as_deref().map(Arc::from),
+            report_session: record.ledger.report_session.as_deref().map(Arc::from),
             ranks: std::iter::repeat_with(RankState::default)
                 .take(ranks)
                 .collect(),
@@ -46,12 +50,30 @@ impl Member {
         }
     }
 
-    /// Takes in a newer record. Ranks that are gone stay until their bookings are freed.
+    /// Takes in a newer record. Ranks that are gone stay until their bookings are freed. One that
+    /// says the engine is away ends what is in flight there.
     pub(crate) fn update(&mut self, record: WorkerRecord) {
         let ranks = self.ranks.len().max(record.ranks as usize);
         self.ranks.resize_with(ranks, RankState::default);
+        if !record.verdict.keeps_requests() {
+            self.gone.cancel();
+        }
+        if self.gone.is_cancelled() && record.verdict.keeps_requests() {
+            self.gone = CancellationToken::new();
+        }
         self.address = record.address.as_str().into();
+        self.media_dir = record.media_dir.as_deref().map(Arc::from);
+        self.report_session = record.ledger.report_session.as_deref().map(Arc::from);
         self.record = record;
+    }
+
+    /// Puts into a placement what only the worker's record says.
+    pub(crate) fn describe(&self, chosen: &mut Chosen) {
+        chosen.ranks = self.record.ranks;
+        chosen.address = self.address.clone();
+        chosen.media_dir = self.media_dir.clone();
+        chosen.report_session = self.report_session.clone();
+        chosen.gone = self.gone.clone();
     }
 
     /// Why no request goes there now; `None` where one may.

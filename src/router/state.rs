@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::block::{BlockSize, SequenceHash};
-use crate::discovery::WorkerRecord;
+use crate::discovery::{Parity, ParityScope, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::BEFORE_FIRST;
@@ -38,6 +38,8 @@ pub(crate) struct Chosen {
     pub(crate) overlap_blocks: u32,
     pub(crate) prompt_blocks: u32,
     pub(crate) cost: Cost,
+    pub(crate) media_dir: Option<Arc<str>>,
+    pub(crate) report_session: Option<Arc<str>>,
     pub(crate) gone: CancellationToken,
     pub(crate) booking: BookingKey,
 }
@@ -286,30 +288,29 @@ impl State {
             blocks: footprint.all_tokens().div_ceil(block_size.tokens()),
             hashes: hashes.unwrap_or_default(),
         };
-        let member = self.workers.get_mut(&seat.worker);
-        let address = member
-            .as_ref()
-            .map(|member| member.address.clone())
-            .unwrap_or_default();
-        let ranks = member.as_ref().map_or(1, |member| member.record.ranks);
-        let gone = member.as_ref().map(|member| member.gone.clone());
-        if let Some(rank) = member.and_then(|member| member.ranks.get_mut(seat.rank.0 as usize)) {
-            rank.in_flight.book(&share);
-            rank.shares.insert(key, share);
-        }
-        self.seats.insert(key, (seat.worker.clone(), seat.rank));
-        Chosen {
+        let mut chosen = Chosen {
             worker: seat.worker,
             rank: seat.rank,
-            ranks,
-            address,
+            ranks: 1,
+            address: Arc::default(),
             block_size,
             overlap_blocks: seat.candidate.overlap_blocks,
             prompt_blocks: seat.prompt_blocks,
             cost: seat.cost,
-            gone: gone.unwrap_or_default(),
+            media_dir: None,
+            report_session: None,
+            gone: CancellationToken::new(),
             booking: key,
+        };
+        if let Some(member) = self.workers.get_mut(&chosen.worker) {
+            member.describe(&mut chosen);
+            if let Some(rank) = member.ranks.get_mut(chosen.rank.0 as usize) {
+                rank.in_flight.book(&share);
+                rank.shares.insert(key, share);
+            }
         }
+        self.seats.insert(key, (chosen.worker.clone(), chosen.rank));
+        chosen
     }
 
     fn rank_of(&mut self, key: BookingKey) -> Option<&mut RankState> {
@@ -362,9 +363,17 @@ impl State {
         let block_size = member.record.block_size.unwrap_or(BlockSize::ONE);
         let hashes = footprint.hashes_for(block_size);
         let shared_blocks = hashes.map_or(0, |hashes| state.in_flight.shared_blocks(hashes));
+        let nameable_blocks = match member.record.parity {
+            Parity::Unchecked | Parity::Exact => u32::MAX,
+            Parity::Failed { scope, .. } => match scope {
+                ParityScope::Text => 0,
+                ParityScope::Media => block_size.full_blocks(footprint.text_tokens),
+            },
+        };
         let overlap_blocks = held_blocks
             .max(shared_blocks)
-            .min(block_size.cacheable_blocks(prompt_tokens));
+            .min(block_size.cacheable_blocks(prompt_tokens))
+            .min(nameable_blocks);
         let candidate = Candidate {
             block_size,
             overlap_blocks,

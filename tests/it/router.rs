@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use kvlens::block::{BlockSize, SequenceHash};
-use kvlens::discovery::{
-    Change, Completeness, EngineRelease, LedgerState, RECORD_VERSION, Update, WorkerRecord,
-};
+use kvlens::discovery::{Change, Completeness, Parity, ParityScope, Update, WorkerRecord};
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
@@ -21,29 +19,15 @@ fn worker(name: &str) -> WorkerId {
 }
 
 fn record(name: &str) -> WorkerRecord {
-    WorkerRecord {
-        version: RECORD_VERSION,
-        worker: worker(name),
-        incarnation: Incarnation(1),
-        address: format!("http://{name}"),
-        model: "base".to_owned(),
-        aliases: vec!["alias".to_owned()],
-        adapters: vec!["adapter".to_owned()],
-        engine: EngineRelease {
-            kind: "mock".to_owned(),
-            version: "1".to_owned(),
-        },
-        block_size: BlockSize::new(SIZE),
-        capacity_blocks: Some(100),
-        context_tokens_max: None,
-        ranks: 1,
-        verdict: Verdict::Healthy,
-        ledger: LedgerState {
-            completeness: Completeness::Complete,
-            sequence: 0,
-            blocks: 0,
-        },
-    }
+    let mut record = WorkerRecord::new(worker(name), &format!("http://{name}"), "base");
+    record.incarnation = Incarnation(1);
+    record.aliases = vec!["alias".to_owned()];
+    record.adapters = vec!["adapter".to_owned()];
+    record.block_size = BlockSize::new(SIZE);
+    record.capacity_blocks = Some(100);
+    record.verdict = Verdict::Healthy;
+    record.ledger.completeness = Completeness::Complete;
+    record
 }
 
 fn router(mode: RouterMode, names: &[&str]) -> Arc<Router> {
@@ -82,6 +66,7 @@ fn footprint(hashes: &[u64]) -> Footprint {
         adapter: None,
         hashes: vec![(size, hashes.iter().copied().map(SequenceHash).collect())],
         prompt_tokens,
+        text_tokens: prompt_tokens,
         estimated_tokens: 0,
     }
 }
@@ -119,6 +104,7 @@ fn the_last_token_is_never_counted_as_cached() {
     stored(&router, "a", 0, &[1, 2, 3]);
     let whole = Footprint {
         prompt_tokens: 3 * SIZE,
+        text_tokens: 3 * SIZE,
         ..footprint(&[1, 2, 3])
     };
     let placement = router.place(&whole, &[]).unwrap();
@@ -282,4 +268,47 @@ fn each_block_size_is_looked_up_by_its_own_hashes() {
         (worker("b"), 1)
     );
     assert_eq!(placement.block_size, large);
+}
+
+#[test]
+fn blocks_that_parity_cannot_vouch_for_do_not_count() {
+    let router = router(RouterMode::Kv, &["a"]);
+    stored(&router, "a", 0, &[1, 2, 3, 4]);
+    let mut prompt = footprint(&[1, 2, 3, 4]);
+    prompt.text_tokens = 2 * SIZE + 5;
+    let failed = |scope| Parity::Failed {
+        scope,
+        reason: "token 7 differs".to_owned(),
+    };
+    for (parity, overlap_blocks) in [
+        (Parity::Unchecked, 4),
+        (failed(ParityScope::Media), 2),
+        (failed(ParityScope::Text), 0),
+        (Parity::Exact, 4),
+    ] {
+        let mut record = record("a");
+        record.parity = parity.clone();
+        up(&router, record);
+        let placement = router.place(&prompt, &[]).unwrap();
+        assert_eq!(placement.overlap_blocks, overlap_blocks, "{parity:?}");
+    }
+}
+
+#[test]
+fn an_engine_that_is_away_ends_what_is_in_flight_and_comes_back_with_its_blocks() {
+    let router = router(RouterMode::Kv, &["a"]);
+    stored(&router, "a", 0, &[1, 2]);
+    for (verdict, is_cut) in [(Verdict::Draining, false), (Verdict::Failed, true)] {
+        let placement = place(&router, &[1, 2]);
+        let mut away = record("a");
+        away.verdict = verdict;
+        up(&router, away);
+        assert_eq!(placement.gone.is_cancelled(), is_cut, "{verdict:?}");
+        let refused = router.place(&footprint(&[1]), &[]).unwrap_err();
+        assert!(matches!(refused, RouteError::NoEligibleWorker { .. }));
+        up(&router, record("a"));
+        let placement = place(&router, &[1, 2]);
+        assert!(!placement.gone.is_cancelled());
+        assert_eq!(placement.overlap_blocks, 2);
+    }
 }

@@ -147,7 +147,7 @@ fn following(source: &Source) -> (mpsc::Receiver<Feed>, JoinSet<()>) {
     let (sender, receiver) = mpsc::channel(16);
     let source = source.clone();
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move { follow(&source, &sender).await });
+    tasks.spawn(async move { follow(&source, None, &sender).await });
     (receiver, tasks)
 }
 
