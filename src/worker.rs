@@ -4,6 +4,7 @@
 pub mod probe;
 pub mod rank;
 pub mod ranks;
+pub mod state_file;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -5,12 +5,13 @@ use tracing::warn;
 
 use crate::block::BlockSize;
 use crate::events::codec;
-use crate::events::zmq::Feed;
+use crate::events::zmq::{Feed, Last};
 use crate::id::{DpRank, Incarnation, WorkerId};
 use crate::index::KvEvent;
 use crate::index::gap::BEFORE_FIRST;
 use crate::ledger::counts::Counts;
 use crate::ledger::{Ledger, Published};
+use crate::worker::state_file::SavedRank;
 
 /// What the worker's record and the log say of a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct Rank {
     /// Whether the last batch could not be read.
     is_unreadable: bool,
     is_caught_up: bool,
+    /// The last batch taken in.
+    last: Option<Last>,
 }
 
 impl Rank {
@@ -50,7 +53,30 @@ impl Rank {
             ledger,
             is_unreadable: false,
             is_caught_up: false,
+            last: None,
         }
+    }
+
+    /// A rank as a former agent kept it, its ledger restored: the source has to show that the engine
+    /// is still the same.
+    pub fn restored(saved: &SavedRank, worker: WorkerId, rank: DpRank, ledger: Ledger) -> Self {
+        Self {
+            sequence: saved.last.sequence,
+            last: Some(saved.last),
+            ..Self::new(worker, rank, saved.incarnation, ledger)
+        }
+    }
+
+    /// The last batch taken in, where a source goes on.
+    pub fn last(&self) -> Option<Last> {
+        self.last
+    }
+
+    /// The rank as it can be kept; `None` before the first batch.
+    pub fn save(&self) -> Option<SavedRank> {
+        let (worker, ledger) = (self.worker.clone(), self.ledger.save());
+        let saved = |last| SavedRank::new(worker, self.rank, self.incarnation, last, ledger);
+        self.last.map(saved)
     }
 
     /// The life of the engine that is followed.
@@ -77,10 +103,7 @@ impl Rank {
     /// that sequence numbers have no holes. `renew` makes the incarnation of a new engine process.
     pub fn take(&mut self, feed: Feed, renew: impl FnOnce() -> Incarnation) -> Option<KvEvent> {
         let published = match feed {
-            Feed::Lost { .. } => {
-                self.ledger.mark_partial();
-                return None;
-            }
+            Feed::Lost { .. } => self.ledger.lose(),
             Feed::CaughtUp | Feed::Behind => {
                 self.is_caught_up = feed == Feed::CaughtUp;
                 return None;
@@ -88,10 +111,12 @@ impl Rank {
             Feed::NewLife => {
                 self.incarnation = renew();
                 self.sequence = BEFORE_FIRST;
+                self.last = None;
                 self.ledger.reset()
             }
             Feed::Message { sequence, payload } => {
                 self.sequence = sequence;
+                self.last = Some(Last::of(sequence, &payload));
                 self.apply(&payload)
             }
         };
@@ -119,8 +144,7 @@ impl Rank {
                     let (sequence, bytes) = (self.sequence, payload.len());
                     warn!(%worker, rank, sequence, bytes, %error, "kv events can't be read");
                 }
-                self.ledger.mark_unreadable();
-                Published::default()
+                self.ledger.mark_unreadable()
             }
         }
     }
@@ -159,7 +183,10 @@ mod tests {
             (lost, true, 2),
         ] {
             let about = format!("{feed:?}");
-            let is_batch = matches!(feed, Feed::Message { .. } | Feed::NewLife);
+            let is_batch = matches!(
+                feed,
+                Feed::Message { .. } | Feed::NewLife | Feed::Lost { .. }
+            );
             assert_eq!(rank.take(feed, || Incarnation(2)).is_some(), is_batch);
             let status = rank.status();
             let seen = (status.is_partial, status.counts.of(Alarm::Unreadable));

@@ -11,6 +11,7 @@ mod http;
 mod index_laws;
 mod layers;
 mod ledger;
+mod ledger_saved;
 mod media_fetch;
 mod mock_client;
 mod mock_engine;
