@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::block::{BlockSize, SequenceHash};
-use crate::discovery::{Parity, ParityScope, WorkerRecord};
+use crate::discovery::{Completeness, Parity, ParityScope, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::BEFORE_FIRST;
@@ -17,7 +17,7 @@ use crate::router::member::{Member, RankState};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
 use crate::router::{Footprint, RouteError};
 use crate::select::load::Share;
-use crate::select::{Candidate, Cost, Policy, cost, select};
+use crate::select::{Ask, Candidate, Cost, Policy, cost, select};
 
 /// Most distinct block sizes hashed for one request; workers of further sizes are chosen by load
 /// alone, so that a fleet of many sizes cannot multiply a request's hashing.
@@ -52,7 +52,6 @@ struct Seat {
     prompt_blocks: u32,
     not_eligible: Option<&'static str>,
     candidate: Candidate,
-    cost: Cost,
 }
 
 /// The only owner of index, load and the set of workers.
@@ -98,24 +97,23 @@ impl State {
             .into_iter()
             .filter(|seat| seat.not_eligible.is_none() && !excluded.contains(&seat.worker))
             .collect();
-        let Some(seat) = self.choose(eligible) else {
+        let Some((seat, cost)) = self.choose(eligible, footprint) else {
             return Err(RouteError::NoEligibleWorker {
                 model: footprint.model.to_string(),
                 workers,
             });
         };
         self.turn += 1;
-        Ok(self.book(seat, footprint))
+        Ok(self.book(seat, cost, footprint))
     }
 
     /// Every candidate with its cost; see [`crate::router::Router::explain`].
     pub(crate) fn explain(&self, footprint: &Footprint, now: Instant) -> Vec<CandidateView> {
         let seats = self.seats(footprint, now);
         let eligible = seats.iter().filter(|seat| seat.not_eligible.is_none());
-        let (candidates, costs): (Vec<_>, Vec<_>) = eligible
-            .clone()
-            .map(|seat| (seat.candidate, seat.cost))
-            .unzip();
+        let candidates: Vec<_> = eligible.clone().map(|seat| seat.candidate).collect();
+        let ask = Ask::of(footprint.all_tokens(), candidates.iter());
+        let costs = self.costs(ask, &candidates);
         let chosen = select(&candidates, &costs, self.policy, self.turn).and_then(|at| {
             eligible
                 .map(|seat| (seat.worker.clone(), seat.rank))
@@ -131,7 +129,7 @@ impl State {
             overlap_blocks: seat.candidate.overlap_blocks,
             prompt_blocks: seat.prompt_blocks,
             load: seat.candidate.load,
-            cost: seat.cost,
+            cost: cost(ask, &seat.candidate, self.policy),
         };
         seats.into_iter().map(view).collect()
     }
@@ -268,16 +266,20 @@ impl State {
         names
     }
 
-    fn choose(&self, mut eligible: Vec<Seat>) -> Option<Seat> {
-        let (candidates, costs): (Vec<_>, Vec<_>) = eligible
-            .iter()
-            .map(|seat| (seat.candidate, seat.cost))
-            .unzip();
+    fn choose(&self, mut eligible: Vec<Seat>, footprint: &Footprint) -> Option<(Seat, Cost)> {
+        let candidates: Vec<_> = eligible.iter().map(|seat| seat.candidate).collect();
+        let ask = Ask::of(footprint.all_tokens(), candidates.iter());
+        let costs = self.costs(ask, &candidates);
         let at = select(&candidates, &costs, self.policy, self.turn)?;
-        Some(eligible.swap_remove(at))
+        Some((eligible.swap_remove(at), costs[at]))
     }
 
-    fn book(&mut self, seat: Seat, footprint: &Footprint) -> Chosen {
+    fn costs(&self, ask: Ask, candidates: &[Candidate]) -> Vec<Cost> {
+        let costs = candidates.iter().map(|c| cost(ask, c, self.policy));
+        costs.collect()
+    }
+
+    fn book(&mut self, seat: Seat, cost: Cost, footprint: &Footprint) -> Chosen {
         let key = BookingKey(self.next_booking);
         self.next_booking += 1;
         let block_size = seat.candidate.block_size;
@@ -296,7 +298,7 @@ impl State {
             block_size,
             overlap_blocks: seat.candidate.overlap_blocks,
             prompt_blocks: seat.prompt_blocks,
-            cost: seat.cost,
+            cost,
             media_dir: None,
             report_session: None,
             gone: CancellationToken::new(),
@@ -378,6 +380,7 @@ impl State {
             block_size,
             overlap_blocks,
             shared_blocks,
+            free_blocks: self.free_blocks(member, rank, state),
             load: state.in_flight.load(),
         };
         Seat {
@@ -385,9 +388,22 @@ impl State {
             rank,
             prompt_blocks: block_size.full_blocks(prompt_tokens),
             not_eligible: member.not_eligible(now),
-            cost: cost(footprint.all_tokens(), &candidate, self.policy),
             candidate,
         }
+    }
+
+    /// Blocks of a rank's cache that hold nothing and are not about to; `None` where its ledger may
+    /// not know them all.
+    fn free_blocks(&self, member: &Member, rank: DpRank, state: &RankState) -> Option<u64> {
+        let record = &member.record;
+        let (capacity, size) = (record.capacity_blocks?, record.block_size?);
+        if record.ledger.completeness == Completeness::Partial {
+            return None;
+        }
+        let slot = self.index.slot(&record.worker, rank);
+        let held = slot.map_or(0, |slot| self.index.blocks(slot));
+        let coming = state.in_flight.load().prefill_tokens / u64::from(size.tokens());
+        Some(capacity.saturating_sub(held + coming))
     }
 }
 

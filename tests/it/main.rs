@@ -1,6 +1,7 @@
 //! Tests of the library as its users see it, and of the house rules.
 
 mod agent;
+mod cache_share;
 mod cli;
 mod codec;
 mod config;
