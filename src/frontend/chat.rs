@@ -54,6 +54,7 @@ impl Frontend {
             stream: chat.request.options.stream,
             include_usage: chat.request.options.include_usage,
             has_images: !chat.images.is_empty(),
+            wants_choices: chat.request.options.wants_choices(),
             body: chat_body(chat.request, &chat.images, &chat.salt),
         })
     }
