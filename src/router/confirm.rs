@@ -130,3 +130,140 @@ impl Confirm {
         self.events.get(&rank).copied().unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Incarnation, WorkerId};
+
+    use ParityScope::{Media, Text};
+
+    /// What happens to a worker's blocks, at rank 0 unless said.
+    #[derive(Clone, Copy, Debug)]
+    enum Act {
+        Expect(u64, ParityScope),
+        /// An event that stores this block.
+        Stored(u64),
+        /// The same of rank 1.
+        StoredElsewhere(u64),
+        Cleared,
+        /// Five seconds.
+        Wait,
+        /// The same while the ledger is partial.
+        WaitPartial,
+        /// Half of it.
+        HalfWait,
+        /// A block that was there already.
+        Named(ParityScope),
+    }
+    use Act::*;
+
+    fn failed_after(acts: &[Act]) -> Option<ParityScope> {
+        let mut confirm = Confirm::default();
+        let mut now = Instant::now();
+        let event = |rank, cleared, stored: Option<u64>| KvEvent {
+            worker: WorkerId::new("w").unwrap(),
+            rank: DpRank(rank),
+            incarnation: Incarnation(1),
+            sequence: 0,
+            cleared,
+            removed: Vec::new(),
+            stored: stored.into_iter().map(SequenceHash).collect(),
+        };
+        for act in acts {
+            match *act {
+                Expect(hash, scope) => confirm.expect((DpRank(0), SequenceHash(hash)), scope, now),
+                Stored(hash) => confirm.observe(&event(0, false, Some(hash))),
+                StoredElsewhere(hash) => confirm.observe(&event(1, false, Some(hash))),
+                Cleared => confirm.observe(&event(0, true, None)),
+                Wait | WaitPartial | HalfWait => {
+                    now += match act {
+                        HalfWait => PATIENCE / 2,
+                        _ => PATIENCE,
+                    };
+                    confirm.expire(now, !matches!(act, WaitPartial));
+                }
+                Named(scope) => confirm.confirm(scope),
+            }
+        }
+        confirm.failed()
+    }
+
+    #[test]
+    fn three_blocks_that_never_come_show_a_difference() {
+        let three = |scope| [1, 2, 3].map(|hash| Expect(hash, scope));
+        let [a, b, c] = three(Text);
+        let [x, y, z] = three(Media);
+        let other = Stored(99);
+        for (acts, failed) in [
+            (&[a, b, c, other, Wait][..], Some(Text)),
+            (&[x, y, z, other, Wait], Some(Media)),
+            (&[a, b, c, other], None), // not yet
+            (&[a, b, other, Wait], None),
+            (&[a, b, c, Wait], None), // no events: nothing follows from their silence
+            (&[other, a, b, c, Wait], None), // none since
+            (&[a, b, c, StoredElsewhere(9), Wait], None),
+            (&[a, b, c, StoredElsewhere(1), other, Wait], Some(Text)),
+            (&[a, b, c, other, WaitPartial], None),
+            (&[a, b, c, Stored(2), Wait], None),
+            (&[a, b, c, Cleared, other, Wait], None),
+            // Late, but before anybody looked.
+            (
+                &[a, b, Expect(4, Text), Stored(1), Stored(2), Stored(4), Wait],
+                None,
+            ),
+            // In a row, over any time.
+            (
+                &[a, other, Wait, b, other, Wait, c, other, Wait],
+                Some(Text),
+            ),
+            (
+                &[a, other, Wait, b, other, Wait, Named(Text), c, other, Wait],
+                None,
+            ),
+            (
+                &[x, other, Wait, y, other, Wait, Named(Media), z, other, Wait],
+                None,
+            ),
+            // Text that is right says nothing of images; an image that is right says all.
+            (&[x, y, z, other, Wait, Named(Text)], Some(Media)),
+            (
+                &[x, other, Wait, y, other, Wait, Named(Text), z, other, Wait],
+                Some(Media),
+            ),
+            (&[x, y, z, other, Wait, Named(Media)], None),
+            (&[a, b, c, other, Wait, Named(Text)], None),
+            (&[a, b, c, other, Wait, Named(Media)], None),
+            (&[x, y, a, other, Wait], None),
+            // One prompt asked again and again is waited for once.
+            (&[a, a, a, other, Wait], None),
+        ] {
+            assert_eq!(failed_after(acts), failed, "{acts:?}");
+        }
+    }
+
+    #[test]
+    fn a_block_expected_anew_has_its_own_time() {
+        let [a, b, c] = [1, 2, 3].map(|hash| Expect(hash, Text));
+        let again = [a, b, c, Stored(99)];
+        for (end, failed) in [(HalfWait, Some(Text)), (Stored(1), None)] {
+            // The time of the first wait is over while the second goes on.
+            let mut acts = vec![a, Stored(1), HalfWait];
+            acts.extend(again);
+            acts.extend([HalfWait, end, HalfWait]);
+            assert_eq!(failed_after(&acts), failed, "{end:?}");
+        }
+    }
+
+    #[test]
+    fn only_so_many_are_waited_for() {
+        let mut confirm = Confirm::default();
+        let now = Instant::now();
+        for hash in 0..2 * EXPECTED_MAX as u64 {
+            confirm.expect((DpRank(0), SequenceHash(hash)), Text, now);
+        }
+        assert_eq!(confirm.expected.len(), EXPECTED_MAX);
+        confirm.expire(now + PATIENCE, true);
+        assert!(confirm.expected.is_empty() && confirm.order.is_empty());
+    }
+}

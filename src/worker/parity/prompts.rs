@@ -7,16 +7,20 @@ use crate::model::chat::{Chat, SizedImage};
 use crate::model::{Model, ModelError};
 use crate::vision::ImageSize;
 
-/// Grey pictures whose sides no patch size divides, so that rounding shows.
+/// Grey pictures whose sides no patch size divides, so that rounding shows; the second is so small
+/// that some families enlarge it.
 const PICTURES: [Picture; 2] = [
     Picture {
-        url: "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAPoAAACCCAAAAABK9opNAAAAmUlEQVR42u3PMQEAAAwC\
-            IHPaP4gxdgwakL4VdXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1\
-            dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dXV1dfVrA5iNpF2v10qg\
-            AAAAAElFTkSuQmCC",
+        url: "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAU0AAAEiCAAAAABYOd+XAAABeUlEQVR42u3QMQEAAAwCIHPaP4\
+            gR9uyECKT8iQKbNm1i06ZNbNq0aRObNm1i06ZNbNq0aRObNm1i06ZNm9i0aRObNm1i06ZNm9i0aRObNm3axKZNm9i0aRObNm\
+            3axKZNm9i0adMmNm3axKZNm9i0adMmNm3axKZNmzaxadMmNm3axKZNmzaxadMmNm3atIlNmzaxadMmNm3atIlNmzaxadOmTW\
+            zatIlNmzaxadOmTWzatIlNmzZtKrBp0yY2bdrEpk2bNrFp0yY2bdrEpk2bNrFp0yY2bdq0iU2bNrFp0yY2bdq0iU2bNrFp06\
+            ZNbNq0iU2bNrFp06ZNbNq0iU2bNm1i06ZNbNq0iU2bNm1i06ZNbNq0aRObNm1i06ZNbNq0aRObNm1i06ZNm9i0aRObNm1i06\
+            ZNm9i0aRObNm3axKZNm9i0aRObNm3axKZNm9i0adOmAps2bWLTpk1s2rRpE5s2bWLTpk1s2rRpE5s2bWLTpk2b2LRpk9MAJh\
+            CmISv46jsAAAAASUVORK5CYII=",
         size: ImageSize {
-            width: 250,
-            height: 130,
+            width: 333,
+            height: 290,
         },
     },
     Picture {
