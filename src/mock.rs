@@ -102,6 +102,7 @@ impl MockEngine {
             loras: options.loras(),
             bounds,
             context_tokens_max,
+            fault: options.fault,
         };
         let sources = Value::Object(started.sources);
         let server = Server::new(model, setting, started.ranks, sources);

@@ -1,6 +1,7 @@
 //! A model's folder, read once: tokenizer, chat template, configuration, family.
 
 mod cache;
+pub mod chat;
 mod files;
 mod media_tokens;
 mod tokenizer;
@@ -49,6 +50,9 @@ pub enum ModelError {
     Prompt(#[from] PromptError),
     #[error("cannot tokenise: {reason}")]
     Encode { reason: String },
+    /// `index` counts from 0.
+    #[error("image {index}: {source}")]
+    Image { index: usize, source: VisionError },
     #[error(
         "model {model:?} is neither a folder nor in the Hugging Face cache (looked in {looked_in}); \
          download it with `hf download {model}` or name its folder"

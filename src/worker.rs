@@ -1,6 +1,7 @@
 //! The agent beside one engine: probes it, follows its KV events and tells the router, never in
 //! the data path.
 
+pub mod parity;
 pub mod probe;
 pub mod rank;
 pub mod ranks;
@@ -23,6 +24,7 @@ use crate::index::KvEvent;
 use crate::index::gap::BEFORE_FIRST;
 use crate::ledger::counts::Counts;
 use crate::ledger::{Ledger, Options};
+use crate::model::Model;
 use crate::telemetry::labels::AlarmLabels;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::probe::{EngineFacts, Probe};
@@ -51,6 +53,8 @@ pub struct AgentSpec {
     pub address: String,
     /// The model's base name, as hashed.
     pub model: String,
+    /// The model's files, where they are here: the engine's prompts are then held against ours.
+    pub files: Option<Arc<Model>>,
     /// Other names requests may use; those the engine says are added.
     pub aliases: Vec<String>,
     /// The engine's kind, as `vllm`.
@@ -137,6 +141,7 @@ async fn follow(
     let ranks: Vec<_> = (0..spec.sources.len())
         .map(|rank| new_rank(spec, &facts, DpRank(rank as u32)))
         .collect();
+    let mut check = parity::Check::start(spec, &facts.models);
     let mut record = first_record(spec, facts);
     if let Some(rank) = ranks.first() {
         record.incarnation = rank.incarnation();
@@ -167,6 +172,10 @@ async fn follow(
             (rank, error) = followed.failure() => {
                 error!(worker = %spec.worker, rank = rank.0, %error, "kv events of a rank no longer followed");
                 Some(forgotten(spec, rank))
+            }
+            parity = check.outcome(engine.metrics) => {
+                record.parity = parity;
+                Some(up(&record))
             }
             alive = watched.next_tick() => {
                 if !alive {

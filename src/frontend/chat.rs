@@ -12,6 +12,7 @@ use crate::http::reply::Reply;
 use crate::media::Image;
 use crate::openai::chat::{ChatRequest, ImagePart};
 use crate::openai::error::ApiError;
+use crate::prompt::ExpandedPrompt;
 use crate::router::Footprint;
 use crate::telemetry::labels::{MediaLabels, MediaOutcome};
 
@@ -22,6 +23,8 @@ pub struct PreparedChat {
     /// In the order of the request's own.
     pub images: Vec<Image>,
     pub(crate) exactness: prompt::Exactness,
+    /// The prompt as far as it is known.
+    pub prompt: ExpandedPrompt,
     pub footprint: Footprint,
     /// What the engine gets as `cache_salt`; empty for none.
     pub salt: String,
@@ -51,6 +54,7 @@ impl Frontend {
             stream: chat.request.options.stream,
             include_usage: chat.request.options.include_usage,
             has_images: !chat.images.is_empty(),
+            wants_choices: chat.request.options.wants_choices(),
             body: chat_body(chat.request, &chat.images, &chat.salt),
         })
     }
@@ -64,7 +68,7 @@ impl Frontend {
         let asked = self.asked(&request.options.model)?;
         let tokens = prompt::chat_tokens(&asked.model, &request)?;
         let images = self.images(&request).await?;
-        let known = prompt::expand(asked.model.family(), tokens, &images, &request)?;
+        let known = prompt::expand(&asked.model, tokens, &images, &request)?;
         check_context(asked.context_tokens_max(), &known, "messages")?;
         let salt = salt(&request.options.cache_salt);
         let cached = !request.options.bypasses_cache;
@@ -73,6 +77,7 @@ impl Frontend {
             request,
             images,
             exactness: known.exactness,
+            prompt: known.prompt,
             footprint,
             salt,
         })

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use tracing::{info, warn};
 
+use crate::discovery::ParityScope;
 use crate::dispatch::stream::Usage;
 use crate::dispatch::{DispatchError, EngineAnswer, EngineRequest};
 use crate::frontend::prompt::Exactness;
@@ -41,7 +42,30 @@ pub(crate) struct Outgoing {
     /// The client wants to see the usage chunk of its stream.
     pub(crate) include_usage: bool,
     pub(crate) has_images: bool,
+    /// Several answers are asked for at once.
+    pub(crate) wants_choices: bool,
     pub(crate) body: Bytes,
+}
+
+impl Outgoing {
+    /// The prompt's length in tokens; `None` where it is not known to the last one.
+    pub(crate) fn exact_tokens(&self) -> Option<u32> {
+        let tokens = self.footprint.prompt_tokens;
+        (self.exactness == Exactness::Exact && tokens > 0).then_some(tokens)
+    }
+
+    /// How much of the prompt counts in routing to the worker it was placed on.
+    fn exactness_at(&self, placement: &Placement) -> Exactness {
+        let is_other = match placement.parity_failed {
+            None => false,
+            Some(ParityScope::Media) => self.has_images,
+            Some(ParityScope::Text) => true,
+        };
+        match self.exactness {
+            Exactness::Exact if is_other => Exactness::TextOnly { reason: "parity" },
+            exactness => exactness,
+        }
+    }
 }
 
 /// Why one worker's answer did not reach the client; nothing has reached the client yet.
@@ -170,6 +194,9 @@ impl Frontend {
             _ => Failure::BrokenOff(error.to_string()),
         })?;
         let answer = accepted(outgoing, answer).await?;
+        if outgoing.exactness_at(&placement) != outgoing.exactness {
+            self.metrics.text_only.inc();
+        }
         let headers = self.routing_headers(outgoing, &placement);
         let answer = Answer::new(outgoing, placement, self.metrics.clone(), answer);
         let reply = match outgoing.stream {
@@ -192,7 +219,7 @@ impl Frontend {
         if !self.expose_routing {
             return Vec::new();
         }
-        let exactness = match outgoing.exactness {
+        let exactness = match outgoing.exactness_at(placement) {
             Exactness::Exact => "exact".to_owned(),
             Exactness::TextOnly { reason } => format!("text_only; reason={reason}"),
         };

@@ -40,6 +40,7 @@ impl Frontend {
             stream: request.options.stream,
             include_usage: request.options.include_usage,
             has_images: false,
+            wants_choices: request.options.wants_choices(),
             body: completion_body(request, &salt),
         })
     }
@@ -65,6 +66,7 @@ impl Frontend {
             stream: false,
             include_usage: false,
             has_images: false,
+            wants_choices: false,
             body: embeddings_body(request),
         };
         self.relay(outgoing).await

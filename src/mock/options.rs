@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crate::mock::hash::Lora;
+use crate::mock::prompt::Fault;
 use crate::mock::publisher::Plan;
 use crate::mock::rank::Speeds;
 use crate::mock::scheduler::Bounds;
@@ -85,6 +86,9 @@ pub struct Options {
     /// Also answers /reset_prefix_cache.
     #[arg(long)]
     pub dev: bool,
+    /// Makes prompts wrongly, for tests of those who must notice it.
+    #[arg(long, value_enum)]
+    pub fault: Option<Fault>,
     /// Stops when standard input closes, so that none is left behind by a killed parent.
     #[arg(long)]
     pub exit_with_stdin: bool,

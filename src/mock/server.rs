@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::mock::answer::{Wishes, Writer};
 use crate::mock::hash::Lora;
 use crate::mock::images::Images;
+use crate::mock::prompt::Fault;
 use crate::mock::rank::Rank;
 use crate::mock::refusal::Refusal;
 use crate::mock::scheduler::{Bounds, SequenceId};
@@ -26,6 +27,7 @@ pub struct Server {
     pub ranks: Vec<Arc<Rank>>,
     pub bounds: Bounds,
     pub context_tokens_max: usize,
+    pub fault: Option<Fault>,
     /// Answer of `/kv_event_sources`.
     pub sources: Value,
     /// Unix seconds at which it started.
@@ -41,6 +43,7 @@ pub struct Setting {
     pub loras: Vec<Arc<Lora>>,
     pub bounds: Bounds,
     pub context_tokens_max: usize,
+    pub fault: Option<Fault>,
 }
 
 /// What all choices of one request agreed on.
@@ -75,6 +78,7 @@ impl Server {
             ranks,
             bounds: setting.bounds,
             context_tokens_max: setting.context_tokens_max,
+            fault: setting.fault,
             sources,
             started: unix_seconds(),
             next_rank: AtomicUsize::new(0),

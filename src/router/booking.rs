@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::router::Router;
 use crate::router::state::BookingKey;
+use crate::router::{Answered, Router};
 
 /// What one placed request holds on its worker. A client that goes away drops it, and cannot leak
 /// capacity.
@@ -21,6 +21,11 @@ impl Booking {
     /// Frees the prefill share: the first token has come.
     pub fn first_token(&self) {
         self.router.lock().prefill_done(self.key);
+    }
+
+    /// Holds what the engine says of its cache against the events that it sends.
+    pub fn answered(&self, answered: Answered) {
+        self.router.answered(self.key, answered);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The router's state and every change to it; no await, no I/O.
 
+mod events;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,12 +9,12 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::block::{BlockSize, SequenceHash};
-use crate::discovery::{Completeness, Parity, ParityScope, WorkerRecord};
+use crate::discovery::{Completeness, ParityScope, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
+use crate::index::Index;
 use crate::index::gap::BEFORE_FIRST;
 use crate::index::holders::Slot;
-use crate::index::{Applied, Index, KvEvent};
 use crate::router::member::{Member, RankState};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
 use crate::router::{Footprint, RouteError};
@@ -40,6 +42,7 @@ pub(crate) struct Chosen {
     pub(crate) cost: Cost,
     pub(crate) media_dir: Option<Arc<str>>,
     pub(crate) report_session: Option<Arc<str>>,
+    pub(crate) parity_failed: Option<ParityScope>,
     pub(crate) gone: CancellationToken,
     pub(crate) booking: BookingKey,
 }
@@ -157,15 +160,6 @@ impl State {
         removed.inspect(|member| member.gone.cancel()).is_some()
     }
 
-    /// Applies one event; one of a worker we do not know is dropped, for its blocks could never be
-    /// placed on.
-    pub(crate) fn apply_event(&mut self, event: &KvEvent) -> Applied {
-        if !self.workers.contains_key(&event.worker) {
-            return Applied::Duplicate;
-        }
-        self.index.apply(event)
-    }
-
     pub(crate) fn pause(&mut self, worker: &WorkerId, until: Instant) {
         if let Some(member) = self.workers.get_mut(worker) {
             member.paused_until = Some(until);
@@ -209,7 +203,7 @@ impl State {
             let worker = &member.record.worker;
             let ranks = (0..member.ranks.len()).map(|rank| DpRank(rank as u32));
             WorkerView {
-                record: member.record.clone(),
+                record: member.shown(),
                 indexed_blocks: self.index.worker_blocks(worker),
                 applied_sequences: ranks
                     .map(|rank| self.applied_sequence(worker, rank))
@@ -301,6 +295,7 @@ impl State {
             cost,
             media_dir: None,
             report_session: None,
+            parity_failed: None,
             gone: CancellationToken::new(),
             booking: key,
         };
@@ -365,12 +360,10 @@ impl State {
         let block_size = member.record.block_size.unwrap_or(BlockSize::ONE);
         let hashes = footprint.hashes_for(block_size);
         let shared_blocks = hashes.map_or(0, |hashes| state.in_flight.shared_blocks(hashes));
-        let nameable_blocks = match member.record.parity {
-            Parity::Unchecked | Parity::Exact => u32::MAX,
-            Parity::Failed { scope, .. } => match scope {
-                ParityScope::Text => 0,
-                ParityScope::Media => block_size.full_blocks(footprint.text_tokens),
-            },
+        let nameable_blocks = match member.parity_failed() {
+            None => u32::MAX,
+            Some(ParityScope::Text) => 0,
+            Some(ParityScope::Media) => block_size.full_blocks(footprint.text_tokens),
         };
         let overlap_blocks = held_blocks
             .max(shared_blocks)

@@ -56,6 +56,16 @@ label! {
     }
 }
 
+label! {
+    /// What showed that an engine's prompts are not ours.
+    ParityCheck {
+        /// The prompts it was asked for when it came up.
+        Registration = "registration",
+        /// The blocks it stores.
+        Operation = "operation",
+    }
+}
+
 impl EncodeLabelValue for RouterMode {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
         encoder.write_str(match self {
@@ -134,6 +144,12 @@ pub struct KvEventLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct VerdictLabels {
     pub verdict: Verdict,
+}
+
+/// What showed a difference in prompts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ParityLabels {
+    pub check: ParityCheck,
 }
 
 /// How an image was come by.

@@ -124,6 +124,7 @@ impl Setup {
             worker: engine.worker.clone(),
             address: format!("http://{}", engine.address),
             model: self.name.clone(),
+            files: Some(self.model.clone()),
             aliases: Vec::new(),
             kind: self.kind.name().to_owned(),
             sources: vec![Source {

@@ -3,14 +3,22 @@
 use std::time::Duration;
 
 use ::http::StatusCode;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
 use crate::block::BlockSize;
-use crate::dispatch::{DispatchError, EngineClient};
+use crate::dispatch::{DispatchError, EngineClient, EngineRequest};
+use crate::id::RequestId;
 
 /// Longest wait for an answer. A busy engine answers `/health` late, not never.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Longest wait for the answer to a question, which the engine computes: the first with an image
+/// takes a real one seconds.
+const QUESTION_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Largest answer to a question that is taken: a million token ids, some times over.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// Why an engine could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +29,16 @@ pub enum ProbeError {
     Status {
         path: &'static str,
         status: StatusCode,
+    },
+    #[error("the answer of {path} is over {bytes_max} bytes")]
+    TooLarge {
+        path: &'static str,
+        bytes_max: usize,
+    },
+    #[error("{path} did not answer within {waited:?}")]
+    TooLate {
+        path: &'static str,
+        waited: Duration,
     },
     #[error("the answer of {path} is not JSON")]
     Json {
@@ -98,6 +116,43 @@ impl Probe {
             adapters: listed.adapters,
             context_tokens_max: listed.context_tokens_max,
         })
+    }
+
+    /// Asks a question; the answer's status and body.
+    ///
+    /// # Errors
+    /// When the engine does not answer in time, breaks off, or says too much.
+    pub async fn post(
+        &self,
+        path: &'static str,
+        question: &Value,
+    ) -> Result<(StatusCode, Bytes), ProbeError> {
+        let waited = QUESTION_DEADLINE;
+        let answer = tokio::time::timeout(waited, self.answer(path, question)).await;
+        answer.unwrap_or(Err(ProbeError::TooLate { path, waited }))
+    }
+
+    async fn answer(
+        &self,
+        path: &'static str,
+        question: &Value,
+    ) -> Result<(StatusCode, Bytes), ProbeError> {
+        let request = EngineRequest {
+            path,
+            id: &RequestId::from_bits(uuid::Uuid::new_v4().as_u128()),
+            rank: None,
+            body: question.to_string().into(),
+        };
+        let mut answer = self.client.send(&self.address, request).await?;
+        let mut body = BytesMut::new();
+        while let Some(chunk) = answer.chunk().await {
+            body.extend_from_slice(&chunk?);
+            if body.len() > ANSWER_BYTES_MAX {
+                let bytes_max = ANSWER_BYTES_MAX;
+                return Err(ProbeError::TooLarge { path, bytes_max });
+            }
+        }
+        Ok((answer.status, body.freeze()))
     }
 
     async fn get(&self, path: &'static str) -> Result<Bytes, ProbeError> {

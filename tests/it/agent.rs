@@ -97,6 +97,7 @@ fn following(address: &str, source: &Source) -> (Seen, CancellationToken, JoinSe
         worker: worker(),
         address: format!("http://{address}"),
         model: "tiny-vl".to_owned(),
+        files: None,
         aliases: vec!["demo".to_owned()],
         kind: "vllm".to_owned(),
         sources: vec![source.clone()],

@@ -7,6 +7,7 @@ mod crowd;
 mod deaths;
 mod departures;
 mod overlap;
+mod parity;
 mod paths;
 mod pictures;
 mod prediction;

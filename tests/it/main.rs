@@ -23,6 +23,7 @@ mod mock_vllm;
 mod model;
 mod normalise;
 mod openai_requests;
+mod parity;
 mod recording;
 mod router;
 mod source;
