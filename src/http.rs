@@ -31,6 +31,9 @@ pub type Answer = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
 type Handler = Arc<dyn Fn(Call) -> Answer + Send + Sync>;
 
+/// Lets a request pass by its headers, or answers it.
+type Guard = Arc<dyn Fn(&HeaderMap) -> Result<(), Reply> + Send + Sync>;
+
 /// Limits of a listener; each is answered by its own status when exceeded.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -52,6 +55,7 @@ pub struct Limits {
 #[derive(Default)]
 pub struct Routes {
     paths: Vec<(String, Vec<(Method, Handler)>)>,
+    guard: Option<Guard>,
 }
 
 impl Routes {
@@ -71,6 +75,17 @@ impl Routes {
         let handler: Handler = Arc::new(handler);
         self.route(Method::GET, path, handler.clone())
             .route(Method::HEAD, path, handler)
+    }
+
+    /// Asks `guard` about each request that has a route, before its body is read.
+    pub fn guarded<G>(self, guard: G) -> Self
+    where
+        G: Fn(&HeaderMap) -> Result<(), Reply> + Send + Sync + 'static,
+    {
+        Self {
+            guard: Some(Arc::new(guard)),
+            ..self
+        }
     }
 
     fn route(mut self, method: Method, path: &str, handler: Handler) -> Self {
