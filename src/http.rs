@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use ::http::{HeaderMap, Method};
 use bytes::Bytes;
 
+use crate::config::frontend::LimitsConfig;
 use crate::http::reply::Reply;
 use crate::id::RequestId;
 
@@ -49,6 +50,19 @@ pub struct Limits {
     pub body_read: Duration,
     /// Most connections open at once; further ones wait to be accepted.
     pub connections_max: usize,
+}
+
+impl From<&LimitsConfig> for Limits {
+    fn from(config: &LimitsConfig) -> Self {
+        Self {
+            body_bytes_max: config.body_bytes_max,
+            bodies_in_flight_bytes_max: config.bodies_in_flight_bytes_max,
+            header_bytes_max: config.header_bytes_max,
+            header_read: config.header_read(),
+            body_read: config.body_read(),
+            connections_max: config.connections_max,
+        }
+    }
 }
 
 /// Which handler answers which path and method.
