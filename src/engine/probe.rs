@@ -109,12 +109,12 @@ mod tests {
     async fn ready_is_200_and_nothing_else() {
         let (listener, probe) = probe().await;
         for (said, health) in [
-            (OK, Health::Well),
-            (BUSY, Health::Unwell),
-            ("SSH-2.0\r\n", Health::Silent),
-            ("", Health::Silent),
+            ([OK], Health::Well),
+            ([BUSY], Health::Unwell),
+            (["SSH-2.0\r\n"], Health::Silent),
+            ([""], Health::Silent),
         ] {
-            let (found, ()) = tokio::join!(probe.ask(ANSWER_MAX), answer(&listener, &[said]));
+            let (found, ()) = tokio::join!(probe.ask(ANSWER_MAX), answer(&listener, &said));
             assert_eq!(found, health, "{said:?}");
         }
         drop(listener);
@@ -133,13 +133,7 @@ mod tests {
             ..EngineConfig::default()
         };
         let answers = [OK, BUSY, OK, "", BUSY, BUSY];
-        let said = async {
-            let (said, ()) = tokio::join!(
-                probe.until_unwell(&config),
-                answer(&listener, &answers.map(|text| text))
-            );
-            said
-        };
-        assert_eq!(said.await, "it answered twice that it is not well (503)");
+        let (said, ()) = tokio::join!(probe.until_unwell(&config), answer(&listener, &answers));
+        assert_eq!(said, "it answered twice that it is not well (503)");
     }
 }
