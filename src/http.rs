@@ -32,8 +32,8 @@ pub type Answer = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
 type Handler = Arc<dyn Fn(Call) -> Answer + Send + Sync>;
 
-/// Lets a request pass by its headers, or answers it.
-type Guard = Arc<dyn Fn(&HeaderMap) -> Result<(), Reply> + Send + Sync>;
+/// Answers a request that may not pass, by its headers; `None` for one that may.
+type Guard = Arc<dyn Fn(&HeaderMap) -> Option<Reply> + Send + Sync>;
 
 /// Limits of a listener; each is answered by its own status when exceeded.
 #[derive(Clone, Debug)]
@@ -91,10 +91,11 @@ impl Routes {
             .route(Method::HEAD, path, handler)
     }
 
-    /// Asks `guard` about each request that has a route, before its body is read.
+    /// Asks `guard` about each request that has a route, before its body is read: an answer of its
+    /// is given instead of the handler's.
     pub fn guarded<G>(self, guard: G) -> Self
     where
-        G: Fn(&HeaderMap) -> Result<(), Reply> + Send + Sync + 'static,
+        G: Fn(&HeaderMap) -> Option<Reply> + Send + Sync + 'static,
     {
         Self {
             guard: Some(Arc::new(guard)),

@@ -81,11 +81,11 @@ impl Gate {
         match keys {
             None => routes,
             Some(keys) => routes.guarded(move |headers| match keys.admits(headers) {
-                Some(key) => {
-                    debug!(key, "admitted");
-                    Ok(())
+                Some(name) => {
+                    debug!(name, "admitted by a key");
+                    None
                 }
-                None => Err(unauthorised()),
+                None => Some(unauthorised()),
             }),
         }
     }

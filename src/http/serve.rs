@@ -260,8 +260,8 @@ async fn admit<'a>(
 ) -> Result<(&'a Handler, HeldBody), Reply> {
     let limits = &hall.limits;
     body::check_headers(&parts.headers, limits)?;
-    if let Some(guard) = &hall.guard {
-        guard(&parts.headers)?;
+    if let Some(refusal) = hall.guard.as_ref().and_then(|guard| guard(&parts.headers)) {
+        return Err(refusal);
     }
     let Some((_, handler)) = methods.iter().find(|(method, _)| *method == parts.method) else {
         return Err(method_not_allowed(&parts.method, methods));

@@ -67,7 +67,7 @@ impl Dialler {
         };
         let losing = async {
             while messages.recv().await.is_some() {}
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             () = connecting => {}
