@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commands::check_config::{self, CheckError};
 use crate::config::{Config, Sources, Values};
+use crate::engine::role::{self, RoleError};
 use crate::lifecycle::{self, StopSignals};
 use crate::mock;
 use crate::telemetry::{self, TelemetryError};
@@ -43,6 +44,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Action {
     Up(up::Args),
+    Engine(role::Args),
     /// Runs a stand-in for `vllm serve` that needs no GPU: it computes all but the words
     MockEngine(mock::options::Options),
     CheckConfig(check_config::Args),
@@ -97,6 +99,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Action::Up(args) => {
             let config = prepare(sources, up::Args::role_defaults(), args.flags())?;
             run_role("up", |stop| up::run(args, config, stop))
+        }
+        Action::Engine(args) => {
+            let config = prepare(sources, Values::default(), args.flags())?;
+            run_role("engine", |stop| role::run(args, config, stop))
         }
         Action::MockEngine(options) => {
             prepare(sources, Values::default(), Values::default())?;
@@ -155,10 +161,17 @@ impl Failure {
     fn code(&self) -> ExitCode {
         match self {
             Self::Config(_) => ExitCode::from(EXIT_CONFIG),
+            Self::Role { source, .. } if is_lasting(&**source) => ExitCode::from(EXIT_CONFIG),
             Self::Dropped => ExitCode::from(EXIT_DROPPED),
             Self::Role { .. } | Self::Output(_) => ExitCode::FAILURE,
         }
     }
+}
+
+/// Whether a role would fail again however often it is started.
+fn is_lasting(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    let error = error.downcast_ref::<RoleError>();
+    error.is_some_and(RoleError::is_lasting)
 }
 
 /// One line for each thing wrong, its causes after it.

@@ -1,5 +1,7 @@
 //! Membership: the record of each worker, and changes to the set.
 
+pub mod engine_file;
+
 use serde::{Deserialize, Serialize};
 
 use crate::block::BlockSize;
@@ -73,7 +75,7 @@ pub struct WorkerRecord {
     pub version: u32,
     pub worker: WorkerId,
     pub incarnation: Incarnation,
-    /// Where the engine answers, as `http://host:port`.
+    /// Where the engine answers, as `http://host:port` or, on the same host, `unix:/path`.
     pub address: String,
     /// The model's base name, as hashed.
     pub model: String,

@@ -19,7 +19,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Values};
 use crate::dispatch::EngineClient;
-use crate::engine::run_dir::{RunDir, RunDirError};
+use crate::engine::run_dir::RunDir;
+use crate::engine::shelter::RunDirError;
 use crate::engine::{EngineError, Kind, Launcher};
 use crate::frontend::Frontend;
 use crate::gpu;
@@ -50,6 +51,9 @@ pub struct Args {
     /// How many engines to run; unless told, vllm on each GPU, two stand-ins, or one command
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
+    /// Data-parallel ranks of each engine; vllm takes a GPU for each
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub ranks: u16,
     /// Which engine to run; unless told, vllm where there are GPUs and a --model, else the stand-in
     #[arg(long)]
     pub engine: Option<Kind>,
@@ -66,7 +70,8 @@ pub struct Args {
     #[arg(long)]
     router_temperature: Option<f64>,
     /// Further arguments of the engine; with `--engine command`, its command line, in which
-    /// {port}, {model}, {name}, {kv_events}, {kv_replay} and {worker} are filled in
+    /// {port}, {uds}, {model}, {name}, {kv_events}, {kv_replay}, {worker}, {ranks} and {media_dir} are
+    /// filled in
     #[arg(last = true)]
     pub engine_args: Vec<String>,
 }
@@ -135,7 +140,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     let setup = Setup::choose(&args, gpu::find(), &config.media)?;
     let listeners = Listeners::bind(&config.frontend).await?;
     let run_dir = Arc::new(RunDir::create(config.engine.run_dir.as_deref())?);
-    let specs = setup.specs(&args.engine_args, &run_dir)?;
+    let specs = setup.specs(&args, &config.engine, &run_dir)?;
     say(setup.opening());
 
     let metrics = Arc::new(Metrics::default());

@@ -1,6 +1,7 @@
 //! The command line of `kvlens mock-engine`, close to that of `vllm serve`.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::mock::hash::Lora;
@@ -37,6 +38,9 @@ pub struct Options {
     /// Port to listen on; 0 lets the system choose.
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
+    /// Path of a unix socket to listen on instead.
+    #[arg(long, value_name = "PATH")]
+    pub uds: Option<PathBuf>,
     /// Tokens per KV-cache block.
     #[arg(long, default_value_t = 16)]
     pub block_size: u32,
@@ -46,8 +50,9 @@ pub struct Options {
     /// Engine ranks, each with its own cache and stream of events.
     #[arg(long, default_value_t = 1)]
     pub data_parallel_size: u32,
-    /// Where KV events are published: tcp://host:port (a rank adds its number to the port) or
-    /// ipc://path (a rank adds _dp and its number). Without it none are.
+    /// Where KV events are published: tcp://host:port (a rank adds its number to the port; connected
+    /// to, unless the host is * or the port 0) or ipc://path (a rank adds _dp and its number).
+    /// Without it none are.
     #[arg(long)]
     pub kv_events_endpoint: Option<String>,
     /// Where past KV events are asked for.

@@ -58,14 +58,7 @@ impl Listeners {
         limits: &LimitsConfig,
         stop: &CancellationToken,
     ) -> Tasks {
-        let limits = Limits {
-            body_bytes_max: limits.body_bytes_max,
-            bodies_in_flight_bytes_max: limits.bodies_in_flight_bytes_max,
-            header_bytes_max: limits.header_bytes_max,
-            header_read: limits.header_read(),
-            body_read: limits.body_read(),
-            connections_max: limits.connections_max,
-        };
+        let limits = Limits::from(limits);
         let mut listeners = Tasks::default();
         let drained = CancellationToken::new();
         let admin = serve(

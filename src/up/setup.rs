@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::config::engine::EngineConfig;
 use crate::config::media::MediaConfig;
-use crate::engine::command::Plan;
+use crate::discovery::engine_file::KvEndpoints;
+use crate::engine::command::{self, Listen, Plan, Ranks, wants_socket};
 use crate::engine::run_dir::RunDir;
-use crate::engine::{Kind, Spec, free_ports};
+use crate::engine::{Kind, Spec, free_port_runs};
 use crate::events::zmq::Source;
 use crate::gpu::Gpus;
 use crate::id::WorkerId;
@@ -45,7 +47,9 @@ pub(crate) struct Addresses {
 pub(crate) struct Setup {
     kind: Kind,
     workers: u16,
-    /// GPUs found; engines share them out one by one.
+    /// Data-parallel ranks of each engine.
+    ranks: u16,
+    /// GPUs found; engines share them out, one for each rank.
     gpus: Gpus,
     media_enabled: bool,
     /// The name requests use, and part of every hash.
@@ -77,13 +81,17 @@ impl Setup {
             }
         };
         let workers = args.workers.unwrap_or(match (kind, &gpus) {
-            (Kind::Vllm, Gpus::Some(gpus)) => u16::try_from(gpus.len()).unwrap_or(u16::MAX),
+            (Kind::Vllm, Gpus::Some(gpus)) => {
+                let engines = gpus.len() / usize::from(args.ranks);
+                u16::try_from(engines).unwrap_or(u16::MAX).max(1)
+            }
             (Kind::Command, _) => 1,
             _ => MOCK_WORKERS,
         });
         Ok(Self {
             kind,
             workers,
+            ranks: args.ranks,
             gpus,
             media_enabled: media.enabled,
             name,
@@ -95,42 +103,47 @@ impl Setup {
     /// The engines to launch.
     pub(crate) fn specs(
         &self,
-        engine_args: &[String],
+        args: &Args,
+        config: &EngineConfig,
         run_dir: &RunDir,
     ) -> Result<Vec<Spec>, UpError> {
-        let ports = free_ports(usize::from(self.workers))?;
-        let spec = |(number, port): (usize, u16)| {
-            let worker = self.worker(number)?;
+        let on_socket = self.kind == Kind::Command && wants_socket(&args.engine_args);
+        // For each engine a run of ports for its events, one for their replay, and one to listen on.
+        let ports = free_port_runs(3 * usize::from(self.workers), self.ranks)?;
+        let spec = |(number, ports): (usize, &[u16])| {
             let plan = Plan {
-                worker,
+                worker: self.worker(number)?,
                 kind: self.kind,
                 name: self.name.clone(),
                 model: self
                     .folder
                     .as_ref()
                     .map(|folder| folder.display().to_string()),
-                port,
-                gpus: self.gpu(number).map(|gpu| vec![gpu]),
-                args: engine_args.to_vec(),
+                listen: match on_socket {
+                    true => Listen::Socket,
+                    false => Listen::Port(ports[2]),
+                },
+                ranks: Ranks::new(self.ranks, ports[0], ports[1]),
+                block_size: config.block_size(),
+                gpus: self.gpus(number),
+                media_dir: None,
+                args: args.engine_args.clone(),
             };
             Ok(plan.spec(run_dir)?)
         };
-        ports.into_iter().enumerate().map(spec).collect()
+        ports.chunks_exact(3).enumerate().map(spec).collect()
     }
 
     /// The agent beside one engine.
     pub(crate) fn agent(&self, engine: &Spec) -> AgentSpec {
         AgentSpec {
             worker: engine.worker.clone(),
-            address: format!("http://{}", engine.address),
+            address: engine.address.to_string(),
             model: self.name.clone(),
             files: Some(self.model.clone()),
             aliases: Vec::new(),
             kind: self.kind.name().to_owned(),
-            sources: vec![Source {
-                events: engine.kv_events.clone(),
-                replay: Some(engine.kv_replay.clone()),
-            }],
+            sources: engine.sources.iter().map(source).collect(),
             placeholder: self.model.family().map(Family::placeholder),
         }
     }
@@ -176,9 +189,15 @@ impl Setup {
         WorkerId::new(&worker).map_err(|source| UpError::Worker { worker, source })
     }
 
-    fn gpu(&self, number: usize) -> Option<String> {
+    /// The GPUs of one engine, one for each rank.
+    fn gpus(&self, number: usize) -> Option<Vec<String>> {
+        let ranks = usize::from(self.ranks);
+        let share = |gpus: &[String]| {
+            let own = gpus.iter().cycle().skip(number * ranks).take(ranks);
+            own.cloned().collect()
+        };
         match (self.kind, &self.gpus) {
-            (Kind::Vllm, Gpus::Some(gpus)) => gpus.iter().cycle().nth(number).cloned(),
+            (Kind::Vllm, Gpus::Some(gpus)) => Some(share(gpus)),
             _ => None,
         }
     }
@@ -186,15 +205,16 @@ impl Setup {
 
 /// A model by folder or by id: the name it is served under, its folder, its files.
 fn named_model(text: &str) -> Result<(String, Option<PathBuf>, Model), UpError> {
-    let environment = |name: &str| std::env::var_os(name);
-    let folder = Model::resolve(text, environment)?;
+    let (name, folder) = command::named_model(text)?;
     let model = Model::load(&folder)?;
-    let is_folder = folder.as_os_str() == text || PathBuf::from(text).is_dir();
-    let name = match folder.file_name().filter(|_| is_folder) {
-        Some(last) => last.to_string_lossy().into_owned(),
-        None => text.to_owned(),
-    };
     Ok((name, Some(folder), model))
+}
+
+fn source(endpoints: &KvEndpoints) -> Source {
+    Source {
+        events: endpoints.events.clone(),
+        replay: Some(endpoints.replay.clone()),
+    }
 }
 
 /// What is printed when the first worker is ready.
@@ -290,10 +310,15 @@ mod tests {
     fn engines_share_the_gpus_that_were_found() {
         let mut setup = choose(&[], two_gpus(), true).unwrap();
         assert_eq!(setup.kind, Kind::Mock, "no model was named");
-        assert_eq!(setup.gpu(0), None, "a stand-in needs none");
+        assert_eq!(setup.gpus(0), None, "a stand-in needs none");
         setup.kind = Kind::Vllm;
-        let gpus: Vec<_> = (0..3).filter_map(|number| setup.gpu(number)).collect();
-        assert_eq!(gpus, ["3", "GPU-1f", "3"]);
+        let shares = |setup: &Setup| {
+            let shares = (0..3).filter_map(|number| setup.gpus(number));
+            shares.map(|gpus| gpus.join("+")).collect::<Vec<_>>()
+        };
+        assert_eq!(shares(&setup), ["3", "GPU-1f", "3"]);
+        setup.ranks = 2;
+        assert_eq!(shares(&setup), ["3+GPU-1f", "3+GPU-1f", "3+GPU-1f"]);
     }
 
     #[test]

@@ -7,6 +7,8 @@ mod codec;
 mod config;
 mod end_to_end;
 mod engine;
+mod engine_role;
+mod gate;
 mod hash_vectors;
 mod http;
 mod index_laws;
