@@ -30,6 +30,15 @@ enum Health {
     Silent,
 }
 
+/// What is wrong with an engine that was ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("it answered twice that it is not well (503)")]
+    Unwell,
+    #[error("it hung: {failures} questions in a row had no good answer within {deadline:?}")]
+    Hung { failures: u32, deadline: Duration },
+}
+
 impl Probe {
     /// A probe of the engine at `address`.
     pub(crate) fn new(address: String) -> Self {
@@ -55,8 +64,8 @@ impl Probe {
     }
 
     /// Asks a ready engine from time to time, until it has left the most questions in a row that
-    /// it may without a good answer, or says twice that it is not well. Says what is wrong.
-    pub(crate) async fn until_unwell(&self, config: &EngineConfig) -> String {
+    /// it may without a good answer, or says twice that it is not well.
+    pub(crate) async fn until_fault(&self, config: &EngineConfig) -> Fault {
         let deadline = config.watch_deadline();
         let mut failures = 0;
         while failures < config.watch_failures_max {
@@ -66,7 +75,7 @@ impl Probe {
                 tokio::time::sleep(UNWELL_PAUSE).await;
                 health = self.ask(deadline).await;
                 if health == Health::Unwell {
-                    return "it answered twice that it is not well (503)".to_owned();
+                    return Fault::Unwell;
                 }
             }
             failures = match health {
@@ -74,7 +83,7 @@ impl Probe {
                 _ => failures + 1,
             };
         }
-        format!("it hung: {failures} questions in a row had no good answer within {deadline:?}")
+        Fault::Hung { failures, deadline }
     }
 }
 
@@ -133,7 +142,7 @@ mod tests {
             ..EngineConfig::default()
         };
         let answers = [OK, BUSY, OK, "", BUSY, BUSY];
-        let (said, ()) = tokio::join!(probe.until_unwell(&config), answer(&listener, &answers));
-        assert_eq!(said, "it answered twice that it is not well (503)");
+        let (fault, ()) = tokio::join!(probe.until_fault(&config), answer(&listener, &answers));
+        assert_eq!(fault, Fault::Unwell);
     }
 }

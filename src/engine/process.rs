@@ -18,13 +18,16 @@ use crate::config::engine::EngineConfig;
 use crate::engine::backoff::Backoff;
 use crate::engine::leftover::{Kin, MARK};
 use crate::engine::output::Tail;
-use crate::engine::probe::Probe;
+use crate::engine::probe::{Fault, Probe};
 use crate::engine::run_dir::RunDir;
 use crate::engine::{EngineAddress, Spec, State, port};
 use crate::id::WorkerId;
 
 /// Time to read what a dead engine left in its pipes: a process it started may hold them open.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
+
+/// Longest grace of an engine whose part that computes has died: vLLM's API would wait for it.
+const UNWELL_GRACE_MAX: Duration = Duration::from_secs(1);
 
 /// Keeps one engine running.
 #[derive(Debug)]
@@ -104,21 +107,25 @@ impl Supervisor {
         let _stdin = child.stdin.take();
         let mut output = self.read_output(&mut child, tail);
         let mut ready_at = None;
+        let mut grace = self.config.grace();
         let failed = |cause, ready_at: Option<Instant>| End::Failed {
             cause,
             ready: ready_at.map_or(Duration::ZERO, |at| at.elapsed()),
         };
         let end = tokio::select! {
             status = child.wait() => failed(cause_of(status), ready_at),
-            fault = self.watch(life, &mut group, &mut ready_at) => {
+            (cause, is_unwell) = self.watch(life, &mut group, &mut ready_at) => {
                 // It is granted its time to end, so the restart is told only later.
-                warn!(worker = %self.spec.worker, fault, "ending an engine");
-                failed(fault, ready_at)
+                warn!(worker = %self.spec.worker, cause, "ending an engine");
+                if is_unwell {
+                    grace = grace.min(UNWELL_GRACE_MAX);
+                }
+                failed(cause, ready_at)
             }
             () = self.restart.notified() => End::Restarted,
             () = self.stop.cancelled() => End::Stopped,
         };
-        self.end(&mut child, &mut group).await;
+        self.end(&mut child, &mut group, grace).await;
         drop(group);
         let last_words = async { while output.join_next().await.is_some() {} };
         let read = tokio::time::timeout(LAST_WORDS_MAX, last_words).await;
@@ -172,45 +179,43 @@ impl Supervisor {
         tasks
     }
 
-    /// Says when the engine answers and goes on asking it; returns what is wrong with it.
+    /// Says when the engine answers and goes on asking it; returns what is wrong with it, and
+    /// whether it says so itself.
     async fn watch(
         &self,
         life: u64,
         group: &mut Group<'_>,
         ready_at: &mut Option<Instant>,
-    ) -> String {
+    ) -> (String, bool) {
         let limit = self.config.ready();
         let probe = Probe::new(self.spec.address.to_string());
         let ready = probe.until_ready(self.config.probe());
         if tokio::time::timeout(limit, ready).await.is_err() {
-            return format!("it did not answer within {limit:?}");
+            return (format!("it did not answer within {limit:?}"), false);
         }
         if group.leader_has_ended() {
-            return format!(
-                "it ended, and another program answers on {}",
-                self.spec.address
-            );
+            let address = &self.spec.address;
+            let cause = format!("it ended, and another program answers on {address}");
+            return (cause, false);
         }
         *ready_at = Some(Instant::now());
         group.look();
         info!(worker = %self.spec.worker, address = %self.spec.address, "engine ready");
         self.state.send_replace(State::Ready { life });
-        probe.until_unwell(&self.config).await
+        let fault = probe.until_fault(&self.config).await;
+        (fault.to_string(), fault == Fault::Unwell)
     }
 
     /// Ends the engine: SIGTERM to its group, then the time it is granted. What is left then is
     /// killed with the group.
-    async fn end(&self, child: &mut Child, group: &mut Group<'_>) {
+    async fn end(&self, child: &mut Child, group: &mut Group<'_>, grace: Duration) {
         if child.id().is_none() {
             return;
         }
         group.look();
         group.signal(Signal::TERM);
-        if tokio::time::timeout(self.config.grace(), child.wait())
-            .await
-            .is_err()
-        {
-            warn!(worker = %self.spec.worker, grace = ?self.config.grace(), "engine did not end in time, killing it");
+        if tokio::time::timeout(grace, child.wait()).await.is_err() {
+            warn!(worker = %self.spec.worker, ?grace, "engine did not end in time, killing it");
             group.signal(Signal::KILL);
             if let Err(error) = child.wait().await {
                 warn!(worker = %self.spec.worker, %error, "engine cannot be waited for");
