@@ -37,9 +37,9 @@ impl State {
         (applied, turn(member, before, now))
     }
 
-    /// Holds an answer against the events: its prompt's first block that was not cached, and its
-    /// last one, were computed, and must be stored under our names; the last, because its name
-    /// covers every image.
+    /// Holds an answer against the events. Of the blocks that were not cached, and so were computed,
+    /// two must be stored under our names: the last one before any image, whose name covers the
+    /// text, and the prompt's last one, whose name covers everything.
     pub(crate) fn answered(
         &mut self,
         key: BookingKey,
@@ -54,14 +54,12 @@ impl State {
         let text_blocks = answered.block_size.full_blocks(answered.text_tokens) as usize;
         let slot = self.index.slot(worker, *rank);
         let before = member.confirm.failed();
-        let last = hashes.len().saturating_sub(1);
-        for at in [first, last].into_iter().skip(usize::from(first == last)) {
-            let Some(hash) = hashes.get(at).filter(|_| at >= first) else {
+        for (blocks, scope) in [
+            (first..text_blocks.min(hashes.len()), ParityScope::Text),
+            (first.max(text_blocks)..hashes.len(), ParityScope::Media),
+        ] {
+            let Some(hash) = blocks.last().and_then(|at| hashes.get(at)) else {
                 continue;
-            };
-            let scope = match at < text_blocks {
-                true => ParityScope::Text,
-                false => ParityScope::Media,
             };
             let holders = self.index.overlap(std::slice::from_ref(hash));
             let is_held = holders.iter().any(|held| Some(held.slot) == slot);
@@ -265,6 +263,22 @@ mod tests {
             assert_eq!(world.event(1, &[8], &[]), None);
             assert_eq!(world.shown(), Parity::Unchecked);
         }
+    }
+
+    #[test]
+    fn an_image_is_judged_by_what_comes_after_it() {
+        let mut world = World::new();
+        for prompt in 1..=3 {
+            let blocks = [1, 2, 3].map(|block| 1_000 * prompt + block);
+            let asked = world.place(&blocks, 1);
+            // All but the last: an image that is too long differs only where it ends.
+            world.event(1, &blocks[..2], &[]);
+            assert_eq!(world.answer(&asked, 0), None);
+        }
+        world.event(1, &[7], &[]);
+        world.now += PATIENCE;
+        let turn = world.event(1, &[8], &[]);
+        assert_eq!(turn, turned(Some(ParityScope::Media)));
     }
 
     #[test]
