@@ -139,8 +139,24 @@ impl Ledger {
     /// Forgets everything, as for a new engine process or a reset; returned as published.
     pub fn reset(&mut self) -> Published {
         self.clear();
-        (self.size_from_events, self.group) = (false, None);
+        (self.size_from_events, self.block_size, self.group) = (false, None, None);
         self.book.publish()
+    }
+
+    /// Forgets every block, because the engine was told to and will say so only later.
+    pub fn clear_at_once(&mut self) -> Published {
+        self.clear();
+        self.book.publish()
+    }
+
+    /// Takes what the engine's metrics say; the block size of its events wins.
+    pub fn describe(&mut self, capacity_blocks: Option<u64>, block_size: Option<BlockSize>) {
+        self.capacity_blocks = capacity_blocks;
+        if !self.size_from_events {
+            self.block_size = block_size;
+        } else if block_size.is_some_and(|size| Some(size) != self.block_size) {
+            self.book.counts.add(Alarm::BlockSizeChanged);
+        }
     }
 
     /// Says that events were lost: what the engine holds is known in part only.
@@ -148,10 +164,20 @@ impl Ledger {
         self.partial = true;
     }
 
-    /// Notes a batch that could not be read, as lost and as an alarm.
-    pub fn mark_unreadable(&mut self) {
-        self.book.counts.add(Alarm::Unreadable);
+    /// Says that events were lost. What they removed is not known, so every block is forgotten:
+    /// a ledger may know too few, never too many.
+    pub fn lose(&mut self) -> Published {
+        if self.book.copies > 0 {
+            self.clear();
+        }
         self.mark_partial();
+        self.book.publish()
+    }
+
+    /// Notes a batch that could not be read, as lost and as an alarm.
+    pub fn mark_unreadable(&mut self) -> Published {
+        self.book.counts.add(Alarm::Unreadable);
+        self.lose()
     }
 
     /// Whether the engine may hold blocks that were never published.
@@ -167,6 +193,11 @@ impl Ledger {
     /// Counts the sequence hashes that are published.
     pub fn blocks(&self) -> u64 {
         self.book.owners.len() as u64
+    }
+
+    /// Every name that is published.
+    pub fn names(&self) -> Vec<SequenceHash> {
+        self.book.owners.keys().copied().collect()
     }
 
     /// Counts the engine's blocks in use, copies and nameless ones included.
@@ -256,7 +287,9 @@ impl Ledger {
         if self.block_size.is_some_and(|known| known != size) {
             self.book.counts.add(Alarm::BlockSizeChanged);
             if self.size_from_events {
-                // Blocks of two sizes share no chain; those after it come out as waiting.
+                // Blocks of two sizes share no chain, and an engine that mixes them is not understood.
+                self.clear();
+                self.partial = true;
                 return false;
             }
         }

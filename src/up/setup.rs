@@ -120,17 +120,16 @@ impl Setup {
 
     /// The agent beside one engine.
     pub(crate) fn agent(&self, engine: &Spec) -> AgentSpec {
+        let address = format!("http://{}", engine.address);
         AgentSpec {
-            worker: engine.worker.clone(),
-            address: format!("http://{}", engine.address),
-            model: self.name.clone(),
-            aliases: Vec::new(),
             kind: self.kind.name().to_owned(),
             sources: vec![Source {
                 events: engine.kv_events.clone(),
+                bind: false,
                 replay: Some(engine.kv_replay.clone()),
             }],
             placeholder: self.model.family().map(Family::placeholder),
+            ..AgentSpec::new(engine.worker.clone(), &address, &self.name)
         }
     }
 

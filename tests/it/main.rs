@@ -1,6 +1,8 @@
 //! Tests of the library as its users see it, and of the house rules.
 
 mod agent;
+mod bad_engines;
+mod bound_source;
 mod cli;
 mod codec;
 mod config;
@@ -21,6 +23,7 @@ mod mock_vllm;
 mod model;
 mod normalise;
 mod openai_requests;
+mod rank;
 mod recording;
 mod router;
 mod source;
