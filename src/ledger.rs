@@ -287,9 +287,7 @@ impl Ledger {
         if self.block_size.is_some_and(|known| known != size) {
             self.book.counts.add(Alarm::BlockSizeChanged);
             if self.size_from_events {
-                // Blocks of two sizes share no chain, and an engine that mixes them is not understood.
-                self.clear();
-                self.partial = true;
+                // Blocks of two sizes share no chain; those after it come out as waiting.
                 return false;
             }
         }

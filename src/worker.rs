@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, warn, warn_span};
 
 use crate::block::BlockSize;
-use crate::discovery::{Change, Update, WorkerRecord};
+use crate::discovery::{Change, Completeness, Update, WorkerRecord};
 use crate::events::zmq::Source;
 use crate::id::{DpRank, WorkerId};
 use crate::index::KvEvent;
@@ -153,6 +153,8 @@ struct Agent {
     ranks: Ranks,
     /// The alarms and gaps of each rank that are counted already.
     counted: Vec<(Counts, u64)>,
+    /// Whether it is counted among the workers with a partial ledger.
+    is_partial: bool,
 }
 
 impl Agent {
@@ -166,6 +168,7 @@ impl Agent {
         record.incarnation = new_incarnation();
         Self {
             counted: vec![Default::default(); spec.sources.len()],
+            is_partial: false,
             spec,
             metrics,
             updates,
@@ -241,7 +244,9 @@ impl Agent {
             }
             Sighting::NotYet { cause } => self.standing = Standing::Starting { cause },
             Sighting::Silent { cause } => {
-                warn!(%worker, cause, "engine does not answer, worker failed");
+                if self.standing == Standing::Well {
+                    warn!(%worker, cause, "engine does not answer, worker failed");
+                }
                 self.standing = Standing::Failed { cause };
             }
             Sighting::Ended { cause } => {
@@ -281,6 +286,7 @@ impl Agent {
         self.count(&statuses);
         let life = self.record.incarnation;
         record::note_ledgers(&mut self.record, &self.facts, &statuses);
+        self.count_partial(self.record.ledger.completeness == Completeness::Partial);
         if life != self.record.incarnation {
             // Another process may be another engine, and its ledgers know nothing of it yet.
             self.described = None;
@@ -330,6 +336,20 @@ impl Agent {
         }
     }
 
+    fn count_partial(&mut self, is_partial: bool) {
+        let ledgers = &self.metrics.partial_ledgers;
+        match (self.is_partial, is_partial) {
+            (false, true) => {
+                ledgers.inc();
+            }
+            (true, false) => {
+                ledgers.dec();
+            }
+            _ => {}
+        }
+        self.is_partial = is_partial;
+    }
+
     /// Takes back all that was told of a rank that is no longer followed.
     fn forgotten(&self, rank: DpRank) -> Update {
         Update::Kv(KvEvent {
@@ -363,7 +383,8 @@ impl Agent {
     }
 
     /// Signs off.
-    async fn end(self) {
+    async fn end(mut self) {
+        self.count_partial(false);
         // Joined, so that no event follows the worker's Down.
         self.ranks.stop().await;
         let down = Update::Change(Change::Down(self.spec.worker.clone()));

@@ -8,7 +8,6 @@ use tokio::sync::watch;
 
 use crate::discovery::WorkerRecord;
 use crate::engine::{EngineProcess, State};
-use crate::worker::ProcessState;
 use crate::id::WorkerId;
 use crate::lifecycle;
 use crate::router::Router;
@@ -16,6 +15,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::up::say;
 use crate::up::setup::Banner;
 use crate::up::tasks::Tasks;
+use crate::worker::ProcessState;
 
 /// How often the router is asked which workers are there: often enough to look instant.
 const LOOK_EVERY: Duration = Duration::from_millis(20);

@@ -38,12 +38,7 @@ pub struct Told {
 }
 
 /// Follows one rank until nobody takes its updates or gives it orders any more.
-pub async fn follow(
-    mut rank: Rank,
-    source: Source,
-    mut orders: mpsc::Receiver<Order>,
-    told: Told,
-) {
+pub async fn follow(mut rank: Rank, source: Source, mut orders: mpsc::Receiver<Order>, told: Told) {
     let mut goes_on = true;
     while goes_on {
         let (feed, fed) = mpsc::channel(FEED_MAX);

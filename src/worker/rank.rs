@@ -1,6 +1,7 @@
 //! One data-parallel rank as its agent sees it: from what its source gives to what the router is
 //! told.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use tracing::warn;
@@ -234,7 +235,11 @@ impl Rank {
         // The first event's size wins over the metrics; one that changes later is not understood.
         if before.0 == self.ledger.block_size() && before.1 < self.size_alarms() {
             self.lose("its events changed their block size".to_owned());
-            return self.ledger.lose();
+            self.ledger.lose();
+            return Published {
+                cleared: true,
+                ..Published::default()
+            };
         }
         published
     }
@@ -263,6 +268,10 @@ impl Rank {
 
     fn refuse(&mut self, bytes: usize, error: &CodecError) -> Published {
         let (worker, rank, sequence) = (&self.worker, self.rank.0, self.sequence);
+        let error = match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
         // One line for a run of them: an engine of another format sends nothing else.
         if !std::mem::replace(&mut self.is_unreadable, true) {
             warn!(%worker, rank, sequence, bytes, %error, "kv events can't be read");

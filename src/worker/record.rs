@@ -10,11 +10,15 @@ use crate::worker::rank::RankStatus;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It has not answered yet.
-    Starting { cause: String },
+    Starting {
+        cause: String,
+    },
     /// It answers, but its ranks have not shown yet what they hold.
     Proving,
     Well,
-    Failed { cause: String },
+    Failed {
+        cause: String,
+    },
 }
 
 /// The verdict on an engine, and why it is not healthy. `misfit` says why it is not the engine that
@@ -114,7 +118,9 @@ fn ledger_cause(facts: &EngineFacts, statuses: &[RankStatus]) -> Option<String> 
 fn missing_ranks(facts: &EngineFacts, statuses: &[RankStatus]) -> Option<String> {
     let (ranks, followed) = (facts.ranks?, statuses.len());
     (ranks != followed).then(|| {
-        format!("the engine has {ranks} data-parallel ranks, and kv events of {followed} are followed")
+        format!(
+            "the engine has {ranks} data-parallel ranks, and kv events of {followed} are followed"
+        )
     })
 }
 

@@ -26,7 +26,11 @@ async fn an_engine_that_connects_is_followed_through_its_lives() {
         let publisher = Publisher::connect(&source).await;
         publisher.publish(&payload(0)).await;
         if life > 0 {
-            assert_eq!(next_but_behind(&mut feed).await, Feed::NewLife, "{life}");
+            let mut next = Feed::CaughtUp;
+            while next == Feed::CaughtUp {
+                next = next_but_behind(&mut feed).await;
+            }
+            assert_eq!(next, Feed::NewLife, "life {life}");
         }
         let mut taken = Vec::new();
         for sequence in 1..=20 {

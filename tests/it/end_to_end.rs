@@ -10,5 +10,6 @@ mod overlap;
 mod paths;
 mod pictures;
 mod prediction;
+mod resets;
 mod signals;
 mod stack;

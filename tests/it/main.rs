@@ -8,6 +8,7 @@ mod codec;
 mod config;
 mod end_to_end;
 mod engine;
+mod fake_engine;
 mod hash_vectors;
 mod http;
 mod index_laws;
