@@ -28,7 +28,7 @@ pub struct LedgerState {
     /// Last sequence number applied; of rank 0 where there are several.
     pub sequence: u64,
     pub blocks: u64,
-    /// Why it is partial, for a person.
+    /// Why it is partial, or what else is not as it should be, for a person.
     #[serde(default)]
     pub cause: Option<String>,
     /// While set, each request asks the engine to report the blocks it reuses under this session

@@ -155,8 +155,24 @@ impl Ledger {
     /// Forgets everything, as for a new engine process or a reset; returned as published.
     pub fn reset(&mut self) -> Published {
         self.clear();
-        (self.size_from_events, self.group) = (false, None);
+        (self.size_from_events, self.block_size, self.group) = (false, None, None);
         self.book.publish()
+    }
+
+    /// Forgets every block, because the engine was told to and will say so only later.
+    pub fn clear_at_once(&mut self) -> Published {
+        self.clear();
+        self.book.publish()
+    }
+
+    /// Takes what the engine's metrics say; the block size of its events wins.
+    pub fn describe(&mut self, capacity_blocks: Option<u64>, block_size: Option<BlockSize>) {
+        self.capacity_blocks = capacity_blocks;
+        if !self.size_from_events {
+            self.block_size = block_size;
+        } else if block_size.is_some_and(|size| Some(size) != self.block_size) {
+            self.book.counts.add(Alarm::BlockSizeChanged);
+        }
     }
 
     /// Says that the engine may hold blocks of which nothing was seen.
@@ -194,6 +210,11 @@ impl Ledger {
     /// Counts the sequence hashes that are published.
     pub fn blocks(&self) -> u64 {
         self.book.owners.len() as u64
+    }
+
+    /// Every name that is published.
+    pub fn names(&self) -> Vec<SequenceHash> {
+        self.book.owners.keys().copied().collect()
     }
 
     /// Counts the engine's blocks in use, copies and nameless ones included.

@@ -31,10 +31,11 @@ use crate::openai::request::RequestLimits;
 use crate::router::Router;
 use crate::select::RouterMode;
 use crate::telemetry::metrics::Metrics;
-use crate::up::agents::Agents;
+use crate::up::agents::{Agents, Attended};
 use crate::up::listeners::Listeners;
 use crate::up::setup::Setup;
 use crate::up::tasks::TaskEnd;
+use crate::worker::reset;
 
 /// Time for requests in flight to finish after the first stop signal.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
@@ -147,7 +148,12 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     let router = Router::new(config.router.policy(), metrics.clone());
     let frontend = frontend(&setup, &config, router.clone(), metrics.clone())?;
     let banner = setup.banner(listeners.addresses);
-    let mut serving = listeners.serve(&frontend, &config.frontend.limits, &stop);
+    let mut resets = reset::Agents::default();
+    let commands: Vec<_> = specs
+        .iter()
+        .map(|spec| resets.add(spec.worker.clone()))
+        .collect();
+    let mut serving = listeners.serve(&frontend, resets, &config.frontend.limits, &stop);
     let engines = Launcher {
         config: config.engine.clone(),
         run_dir,
@@ -157,8 +163,14 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     // Should this future be dropped, its engines end all the same.
     let _engines_end = engines.stop.clone().drop_guard();
     let processes: Vec<_> = specs.into_iter().map(|spec| engines.launch(spec)).collect();
-    let mut agents = Agents::start(&setup, &processes, &router, &metrics);
-    let mut followed = progress::follow(processes, &metrics);
+    let (mut followed, states) = progress::follow(&processes, &metrics);
+    let attended = processes.into_iter().zip(states).zip(commands);
+    let attended = attended.map(|((process, state), commands)| Attended {
+        process,
+        state,
+        commands,
+    });
+    let mut agents = Agents::start(&setup, attended.collect(), &router, &metrics);
 
     let running = tokio::select! {
         // First, because listeners end with it.

@@ -41,6 +41,9 @@ pub(crate) struct Supervisor {
     pub(crate) stop: CancellationToken,
 }
 
+/// Lines of a dead engine's output in the log's one line about its end.
+const LINES_LOGGED: usize = 5;
+
 /// How one life of an engine ended.
 #[derive(Debug)]
 enum End {
@@ -69,11 +72,13 @@ impl Supervisor {
                 End::Restarted => ("it was told to start again".to_owned(), Duration::ZERO),
                 End::Failed { cause, ready } => (cause, backoff.after(ready)),
             };
-            warn!(%worker, cause, ?after, "engine ended, starting it again");
+            let last_lines = tail.lines();
+            let last = &last_lines[last_lines.len().saturating_sub(LINES_LOGGED)..];
+            warn!(%worker, cause, ?after, ?last, "engine ended, starting it again");
             self.state.send_replace(State::Restarting {
                 after,
                 cause,
-                last_lines: tail.lines().into(),
+                last_lines: last_lines.into(),
             });
             tokio::select! {
                 () = tokio::time::sleep(after) => {}

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::block::{BlockSize, SequenceHash};
+use crate::block::BlockSize;
 use crate::ledger::book::SavedBlock;
 use crate::ledger::{Ledger, Loss, Options};
 
@@ -75,10 +75,5 @@ impl Ledger {
         ledger.group = saved.group;
         ledger.loss = saved.loss;
         Ok(ledger)
-    }
-
-    /// Every sequence hash that is published, or would be.
-    pub fn names(&self) -> Vec<SequenceHash> {
-        self.book.owners.keys().copied().collect()
     }
 }

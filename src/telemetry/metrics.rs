@@ -94,6 +94,8 @@ metrics! {
         "kv_event_gaps", "Times that events were found missing from an engine's sequence.";
     ledger_alarms: Family<AlarmLabels, Counter> = Family::default(),
         "ledger_alarms", "What ledgers met that cannot be taken at face value, by kind.";
+    partial_ledgers: Gauge = Gauge::default(),
+        "partial_ledgers", "Workers whose blocks are not all known, so that more may be cached there than is expected.";
     index_blocks: Gauge = Gauge::default(),
         "index_blocks", "Blocks in the index, summed over workers.";
     workers: Family<VerdictLabels, Gauge> = Family::default(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::EngineProcess;
@@ -10,7 +10,15 @@ use crate::router::{self, Router, UPDATES_MAX};
 use crate::telemetry::metrics::Metrics;
 use crate::up::setup::Setup;
 use crate::up::tasks::{TaskEnd, Tasks};
-use crate::worker;
+use crate::worker::reset::Command;
+use crate::worker::{self, ProcessState};
+
+/// An engine with the ways to its agent.
+pub(crate) struct Attended {
+    pub(crate) process: EngineProcess,
+    pub(crate) state: watch::Receiver<ProcessState>,
+    pub(crate) commands: mpsc::Receiver<Command>,
+}
 
 /// One agent beside each engine, and the router's task that takes in what they say.
 pub(crate) struct Agents {
@@ -23,7 +31,7 @@ pub(crate) struct Agents {
 impl Agents {
     pub(crate) fn start(
         setup: &Setup,
-        processes: &[EngineProcess],
+        engines: Vec<Attended>,
         router: &Arc<Router>,
         metrics: &Arc<Metrics>,
     ) -> Self {
@@ -37,11 +45,13 @@ impl Agents {
         let stop = started.router_stop.clone();
         let run = router::run(router.clone(), received, stop);
         started.router.spawn("the router's task", run);
-        for process in processes {
-            let spec = setup.agent(&process.spec);
+        for engine in engines {
+            let mut spec = setup.agent(&engine.process.spec);
+            spec.process = Some(engine.state);
             let name = format!("the agent of {}", spec.worker);
             let stop = started.agents_stop.clone();
-            let run = worker::run(spec, metrics.clone(), updates.clone(), stop);
+            let (metrics, updates) = (metrics.clone(), updates.clone());
+            let run = worker::run(spec, engine.commands, metrics, updates, stop);
             started.agents.spawn(name, run);
         }
         started

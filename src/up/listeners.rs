@@ -13,6 +13,7 @@ use crate::http::serve::{bind, serve};
 use crate::up::UpError;
 use crate::up::setup::Addresses;
 use crate::up::tasks::Tasks;
+use crate::worker::reset;
 
 const PUBLIC: &str = "the public listener";
 const ADMIN: &str = "the admin listener";
@@ -55,6 +56,7 @@ impl Listeners {
     pub(crate) fn serve(
         self,
         frontend: &Arc<Frontend>,
+        agents: reset::Agents,
         limits: &LimitsConfig,
         stop: &CancellationToken,
     ) -> Tasks {
@@ -63,7 +65,7 @@ impl Listeners {
         let drained = CancellationToken::new();
         let admin = serve(
             self.admin,
-            frontend.admin_routes(),
+            agents.route(frontend.admin_routes()),
             limits.clone(),
             drained.clone(),
         );

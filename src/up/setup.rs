@@ -136,15 +136,13 @@ impl Setup {
 
     /// The agent beside one engine.
     pub(crate) fn agent(&self, engine: &Spec) -> AgentSpec {
+        let address = engine.address.to_string();
         AgentSpec {
-            worker: engine.worker.clone(),
-            address: engine.address.to_string(),
-            model: self.name.clone(),
             files: Some(self.model.clone()),
-            aliases: Vec::new(),
             kind: self.kind.name().to_owned(),
             sources: engine.sources.iter().map(source).collect(),
             placeholder: self.model.family().map(Family::placeholder),
+            ..AgentSpec::new(engine.worker.clone(), &address, &self.name)
         }
     }
 
@@ -213,6 +211,7 @@ fn named_model(text: &str) -> Result<(String, Option<PathBuf>, Model), UpError> 
 fn source(endpoints: &KvEndpoints) -> Source {
     Source {
         events: endpoints.events.clone(),
+        bind: endpoints.bind,
         replay: Some(endpoints.replay.clone()),
     }
 }

@@ -39,23 +39,30 @@ pub struct Check {
 }
 
 impl Check {
+    /// Nothing to compare.
+    pub fn none(worker: &WorkerId) -> Self {
+        Self {
+            worker: worker.clone(),
+            tasks: JoinSet::new(),
+        }
+    }
+
     /// Begins to compare, beside whatever else goes on; nothing where the model's files are not
     /// here. `served` are the names that the engine answers to.
     pub fn start(spec: &AgentSpec, served: &[String]) -> Self {
-        let worker = spec.worker.clone();
-        let mut tasks = JoinSet::new();
+        let mut check = Self::none(&spec.worker);
         if let Some(files) = spec.files.clone() {
             let name = served.iter().find(|name| **name == spec.model);
             let name = name.or(served.first()).unwrap_or(&spec.model).clone();
             let asked = Asked {
-                worker: worker.clone(),
+                worker: spec.worker.clone(),
                 probe: Probe::new(&spec.address),
                 files,
                 name,
             };
-            tasks.spawn(async move { asked.settled().await });
+            check.tasks.spawn(async move { asked.settled().await });
         }
-        Self { worker, tasks }
+        check
     }
 
     /// Waits for the outcome, which comes once; never returns where there is none to come. Losing

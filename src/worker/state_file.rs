@@ -114,21 +114,21 @@ impl StateFile {
         self.due
     }
 
-    /// Saves a rank, unless it is saved already. A failure costs the next agent its start and
-    /// nothing now: it is logged, once in a row.
-    pub fn save(&mut self, rank: &SavedRank) {
+    /// Saves a rank, if there is one and it is not saved already. A failure costs the next agent its
+    /// start and nothing now: it is logged, once in a row.
+    pub fn save(&mut self, rank: Option<&SavedRank>) {
         let started = Instant::now();
-        if self.saved != Some(rank.last) {
-            match self.write(rank) {
-                Ok(()) => {
-                    self.saved = Some(rank.last);
-                    self.is_told = false;
-                }
-                Err(error) if !self.is_told => {
-                    self.is_told = true;
+        let fresh = rank.filter(|rank| self.saved != Some(rank.last));
+        match fresh.map(|rank| self.write(rank).map(|()| rank.last)) {
+            None => {}
+            Some(Ok(last)) => {
+                self.saved = Some(last);
+                self.is_told = false;
+            }
+            Some(Err(error)) => {
+                if !std::mem::replace(&mut self.is_told, true) {
                     warn!(path = %self.path.display(), %error, "ledger cannot be saved");
                 }
-                Err(_) => {}
             }
         }
         self.due = Instant::now() + PERIOD.max(started.elapsed() * PERIOD_PER_SAVING);
@@ -187,9 +187,10 @@ mod tests {
     fn what_was_saved_last_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let mut state = file(folder.path(), "w");
+        state.save(None);
         assert_eq!(state.load(), None);
         for sequence in [3, 4] {
-            state.save(&saved("w", sequence));
+            state.save(Some(&saved("w", sequence)));
             assert_eq!(file(folder.path(), "w").load(), Some(saved("w", sequence)));
             assert!(state.due() > Instant::now());
         }
@@ -224,7 +225,7 @@ mod tests {
     #[test]
     fn a_folder_that_is_gone_costs_nothing_but_the_saving() {
         let mut state = file(Path::new("/nonexistent/folder"), "w");
-        state.save(&saved("w", 1));
+        state.save(Some(&saved("w", 1)));
         assert!(state.is_told);
         assert_eq!(state.load(), None);
     }

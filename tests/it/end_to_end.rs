@@ -11,5 +11,6 @@ mod parity;
 mod paths;
 mod pictures;
 mod prediction;
+mod resets;
 mod signals;
 mod stack;

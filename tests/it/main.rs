@@ -1,6 +1,8 @@
 //! Tests of the library as its users see it, and of the house rules.
 
 mod agent;
+mod bad_engines;
+mod bound_source;
 mod cache_share;
 mod cli;
 mod codec;
@@ -8,6 +10,7 @@ mod config;
 mod end_to_end;
 mod engine;
 mod engine_role;
+mod fake_engine;
 mod gate;
 mod hash_vectors;
 mod http;
@@ -26,6 +29,7 @@ mod model;
 mod normalise;
 mod openai_requests;
 mod parity;
+mod rank;
 mod recording;
 mod router;
 mod source;

@@ -6,51 +6,29 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::{get, post};
 use http::StatusCode;
-use kvlens::discovery::{Change, Parity, ParityScope, Update};
+use kvlens::discovery::{Parity, ParityScope};
 use kvlens::id::WorkerId;
 use kvlens::model::Model;
 use kvlens::telemetry::metrics::Metrics;
-use kvlens::worker::{AgentSpec, run};
+use kvlens::worker::AgentSpec;
+use kvlens::worker::parity::Check;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use crate::mock_client::Mock;
 
 /// What an agent beside the engine at `address` finds, and the metrics after it.
 async fn found(address: String, model: Model) -> (Parity, String) {
+    let worker = WorkerId::new("w").expect("a legal id");
     let spec = AgentSpec {
-        worker: WorkerId::new("w").expect("a legal id"),
-        address,
-        model: "base".to_owned(),
         files: Some(Arc::new(model)),
-        aliases: Vec::new(),
-        kind: "mock".to_owned(),
-        sources: Vec::new(),
-        placeholder: None,
+        ..AgentSpec::new(worker, &address, "base")
     };
-    let (sender, mut updates) = mpsc::channel(64);
-    let metrics = Arc::new(Metrics::default());
-    let stop = CancellationToken::new();
-    let mut agent = JoinSet::new();
-    agent.spawn(run(spec, metrics.clone(), sender, stop.clone()));
-    let mut records = 0;
-    // The first record comes at once; the second says what the comparison found.
-    let parity = loop {
-        let update = timeout(Duration::from_secs(20), updates.recv()).await;
-        match update.expect("in time").expect("an agent") {
-            Update::Change(Change::Up(record)) if records == 1 => break record.parity,
-            Update::Change(Change::Up(record)) => {
-                assert_eq!(record.parity, Parity::Unchecked, "{record:?}");
-                records += 1;
-            }
-            _ => {}
-        }
-    };
-    stop.cancel();
-    (parity, metrics.encode())
+    let metrics = Metrics::default();
+    let mut check = Check::start(&spec, &["base".to_owned()]);
+    let found = timeout(Duration::from_secs(20), check.outcome(&metrics)).await;
+    (found.expect("in time"), metrics.encode())
 }
 
 fn failures(metrics: &str) -> &str {
