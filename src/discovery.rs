@@ -1,5 +1,8 @@
 //! Membership: the record of each worker, and changes to the set.
 
+pub mod engine_file;
+pub mod feed;
+
 use serde::{Deserialize, Serialize};
 
 use crate::block::BlockSize;

@@ -5,7 +5,7 @@ pub mod stream;
 
 use std::time::Duration;
 
-use ::http::header::{CONTENT_TYPE, HeaderName};
+use ::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName};
 use ::http::{Request, StatusCode};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -172,6 +172,44 @@ impl EngineClient {
                     waited: deadline,
                 })
             })
+    }
+}
+
+impl EngineClient {
+    /// Opens a page that need not end (an agent's feed), and returns when its head is there. `key`
+    /// goes with it as a bearer key.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, breaks off, or takes longer than `deadline`.
+    pub async fn open(
+        &self,
+        address: &str,
+        path: &str,
+        key: Option<&str>,
+        deadline: Duration,
+    ) -> Result<EngineAnswer, DispatchError> {
+        let mut request = Request::get(format!("{address}{path}"));
+        if let Some(key) = key {
+            request = request.header(AUTHORIZATION, format!("Bearer {key}"));
+        }
+        let request = request.body(Full::default());
+        let request = request.map_err(|source| DispatchError::Address {
+            address: address.to_owned(),
+            source,
+        })?;
+        let asked = tokio::time::timeout(deadline, self.client.request(request)).await;
+        let Ok(response) = asked else {
+            return Err(DispatchError::Timeout {
+                address: address.to_owned(),
+                waited: deadline,
+            });
+        };
+        let response = response.map_err(|source| failed(address, source))?;
+        Ok(EngineAnswer {
+            status: response.status(),
+            address: address.to_owned(),
+            body: response.into_body(),
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 mod cache;
 mod files;
 mod media_tokens;
+pub mod named;
 mod tokenizer;
 
 use std::ffi::OsString;

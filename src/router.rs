@@ -1,7 +1,11 @@
 //! The router: answers placements, and takes in what workers hold and which of them there are.
 
 pub mod booking;
+pub mod feed;
+mod held;
+mod link;
 mod member;
+mod snapshot;
 pub mod state;
 pub mod view;
 
@@ -176,9 +180,12 @@ impl Router {
             }
             Update::Change(change) => self.apply_change(change),
         }
-        self.metrics
-            .index_blocks
-            .set(self.lock().indexed_blocks() as i64);
+        self.show_blocks();
+    }
+
+    fn show_blocks(&self) {
+        let blocks = self.lock().indexed_blocks();
+        self.metrics.index_blocks.set(blocks as i64);
     }
 
     fn count_event(&self, event: &KvEvent) {
@@ -210,6 +217,10 @@ impl Router {
                 }
             }
         }
+        self.show_verdicts();
+    }
+
+    fn show_verdicts(&self) {
         for (verdict, count) in self.lock().verdicts() {
             self.metrics
                 .workers

@@ -1,9 +1,13 @@
 //! The agent beside one engine: probes it, follows its KV events and tells the router, never in
 //! the data path.
 
+mod beside;
+pub mod feed;
+mod pages;
 pub mod probe;
 pub mod rank;
 pub mod ranks;
+pub mod role;
 
 use std::sync::Arc;
 use std::time::Duration;

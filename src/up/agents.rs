@@ -6,10 +6,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::EngineProcess;
+use crate::lifecycle::tasks::{TaskEnd, Tasks};
 use crate::router::{self, Router, UPDATES_MAX};
 use crate::telemetry::metrics::Metrics;
 use crate::up::setup::Setup;
-use crate::up::tasks::{TaskEnd, Tasks};
 use crate::worker;
 
 /// One agent beside each engine, and the router's task that takes in what they say.

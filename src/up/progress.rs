@@ -8,11 +8,11 @@ use crate::discovery::WorkerRecord;
 use crate::engine::{EngineProcess, State};
 use crate::id::WorkerId;
 use crate::lifecycle;
+use crate::lifecycle::tasks::Tasks;
 use crate::router::Router;
 use crate::telemetry::metrics::Metrics;
 use crate::up::say;
 use crate::up::setup::Banner;
-use crate::up::tasks::Tasks;
 
 /// How often the router is asked which workers are there: often enough to look instant.
 const LOOK_EVERY: Duration = Duration::from_millis(20);

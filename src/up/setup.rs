@@ -1,6 +1,5 @@
 //! What `kvlens up` runs: decided once from the flags and what this box has.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,15 +8,14 @@ use crate::engine::command::Plan;
 use crate::engine::run_dir::RunDir;
 use crate::engine::{Kind, Spec, free_ports};
 use crate::events::zmq::Source;
+use crate::frontend::listeners::Addresses;
 use crate::gpu::Gpus;
 use crate::id::WorkerId;
 use crate::model::Model;
+use crate::model::named::Named;
 use crate::up::{Args, UpError};
 use crate::vision::Family;
 use crate::worker::AgentSpec;
-
-/// The name that the demo model is served under.
-const DEMO: &str = "demo";
 
 /// Stand-ins that are started where nothing else is said: two, so that there is a choice to see.
 const MOCK_WORKERS: u16 = 2;
@@ -32,13 +30,6 @@ const PICTURE: &str = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgBAM
 const QUESTION: &str = "How is a house built? Begin with the ground and the walls, go on with the \
     beams, the roof and the chimney, and end with the doors, the windows and the garden. Answer in \
     a few short sentences that a child can follow.";
-
-/// Where the two listeners are.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Addresses {
-    pub(crate) public: SocketAddr,
-    pub(crate) admin: SocketAddr,
-}
 
 /// What is to run.
 #[derive(Debug)]
@@ -68,9 +59,9 @@ impl Setup {
                 reason: reason.clone(),
             });
         }
-        let (name, folder, model) = match (&args.model, kind) {
-            (Some(text), _) => named_model(text)?,
-            (None, Kind::Mock) => (DEMO.to_owned(), None, Model::demo()?),
+        let named = match (&args.model, kind) {
+            (Some(text), _) => Named::read(text)?,
+            (None, Kind::Mock) => Named::demo()?,
             (None, Kind::Vllm | Kind::Command) => {
                 let engine = kind.name();
                 return Err(UpError::ModelMissing { engine });
@@ -86,9 +77,9 @@ impl Setup {
             workers,
             gpus,
             media_enabled: media.enabled,
-            name,
-            folder,
-            model: Arc::new(model),
+            name: named.name,
+            folder: named.folder,
+            model: Arc::new(named.model),
         })
     }
 
@@ -181,19 +172,6 @@ impl Setup {
             _ => None,
         }
     }
-}
-
-/// A model by folder or by id: the name it is served under, its folder, its files.
-fn named_model(text: &str) -> Result<(String, Option<PathBuf>, Model), UpError> {
-    let environment = |name: &str| std::env::var_os(name);
-    let folder = Model::resolve(text, environment)?;
-    let model = Model::load(&folder)?;
-    let is_folder = folder.as_os_str() == text || PathBuf::from(text).is_dir();
-    let name = match folder.file_name().filter(|_| is_folder) {
-        Some(last) => last.to_string_lossy().into_owned(),
-        None => text.to_owned(),
-    };
-    Ok((name, Some(folder), model))
 }
 
 /// What is printed when the first worker is ready.
