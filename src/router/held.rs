@@ -164,6 +164,7 @@ impl Held {
                 is_indexed: true,
             });
             self.ticks.reset();
+            self.feeds.router.feed_broke();
             self.publish_away();
         }
     }

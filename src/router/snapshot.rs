@@ -38,6 +38,11 @@ impl Router {
         self.lock().standings(worker)
     }
 
+    /// Counts a feed that broke off.
+    pub(crate) fn feed_broke(&self) {
+        self.metrics.feed_breaks.inc();
+    }
+
     /// Whether nothing is in flight on a worker.
     pub fn is_idle(&self, worker: &WorkerId) -> bool {
         self.lock().is_idle(worker)

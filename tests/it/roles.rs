@@ -84,6 +84,16 @@ async fn an_agent_that_dies_or_stops_cuts_no_stream() {
     let mut agent = host.agent("gpu-0", &words).await;
     let frontend = host.frontend(&[&agent.url], "").await;
     frontend.until_ready(1).await;
+    let away = async || {
+        let worker = frontend.worker("gpu-0").await;
+        let cause = worker["cause"].as_str().unwrap_or_default().to_owned();
+        cause.starts_with("agent away since")
+    };
+    let back = async || frontend.worker("gpu-0").await["cause"].is_null();
+    agent.process.signal(Signal::STOP);
+    until("a hung agent is missed", away).await;
+    agent.process.signal(Signal::CONT);
+    until("it is back", back).await;
     for signal in [Signal::KILL, Signal::TERM] {
         let mut body = streamed(chat(&[text("Tell me a story.")]));
         body["max_tokens"] = 60.into();
@@ -91,11 +101,6 @@ async fn an_agent_that_dies_or_stops_cuts_no_stream() {
         stream.next().await.unwrap();
         agent.process.signal(signal);
         agent.process.ended().await;
-        let away = async || {
-            let worker = frontend.worker("gpu-0").await;
-            let cause = worker["cause"].as_str().unwrap_or_default().to_owned();
-            cause.starts_with("agent away since")
-        };
         until("the agent is missed", away).await;
         let events = stream.rest().await;
         assert_eq!(events.last().unwrap(), "[DONE]");
@@ -106,7 +111,6 @@ async fn an_agent_that_dies_or_stops_cuts_no_stream() {
         assert_eq!(frontend.status("/ready").await, 200);
         let listen = agent.url.trim_start_matches("http://").to_owned();
         agent = host.agent_at("gpu-0", &words, &listen).await;
-        let back = async || frontend.worker("gpu-0").await["cause"].is_null();
         until("the agent is back", back).await;
         // What the engine stored meanwhile is replayed to the new agent.
         settled(&frontend, &told).await;

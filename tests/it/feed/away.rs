@@ -65,7 +65,8 @@ async fn a_worker_stays_while_its_agent_is_upgraded() {
     let worker = follower.until("it is back", back).await;
     assert_eq!(worker.record, record("w", &engine.url()));
     follower.until_blocks(2).await;
-    assert_eq!(follower.place(1).overlap_blocks, 0);
+    assert_eq!(follower.place(2).overlap_blocks, 0);
+    assert_eq!(follower.place(11).overlap_blocks, 1);
     assert!(!placement.gone.is_cancelled());
     assert_eq!(worker.load[0].requests, 1, "what was booked is booked");
 }
