@@ -46,14 +46,14 @@ pub enum FollowError {
 #[derive(Debug)]
 pub struct Feed {
     worker: WorkerId,
-    /// Where other hosts reach the engine, where that differs from what the agent uses.
-    public_address: Mutex<Option<String>>,
     state: Mutex<State>,
     record: watch::Sender<Option<Box<WorkerRecord>>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// Where other hosts reach the engine, where that differs from what the agent uses.
+    public_address: Option<String>,
     ranks: BTreeMap<DpRank, Rank>,
     subscribers: Vec<mpsc::Sender<Bytes>>,
     end: End,
@@ -85,7 +85,6 @@ impl Feed {
     pub fn new(worker: WorkerId) -> Arc<Self> {
         Arc::new(Self {
             worker,
-            public_address: Mutex::default(),
             state: Mutex::default(),
             record: watch::Sender::new(None),
         })
@@ -93,8 +92,7 @@ impl Feed {
 
     /// Sets the address that records name, where other hosts need another than the agent.
     pub fn set_public_address(&self, address: Option<String>) {
-        let mut public = self.public_address.lock();
-        **public.as_mut().unwrap_or_else(|error| error.get_mut()) = address;
+        self.lock().public_address = address;
     }
 
     /// The worker's record as told last, and each one to come.
@@ -191,9 +189,7 @@ impl Feed {
     }
 
     fn tell_record(&self, state: &mut State, mut record: WorkerRecord) {
-        let public = self.public_address.lock();
-        let public = public.unwrap_or_else(PoisonError::into_inner);
-        if let Some(address) = public.as_deref() {
+        if let Some(address) = &state.public_address {
             address.clone_into(&mut record.address);
         }
         let record = Box::new(record);
