@@ -1,6 +1,7 @@
 //! Membership: the record of each worker, and changes to the set.
 
 pub mod engine_file;
+pub mod feed;
 
 use serde::{Deserialize, Serialize};
 

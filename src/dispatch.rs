@@ -6,7 +6,7 @@ mod unix;
 
 use std::time::Duration;
 
-use ::http::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use ::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use ::http::{HeaderMap, Method, Request, StatusCode};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -194,6 +194,37 @@ impl EngineClient {
                 .await?;
             Ok((answer.status, answer.whole().await?))
         };
+        tokio::time::timeout(deadline, asked)
+            .await
+            .unwrap_or_else(|_| {
+                Err(DispatchError::Timeout {
+                    address: address.to_owned(),
+                    waited: deadline,
+                })
+            })
+    }
+
+    /// Opens a page that need not end (an agent's feed), and returns when its head is there. `key`
+    /// goes with it as a bearer key.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, breaks off, or takes longer than `deadline`.
+    pub async fn open(
+        &self,
+        address: &str,
+        path: &str,
+        key: Option<&str>,
+        deadline: Duration,
+    ) -> Result<EngineAnswer, DispatchError> {
+        let mut request = Request::new(Bytes::new());
+        if let Some(key) = key {
+            // A key that no header may have opens nothing, and the answer says so.
+            let shown = HeaderValue::from_str(&format!("Bearer {key}"));
+            request
+                .headers_mut()
+                .extend(shown.ok().map(|key| (AUTHORIZATION, key)));
+        }
+        let asked = self.forward(address, path, request);
         tokio::time::timeout(deadline, asked)
             .await
             .unwrap_or_else(|_| {

@@ -2,6 +2,7 @@
 //! hyper's server.
 
 pub mod body;
+pub mod keys;
 pub mod reply;
 pub mod serve;
 

@@ -121,14 +121,21 @@ impl Index {
             .iter()
             .filter(|hash| self.drop_holder(**hash, slot))
             .count();
-        let mut blocks = self.blocks(slot).saturating_sub(removed as u64);
-        for hash in &event.stored {
+        let blocks = self.blocks(slot).saturating_sub(removed as u64);
+        self.set_blocks(slot, blocks);
+        self.hold(slot, &event.stored);
+        Applied::Yes(step)
+    }
+
+    /// Notes that a slot holds these blocks too; those over [`SLOT_BLOCKS_MAX`] are left out.
+    pub fn hold(&mut self, slot: Slot, hashes: &[SequenceHash]) {
+        let mut blocks = self.blocks(slot);
+        for hash in hashes {
             if blocks < SLOT_BLOCKS_MAX && self.add_holder(*hash, slot) {
                 blocks += 1;
             }
         }
         self.set_blocks(slot, blocks);
-        Applied::Yes(step)
     }
 
     /// For every slot that holds the first block: how many leading blocks it holds without a hole.

@@ -1,5 +1,7 @@
 //! A process's beginning and end: stop signals, the limit on open files, word to systemd.
 
+pub mod tasks;
+
 use std::future::Future;
 use std::io;
 

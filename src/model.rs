@@ -4,6 +4,7 @@ mod cache;
 pub mod chat;
 mod files;
 mod media_tokens;
+pub mod named;
 mod tokenizer;
 
 use std::ffi::OsString;

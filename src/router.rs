@@ -2,7 +2,11 @@
 
 pub mod booking;
 mod confirm;
+pub mod feed;
+mod held;
+mod link;
 mod member;
+mod snapshot;
 pub mod state;
 pub mod view;
 
@@ -202,9 +206,12 @@ impl Router {
             }
             Update::Change(change) => self.apply_change(change),
         }
-        self.metrics
-            .index_blocks
-            .set(self.lock().indexed_blocks() as i64);
+        self.show_blocks();
+    }
+
+    fn show_blocks(&self) {
+        let blocks = self.lock().indexed_blocks();
+        self.metrics.index_blocks.set(blocks as i64);
     }
 
     /// See [`Booking::answered`].
@@ -257,6 +264,10 @@ impl Router {
                 }
             }
         }
+        self.show_verdicts();
+    }
+
+    fn show_verdicts(&self) {
         for (verdict, count) in self.lock().verdicts() {
             self.metrics
                 .workers

@@ -1,14 +1,18 @@
 //! The agent beside one engine: probes it, follows its KV events and tells the router, never in
 //! the data path.
 
+mod beside;
 pub mod engine_watch;
+pub mod feed;
 pub mod follow;
+mod pages;
 pub mod parity;
 pub mod probe;
 pub mod rank;
 pub mod ranks;
 pub mod record;
 pub mod reset;
+pub mod role;
 pub mod state_file;
 
 use std::path::PathBuf;
@@ -114,7 +118,7 @@ impl AgentSpec {
 /// KV events in order while they are known to be the engine's own, `Down` when the agent stops.
 pub async fn run(
     spec: AgentSpec,
-    commands: mpsc::Receiver<Command>,
+    commands: &mut mpsc::Receiver<Command>,
     metrics: Arc<Metrics>,
     updates: mpsc::Sender<Update>,
     stop: CancellationToken,

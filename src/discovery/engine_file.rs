@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
+use crate::events::zmq::Source;
 use crate::id::WorkerId;
 
 /// Version of [`EngineFile`]'s form.
@@ -24,6 +25,16 @@ pub struct KvEndpoints {
     pub bind: bool,
     /// Where the engine replays them.
     pub replay: String,
+}
+
+impl From<KvEndpoints> for Source {
+    fn from(endpoints: KvEndpoints) -> Self {
+        Self {
+            events: endpoints.events,
+            bind: endpoints.bind,
+            replay: Some(endpoints.replay),
+        }
+    }
 }
 
 /// All that an agent needs to know of the engine beside it.

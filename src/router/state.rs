@@ -61,8 +61,8 @@ struct Seat {
 #[derive(Debug)]
 pub(crate) struct State {
     policy: Policy,
-    workers: BTreeMap<WorkerId, Member>,
-    index: Index,
+    pub(crate) workers: BTreeMap<WorkerId, Member>,
+    pub(crate) index: Index,
     /// Which rank each booking in flight stands on.
     seats: HashMap<BookingKey, (WorkerId, DpRank)>,
     next_booking: u64,

@@ -92,6 +92,8 @@ metrics! {
         "kv_events", "KV events read from engines, by kind.";
     kv_event_gaps: Counter = Counter::default(),
         "kv_event_gaps", "Times that events were found missing from an engine's sequence.";
+    feed_breaks: Counter = Counter::default(),
+        "feed_breaks", "Times that the feed of a known worker's agent broke off.";
     ledger_alarms: Family<AlarmLabels, Counter> = Family::default(),
         "ledger_alarms", "What ledgers met that cannot be taken at face value, by kind.";
     partial_ledgers: Gauge = Gauge::default(),

@@ -6,10 +6,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::EngineProcess;
+use crate::lifecycle::tasks::{TaskEnd, Tasks};
 use crate::router::{self, Router, UPDATES_MAX};
 use crate::telemetry::metrics::Metrics;
 use crate::up::setup::Setup;
-use crate::up::tasks::{TaskEnd, Tasks};
 use crate::worker::reset::Command;
 use crate::worker::{self, ProcessState};
 
@@ -51,8 +51,10 @@ impl Agents {
             let name = format!("the agent of {}", spec.worker);
             let stop = started.agents_stop.clone();
             let (metrics, updates) = (metrics.clone(), updates.clone());
-            let run = worker::run(spec, engine.commands, metrics, updates, stop);
-            started.agents.spawn(name, run);
+            let mut commands = engine.commands;
+            started.agents.spawn(name, async move {
+                worker::run(spec, &mut commands, metrics, updates, stop).await;
+            });
         }
         started
     }

@@ -10,11 +10,11 @@ use crate::discovery::WorkerRecord;
 use crate::engine::{EngineProcess, State};
 use crate::id::WorkerId;
 use crate::lifecycle;
+use crate::lifecycle::tasks::Tasks;
 use crate::router::Router;
 use crate::telemetry::metrics::Metrics;
 use crate::up::say;
 use crate::up::setup::Banner;
-use crate::up::tasks::Tasks;
 use crate::worker::ProcessState;
 
 /// How often the router is asked which workers are there: often enough to look instant.

@@ -1,25 +1,22 @@
 //! What `kvlens up` runs: decided once from the flags and what this box has.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::config::engine::EngineConfig;
 use crate::config::media::MediaConfig;
-use crate::discovery::engine_file::KvEndpoints;
-use crate::engine::command::{self, Listen, Plan, Ranks, wants_socket};
+use crate::engine::command::{Listen, Plan, Ranks, wants_socket};
 use crate::engine::run_dir::RunDir;
 use crate::engine::{Kind, Spec, free_port_runs};
 use crate::events::zmq::Source;
+use crate::frontend::listeners::Addresses;
 use crate::gpu::Gpus;
 use crate::id::WorkerId;
 use crate::model::Model;
+use crate::model::named::Named;
 use crate::up::{Args, UpError};
 use crate::vision::Family;
 use crate::worker::AgentSpec;
-
-/// The name that the demo model is served under.
-const DEMO: &str = "demo";
 
 /// Stand-ins that are started where nothing else is said: two, so that there is a choice to see.
 const MOCK_WORKERS: u16 = 2;
@@ -34,13 +31,6 @@ const PICTURE: &str = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgBAM
 const QUESTION: &str = "How is a house built? Begin with the ground and the walls, go on with the \
     beams, the roof and the chimney, and end with the doors, the windows and the garden. Answer in \
     a few short sentences that a child can follow.";
-
-/// Where the two listeners are.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Addresses {
-    pub(crate) public: SocketAddr,
-    pub(crate) admin: SocketAddr,
-}
 
 /// What is to run.
 #[derive(Debug)]
@@ -72,9 +62,9 @@ impl Setup {
                 reason: reason.clone(),
             });
         }
-        let (name, folder, model) = match (&args.model, kind) {
-            (Some(text), _) => named_model(text)?,
-            (None, Kind::Mock) => (DEMO.to_owned(), None, Model::demo()?),
+        let named = match (&args.model, kind) {
+            (Some(text), _) => Named::read(text)?,
+            (None, Kind::Mock) => Named::demo()?,
             (None, Kind::Vllm | Kind::Command) => {
                 let engine = kind.name();
                 return Err(UpError::ModelMissing { engine });
@@ -94,9 +84,9 @@ impl Setup {
             ranks: args.ranks,
             gpus,
             media_enabled: media.enabled,
-            name,
-            folder,
-            model: Arc::new(model),
+            name: named.name,
+            folder: named.folder,
+            model: Arc::new(named.model),
         })
     }
 
@@ -140,7 +130,7 @@ impl Setup {
         AgentSpec {
             files: Some(self.model.clone()),
             kind: self.kind.name().to_owned(),
-            sources: engine.sources.iter().map(source).collect(),
+            sources: engine.sources.iter().cloned().map(Source::from).collect(),
             placeholder: self.model.family().map(Family::placeholder),
             ..AgentSpec::new(engine.worker.clone(), &address, &self.name)
         }
@@ -198,21 +188,6 @@ impl Setup {
             (Kind::Vllm, Gpus::Some(gpus)) => Some(share(gpus)),
             _ => None,
         }
-    }
-}
-
-/// A model by folder or by id: the name it is served under, its folder, its files.
-fn named_model(text: &str) -> Result<(String, Option<PathBuf>, Model), UpError> {
-    let (name, folder) = command::named_model(text)?;
-    let model = Model::load(&folder)?;
-    Ok((name, Some(folder), model))
-}
-
-fn source(endpoints: &KvEndpoints) -> Source {
-    Source {
-        events: endpoints.events.clone(),
-        bind: endpoints.bind,
-        replay: Some(endpoints.replay.clone()),
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use crate::http::reply::Reply;
-use crate::http::{Call, Routes};
+use crate::http::{Answer, Call};
 use crate::id::WorkerId;
 use crate::openai::error::{ApiError, ErrorKind};
 use crate::worker::follow::Order;
@@ -47,10 +47,10 @@ impl Agents {
         commands
     }
 
-    /// Adds `POST /kvlens/v1/reset` to a listener's routes.
-    pub fn route(self, routes: Routes) -> Routes {
+    /// What answers `POST /kvlens/v1/reset`.
+    pub fn handler(self) -> Box<dyn Fn(Call) -> Answer + Send + Sync> {
         let agents = Arc::new(self);
-        routes.post(PATH, move |call| {
+        Box::new(move |call| {
             let agents = agents.clone();
             Box::pin(async move { agents.answer(&call).await.unwrap_or_else(Reply::from) })
         })
@@ -116,7 +116,7 @@ impl Agents {
 /// Does what an agent is told, one command after the other.
 pub async fn serve(
     worker: &WorkerId,
-    mut commands: mpsc::Receiver<Command>,
+    commands: &mut mpsc::Receiver<Command>,
     probe: &Probe,
     ranks: &[mpsc::Sender<Order>],
 ) -> Infallible {

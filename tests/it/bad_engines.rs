@@ -52,7 +52,10 @@ impl Host {
         for spec in [good, bad] {
             let (_, commands) = mpsc::channel(1);
             let (metrics, updates) = (metrics.clone(), updates.clone());
-            tasks.spawn(worker::run(spec, commands, metrics, updates, stop.clone()));
+            let (mut commands, stop) = (commands, stop.clone());
+            tasks.spawn(async move {
+                worker::run(spec, &mut commands, metrics, updates, stop).await;
+            });
         }
         let host = Self {
             router,

@@ -90,7 +90,10 @@ pub(crate) fn following(spec: AgentSpec) -> Following {
     let (commands, received) = mpsc::channel(1);
     let stop = CancellationToken::new();
     let mut agent = JoinSet::new();
-    agent.spawn(run(spec, received, Arc::default(), sender, stop.clone()));
+    let (mut received, until) = (received, stop.clone());
+    agent.spawn(async move {
+        run(spec, &mut received, Arc::default(), sender, until).await;
+    });
     let seen = Seen {
         updates,
         index: Index::new(),
