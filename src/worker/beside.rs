@@ -16,6 +16,7 @@ use crate::discovery::engine_file::{self, EngineFile};
 use crate::events::zmq::Source;
 use crate::id::WorkerId;
 use crate::model::Model;
+use crate::model::named::{DEMO, Named};
 use crate::telemetry::metrics::Metrics;
 use crate::vision::Family;
 use crate::worker::feed::Feed;
@@ -37,7 +38,7 @@ pub(crate) struct Engine {
     pub(crate) public_address: Option<String>,
     /// The name it was told to serve its model under.
     pub(crate) name: Option<String>,
-    /// Its model's folder.
+    /// Its model's folder or id; `demo` for the demo model.
     pub(crate) model: Option<String>,
     pub(crate) sources: Vec<Source>,
 }
@@ -52,8 +53,8 @@ pub(crate) struct Beside {
     pub(crate) run_dir: Option<PathBuf>,
     /// The model's base name, where it was told.
     pub(crate) name: Option<String>,
-    /// The placeholder token of the model that was told, which may have none.
-    pub(crate) placeholder: Option<Option<u32>>,
+    /// The files of the model, where it was told.
+    pub(crate) files: Option<Arc<Model>>,
 }
 
 impl Beside {
@@ -127,9 +128,9 @@ impl Beside {
             Some(name) => name.clone(),
             None => first_name(&engine.address).await,
         };
-        let placeholder = match (self.placeholder, &engine.model) {
-            (Some(placeholder), _) => placeholder,
-            (None, Some(folder)) => placeholder(PathBuf::from(folder)).await,
+        let files = match (&self.files, &engine.model) {
+            (Some(files), _) => Some(files.clone()),
+            (None, Some(model)) => files(model.clone()).await,
             (None, None) => None,
         };
         AgentSpec {
@@ -139,7 +140,7 @@ impl Beside {
             aliases: Vec::new(),
             kind: engine.kind.clone(),
             sources: engine.sources.clone(),
-            placeholder,
+            placeholder: files.and_then(|model| model.family().map(Family::placeholder)),
         }
     }
 }
@@ -160,7 +161,7 @@ fn read(folder: &Path, worker: &WorkerId) -> Result<Engine, String> {
         address: file.address,
         public_address: file.public_address,
         name: Some(file.name),
-        model: file.model,
+        model: Some(file.model.unwrap_or_else(|| DEMO.to_owned())),
         sources: file.sources.into_iter().map(source).collect(),
     })
 }
@@ -182,18 +183,18 @@ async fn first_name(address: &str) -> String {
     }
 }
 
-/// The placeholder token of the model in a folder. Only events of old engines need it.
-async fn placeholder(folder: PathBuf) -> Option<u32> {
-    let shown = folder.display().to_string();
-    let read = spawn_blocking(move || Model::load(&folder)).await;
+/// The files of a model. Without them events of old engines cannot be named, and the rest can.
+async fn files(model: String) -> Option<Arc<Model>> {
+    let text = model.clone();
+    let read = spawn_blocking(move || Named::read_or_demo(&text)).await;
     match read {
-        Ok(Ok(model)) => model.family().map(Family::placeholder),
+        Ok(Ok(named)) => Some(Arc::new(named.model)),
         Ok(Err(error)) => {
-            warn!(model = shown, %error, "model cannot be read, engines before 0.19 are not followed");
+            warn!(model, %error, "model cannot be read");
             None
         }
         Err(error) => {
-            warn!(model = shown, %error, "model cannot be read");
+            warn!(model, %error, "model cannot be read");
             None
         }
     }

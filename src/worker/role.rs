@@ -23,7 +23,6 @@ use crate::model::ModelError;
 use crate::model::named::Named;
 use crate::telemetry::labels::VerdictLabels;
 use crate::telemetry::metrics::Metrics;
-use crate::vision::Family;
 use crate::worker::beside::{Beside, Engine};
 use crate::worker::feed::{self, Feed};
 use crate::worker::pages::{self, Agent};
@@ -133,16 +132,17 @@ impl Plan {
             .map(Keys::read)
             .transpose()?;
         let named = args.model.as_deref().map(Named::read_or_demo).transpose()?;
-        let family = named
-            .as_ref()
-            .map(|named| named.model.family().map(Family::placeholder));
+        let (told, files) = match named {
+            Some(named) => (Some(named.name), Some(Arc::new(named.model))),
+            None => (None, None),
+        };
         Ok(Self {
             beside: Beside {
                 worker: worker.clone(),
                 engine,
                 run_dir: config.engine.run_dir.clone(),
-                name: args.name.clone().or(named.map(|named| named.name)),
-                placeholder: family,
+                name: args.name.clone().or(told),
+                files,
             },
             worker,
             keys,
