@@ -16,6 +16,7 @@ use crate::discovery::engine_file::{self, EngineFile};
 use crate::events::zmq::Source;
 use crate::id::WorkerId;
 use crate::model::Model;
+use crate::model::named::{DEMO, Named};
 use crate::telemetry::metrics::Metrics;
 use crate::vision::Family;
 use crate::worker::feed::Feed;
@@ -38,7 +39,7 @@ pub(crate) struct Engine {
     pub(crate) public_address: Option<String>,
     /// The name it was told to serve its model under.
     pub(crate) name: Option<String>,
-    /// Its model's folder.
+    /// Its model's folder or id; `demo` for the demo model.
     pub(crate) model: Option<String>,
     pub(crate) sources: Vec<Source>,
 }
@@ -134,7 +135,7 @@ impl Beside {
         };
         let files = match (&self.files, &engine.model) {
             (Some(files), _) => Some(files.clone()),
-            (None, Some(folder)) => files(PathBuf::from(folder)).await,
+            (None, Some(model)) => files(model.clone()).await,
             (None, None) => None,
         };
         let family = files.as_ref().and_then(|files| files.family());
@@ -161,7 +162,7 @@ fn read(folder: &Path, worker: &WorkerId) -> Result<Engine, String> {
         address: file.address,
         public_address: file.public_address,
         name: Some(file.name),
-        model: file.model,
+        model: Some(file.model.unwrap_or_else(|| DEMO.to_owned())),
         sources: file.sources.into_iter().map(Source::from).collect(),
     })
 }
@@ -183,19 +184,19 @@ async fn first_name(address: &str) -> String {
     }
 }
 
-/// The files of the model in a folder. Without them prompts are not compared, and only events of
-/// engines that send offsets can be read.
-async fn files(folder: PathBuf) -> Option<Arc<Model>> {
-    let shown = folder.display().to_string();
-    let read = spawn_blocking(move || Model::load(&folder)).await;
+/// The files of a model. Without them prompts are not compared, and only events of engines that send
+/// offsets can be read.
+async fn files(model: String) -> Option<Arc<Model>> {
+    let text = model.clone();
+    let read = spawn_blocking(move || Named::read_or_demo(&text)).await;
     match read {
-        Ok(Ok(model)) => Some(Arc::new(model)),
+        Ok(Ok(named)) => Some(Arc::new(named.model)),
         Ok(Err(error)) => {
-            warn!(model = shown, %error, "model cannot be read, its prompts are not compared");
+            warn!(model, %error, "model cannot be read, its prompts are not compared");
             None
         }
         Err(error) => {
-            warn!(model = shown, %error, "model cannot be read");
+            warn!(model, %error, "model cannot be read");
             None
         }
     }
