@@ -9,6 +9,7 @@ pub mod prompt;
 pub mod relay;
 mod stream;
 pub mod text;
+mod transfer;
 
 use std::collections::HashMap;
 use std::panic::resume_unwind;

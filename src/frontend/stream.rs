@@ -13,6 +13,7 @@ use crate::dispatch::stream::{EventKind, Splitter, Usage, classify};
 use crate::frontend::relay::Outgoing;
 use crate::http::reply::Reply;
 use crate::id::RequestId;
+use crate::media::shm::Lent;
 use crate::openai::error::{ApiError, ErrorKind};
 use crate::router::Placement;
 use crate::telemetry::metrics::Metrics;
@@ -34,6 +35,10 @@ pub(crate) struct Counts {
     metrics: Arc<Metrics>,
     received: Instant,
     last_piece: Option<Instant>,
+    /// What the engine says of its cache holds for the one prompt that was placed.
+    is_single: bool,
+    /// What the engine may still read.
+    _files: Vec<Lent>,
 }
 
 impl Answer {
@@ -49,8 +54,16 @@ impl Answer {
             metrics,
             received: outgoing.received,
             last_piece: None,
+            is_single: outgoing.choices == 1,
+            _files: Vec::new(),
         };
         Self { counts, engine }
+    }
+
+    /// The same, keeping what the engine reads until it ends.
+    pub(crate) fn holding(mut self, files: Vec<Lent>) -> Self {
+        self.counts._files = files;
+        self
     }
 
     pub(crate) fn split(self) -> (Counts, EngineAnswer) {
@@ -94,6 +107,10 @@ impl Counts {
         self.metrics
             .overlap_cached_tokens
             .inc_by(u64::from(cached_tokens));
+        if self.is_single {
+            let cached_blocks = cached_tokens / block_tokens;
+            self.placement.booking.found_cached(cached_blocks);
+        }
     }
 }
 

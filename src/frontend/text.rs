@@ -39,8 +39,9 @@ impl Frontend {
             exactness: known.exactness,
             stream: request.options.stream,
             include_usage: request.options.include_usage,
+            choices: request.options.choices(),
             has_images: false,
-            body: completion_body(request, &salt),
+            body: completion_body(request, &salt).into(),
         })
     }
 
@@ -64,8 +65,9 @@ impl Frontend {
             exactness: Exactness::Exact,
             stream: false,
             include_usage: false,
+            choices: 1,
             has_images: false,
-            body: embeddings_body(request),
+            body: embeddings_body(request).into(),
         };
         self.relay(outgoing).await
     }

@@ -52,6 +52,13 @@ pub fn parse_object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
 }
 
 impl RequestOptions {
+    /// How many answers are wanted; the engine may compute more to choose from.
+    pub fn choices(&self) -> u64 {
+        let number = |name: &str| self.passed.get(name).and_then(Value::as_u64);
+        let (n, best_of) = (number("n"), number("best_of"));
+        n.max(best_of).unwrap_or(1)
+    }
+
     /// Takes the shared fields out of `fields` and sorts all that are left.
     ///
     /// # Errors

@@ -1,12 +1,14 @@
 //! The router's state and every change to it; no await, no I/O.
 
+pub(crate) mod disproof;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::block::{BlockSize, SequenceHash};
+use crate::block::BlockSize;
 use crate::discovery::{Parity, ParityScope, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
@@ -51,6 +53,8 @@ struct Seat {
     rank: DpRank,
     prompt_blocks: u32,
     not_eligible: Option<&'static str>,
+    /// As much of the overlap as the index vouches for.
+    indexed_blocks: u32,
     candidate: Candidate,
     cost: Cost,
 }
@@ -164,6 +168,9 @@ impl State {
     pub(crate) fn apply_event(&mut self, event: &KvEvent) -> Applied {
         if !self.workers.contains_key(&event.worker) {
             return Applied::Duplicate;
+        }
+        if let Some(rank) = self.rank(&event.worker, event.rank) {
+            rank.in_flight.stored(&event.stored);
         }
         self.index.apply(event)
     }
@@ -287,6 +294,7 @@ impl State {
             prefill_tokens: u64::from(footprint.all_tokens().saturating_sub(cached_tokens)),
             blocks: footprint.all_tokens().div_ceil(block_size.tokens()),
             hashes: hashes.unwrap_or_default(),
+            indexed_blocks: seat.indexed_blocks,
         };
         let mut chosen = Chosen {
             worker: seat.worker,
@@ -315,7 +323,13 @@ impl State {
 
     fn rank_of(&mut self, key: BookingKey) -> Option<&mut RankState> {
         let (worker, rank) = self.seats.get(&key)?;
-        self.workers.get_mut(worker)?.ranks.get_mut(rank.0 as usize)
+        let member = self.workers.get_mut(worker)?;
+        member.ranks.get_mut(rank.0 as usize)
+    }
+
+    fn rank(&mut self, worker: &WorkerId, rank: DpRank) -> Option<&mut RankState> {
+        let member = self.workers.get_mut(worker)?;
+        member.ranks.get_mut(rank.0 as usize)
     }
 
     /// Every rank of every worker that serves the model.
@@ -370,10 +384,9 @@ impl State {
                 ParityScope::Media => block_size.full_blocks(footprint.text_tokens),
             },
         };
-        let overlap_blocks = held_blocks
-            .max(shared_blocks)
-            .min(block_size.cacheable_blocks(prompt_tokens))
-            .min(nameable_blocks);
+        let most_blocks = block_size.cacheable_blocks(prompt_tokens);
+        let most_blocks = most_blocks.min(nameable_blocks);
+        let overlap_blocks = held_blocks.max(shared_blocks).min(most_blocks);
         let candidate = Candidate {
             block_size,
             overlap_blocks,
@@ -385,21 +398,9 @@ impl State {
             rank,
             prompt_blocks: block_size.full_blocks(prompt_tokens),
             not_eligible: member.not_eligible(now),
+            indexed_blocks: held_blocks.min(most_blocks),
             cost: cost(footprint.all_tokens(), &candidate, self.policy),
             candidate,
         }
-    }
-}
-
-impl Footprint {
-    fn all_tokens(&self) -> u32 {
-        self.prompt_tokens.saturating_add(self.estimated_tokens)
-    }
-
-    fn hashes_for(&self, size: BlockSize) -> Option<&Arc<[SequenceHash]>> {
-        self.hashes
-            .iter()
-            .find(|(known, _)| *known == size)
-            .map(|(_, hashes)| hashes)
     }
 }

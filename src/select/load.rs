@@ -24,14 +24,24 @@ pub struct Share {
     pub blocks: u32,
     /// Names of the full ones; empty where they have none, and then they are shared with nobody.
     pub hashes: Arc<[SequenceHash]>,
+    /// Leading blocks that the index said the rank held when the request was booked.
+    pub indexed_blocks: u32,
 }
 
 /// The requests in flight on one rank.
 #[derive(Debug, Default)]
 pub struct InFlight {
     load: Load,
-    /// How many prompts in flight have a block.
-    prompts_with: BlockMap<u32>,
+    blocks: BlockMap<InPrompts>,
+}
+
+/// A block of prompts in flight.
+#[derive(Debug, Default)]
+struct InPrompts {
+    /// How many have it.
+    prompts: u32,
+    /// The engine has stored it meanwhile.
+    is_stored: bool,
 }
 
 impl InFlight {
@@ -46,9 +56,9 @@ impl InFlight {
         self.load.requests += 1;
         self.load.decode_blocks += u64::from(share.unnamed_blocks());
         for hash in &*share.hashes {
-            let prompts = self.prompts_with.entry(*hash).or_default();
-            *prompts += 1;
-            self.load.decode_blocks += u64::from(*prompts == 1);
+            let block = self.blocks.entry(*hash).or_default();
+            block.prompts += 1;
+            self.load.decode_blocks += u64::from(block.prompts == 1);
         }
     }
 
@@ -70,10 +80,10 @@ impl InFlight {
         self.load.requests = self.load.requests.saturating_sub(1);
         let mut freed_blocks = u64::from(share.unnamed_blocks());
         for hash in &*share.hashes {
-            if let Some(prompts) = self.prompts_with.get_mut(hash) {
-                *prompts -= 1;
-                if *prompts == 0 {
-                    self.prompts_with.remove(hash);
+            if let Some(block) = self.blocks.get_mut(hash) {
+                block.prompts -= 1;
+                if block.prompts == 0 {
+                    self.blocks.remove(hash);
                     freed_blocks += 1;
                 }
             }
@@ -86,7 +96,31 @@ impl InFlight {
     pub fn shared_blocks(&self, hashes: &[SequenceHash]) -> u32 {
         // A sequence hash covers all before it: who has a block has all before it, so the shared
         // lead can be bisected.
-        hashes.partition_point(|hash| self.prompts_with.contains_key(hash)) as u32
+        hashes.partition_point(|hash| self.blocks.contains_key(hash)) as u32
+    }
+
+    /// Notes blocks that the engine has stored.
+    pub fn stored(&mut self, hashes: &[SequenceHash]) {
+        if self.blocks.is_empty() {
+            return;
+        }
+        for hash in hashes {
+            if let Some(block) = self.blocks.get_mut(hash) {
+                block.is_stored = true;
+            }
+        }
+    }
+
+    /// Which of a booked prompt's blocks the index was wrong about, when its engine found the first
+    /// `cached_blocks` of them in its cache; those stored since are true again, and left out.
+    pub fn disproved(&self, share: &Share, cached_blocks: u32) -> Vec<SequenceHash> {
+        let indexed = share.hashes.iter().take(share.indexed_blocks as usize);
+        let is_stored = |hash: &SequenceHash| self.blocks.get(hash).is_some_and(|b| b.is_stored);
+        indexed
+            .skip(cached_blocks as usize)
+            .filter(|hash| !is_stored(hash))
+            .copied()
+            .collect()
     }
 }
 
@@ -106,6 +140,7 @@ mod tests {
             prefill_tokens,
             blocks,
             hashes,
+            indexed_blocks: 0,
         }
     }
 
@@ -133,7 +168,7 @@ mod tests {
         assert_eq!(in_flight.load(), load(50, 3, 1));
         in_flight.free(&second);
         assert_eq!(in_flight.load(), Load::default());
-        assert!(in_flight.prompts_with.is_empty());
+        assert!(in_flight.blocks.is_empty());
     }
 
     #[test]
@@ -143,6 +178,34 @@ mod tests {
         for (asked, blocks) in [(&[1, 2, 3][..], 3), (&[1, 2, 9], 2), (&[9], 0), (&[], 0)] {
             let asked: Vec<_> = asked.iter().copied().map(SequenceHash).collect();
             assert_eq!(in_flight.shared_blocks(&asked), blocks, "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_was_not_stored_since_is_disproved() {
+        let names = |hashes: &[u64]| hashes.iter().copied().map(SequenceHash).collect::<Vec<_>>();
+        for (indexed_blocks, cached_blocks, stored, disproved) in [
+            (3, 3, &[][..], &[][..]),
+            (3, 4, &[], &[]),
+            (3, 1, &[], &[2, 3]),
+            (2, 0, &[], &[1, 2]),
+            (0, 0, &[], &[]),
+            // Evicted and computed anew while the request was under way.
+            (4, 1, &[2, 3, 9], &[4]),
+        ] {
+            let mut in_flight = InFlight::default();
+            let booked = Share {
+                indexed_blocks,
+                ..share(0, 4, &[1, 2, 3, 4])
+            };
+            // What was stored for a prompt before it says nothing of this one's time.
+            in_flight.stored(&names(&[1, 2, 3, 4]));
+            in_flight.book(&booked);
+            in_flight.stored(&names(stored));
+            assert_eq!(
+                in_flight.disproved(&booked, cached_blocks),
+                names(disproved)
+            );
         }
     }
 }

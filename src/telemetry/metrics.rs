@@ -9,8 +9,8 @@ use prometheus_client::registry::Registry;
 
 use crate::ledger::counts::Alarm;
 use crate::telemetry::labels::{
-    AlarmLabels, EndpointLabels, KvEventLabels, MediaLabels, ModeLabels, RequestLabels,
-    VerdictLabels,
+    AlarmLabels, EndpointLabels, KvEventLabels, LedgerLabels, MediaLabels, ModeLabels,
+    RequestLabels, TransferLabels, VerdictLabels,
 };
 
 /// The media type of [`Metrics::encode`]'s text.
@@ -70,6 +70,8 @@ metrics! {
         "overlap_predicted_tokens", "Prompt tokens that the router expected the engine to find in its cache.";
     overlap_cached_tokens: Counter = Counter::default(),
         "overlap_cached_tokens", "Prompt tokens that the engine says it found in its cache.";
+    overlap_disproved_blocks: Family<LedgerLabels, Counter> = Family::default(),
+        "overlap_disproved_blocks", "Blocks that the index said a worker held and its engine did not find; those of a partial ledger are taken out.";
     placements: Family<ModeLabels, Counter> = Family::default(),
         "placements", "Requests placed on a worker, by the way of choosing.";
     no_worker: Counter = Counter::default(),
@@ -100,6 +102,8 @@ metrics! {
         "media_cache_hits", "Image fetches answered \"not modified\", so that the bytes held serve again.";
     media_cache: Gauge = Gauge::default(),
         "media_cache_bytes", "Bytes of fetched images that are held.";
+    media_transfers: Family<TransferLabels, Counter> = Family::default(),
+        "media_transfers", "Images sent to engines, by the way they went, where media.transfer is not inline.";
     panics: Counter = Counter::default(),
         "panics", "Requests answered 500 because their code panicked.";
 }
