@@ -59,6 +59,8 @@ pub struct Spec {
     pub kv_events: String,
     /// Where the engine replays KV events.
     pub kv_replay: String,
+    /// A folder whose files the engine may read as images.
+    pub media_dir: Option<PathBuf>,
 }
 
 /// Why an engine cannot be run.

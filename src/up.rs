@@ -2,6 +2,7 @@
 
 mod agents;
 mod listeners;
+mod media_folder;
 mod progress;
 mod setup;
 pub mod tasks;
@@ -32,6 +33,7 @@ use crate::select::RouterMode;
 use crate::telemetry::metrics::Metrics;
 use crate::up::agents::Agents;
 use crate::up::listeners::Listeners;
+use crate::up::media_folder::MediaFolder;
 use crate::up::setup::Setup;
 use crate::up::tasks::TaskEnd;
 
@@ -66,7 +68,7 @@ pub struct Args {
     #[arg(long)]
     router_temperature: Option<f64>,
     /// Further arguments of the engine; with `--engine command`, its command line, in which
-    /// {port}, {model}, {name}, {kv_events}, {kv_replay} and {worker} are filled in
+    /// {port}, {model}, {name}, {kv_events}, {kv_replay}, {worker} and {media_dir} are filled in
     #[arg(last = true)]
     pub engine_args: Vec<String>,
 }
@@ -118,6 +120,8 @@ pub enum UpError {
     Media(#[from] PolicyError),
     #[error(transparent)]
     Ended(#[from] TaskEnd),
+    #[error("cannot make folder {path} for images")]
+    MediaFolder { path: String, source: io::Error },
     #[error("{worker:?} cannot name a worker")]
     Worker {
         worker: String,
@@ -135,7 +139,10 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     let setup = Setup::choose(&args, gpu::find(), &config.media)?;
     let listeners = Listeners::bind(&config.frontend).await?;
     let run_dir = Arc::new(RunDir::create(config.engine.run_dir.as_deref())?);
-    let specs = setup.specs(&args.engine_args, &run_dir)?;
+    // Its files outlive the engines that read them.
+    let media_folder = MediaFolder::create(&config.media, &run_dir)?;
+    let media_dir = media_folder.as_ref().map(MediaFolder::path);
+    let specs = setup.specs(&args.engine_args, media_dir, &run_dir)?;
     say(setup.opening());
 
     let metrics = Arc::new(Metrics::default());

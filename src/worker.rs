@@ -57,6 +57,8 @@ pub struct AgentSpec {
     /// Where each data-parallel rank publishes its events, rank 0 first; empty for an engine that
     /// publishes none.
     pub sources: Vec<Source>,
+    /// See [`WorkerRecord::media_dir`].
+    pub media_dir: Option<String>,
     /// See [`Options::placeholder`].
     pub placeholder: Option<u32>,
 }
@@ -324,6 +326,7 @@ fn first_record(spec: &AgentSpec, facts: EngineFacts) -> WorkerRecord {
         context_tokens_max: facts.context_tokens_max,
         ranks: spec.sources.len().max(1) as u32,
         verdict: Verdict::Healthy,
+        media_dir: spec.media_dir.clone(),
         ..WorkerRecord::new(spec.worker.clone(), &spec.address, &spec.model)
     }
 }

@@ -224,7 +224,22 @@ mod tests {
             mime: "image/png",
         };
         let images: Vec<_> = (1..).zip(["hello", "", "hel"]).map(image).collect();
-        let body: Value = serde_json::from_slice(&chat_body(request, &images, "")).unwrap();
+        let body = chat_body(request, &images, "");
+        let whole = body.finish(&[], None);
+        assert_eq!(whole.as_ptr(), body.finish(&[None, None], None).as_ptr());
+        let url = "file:///dev/shm/a.png";
+        let mixed = body.finish(&[None, Some(url), None], Some("s"));
+        let mixed: Value = serde_json::from_slice(&mixed).unwrap();
+        assert_eq!(body.images().len(), 3);
+        let inlined = body.inlined();
+        assert!(inlined.images().is_empty());
+        assert_eq!(inlined.finish(&[], None), whole);
+        let body: Value = serde_json::from_slice(&whole).unwrap();
+        let parts = |body: &Value, message: usize| body["messages"][message]["content"].clone();
+        assert_eq!(parts(&mixed, 0), parts(&body, 0));
+        assert_eq!(mixed["messages"][1]["content"][0]["image_url"]["url"], url);
+        assert_eq!(parts(&mixed, 1)[1], parts(&body, 1)[1]);
+        assert_eq!(mixed["session_id"], "s");
         let part = |number: u8, url: &str| {
             let uuid = MediaDigest([number; 32]).to_string();
             json!({"type": "image_url", "image_url": {"url": url, "detail": "low"}, "uuid": uuid})

@@ -28,6 +28,8 @@ pub struct Plan {
     /// GPUs that the engine may see, as `CUDA_VISIBLE_DEVICES` names them; `None` leaves the choice
     /// to it.
     pub gpus: Option<Vec<String>>,
+    /// A folder whose files the engine may read as images.
+    pub media_dir: Option<PathBuf>,
     /// Further arguments; for [`Kind::Command`] the whole command line.
     pub args: Vec<String>,
 }
@@ -53,6 +55,7 @@ impl Plan {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),
             kv_events,
             kv_replay,
+            media_dir: self.media_dir.clone(),
         })
     }
 
@@ -68,6 +71,8 @@ impl Plan {
                 .iter()
                 .flat_map(|model| ["--model", model.as_str()]),
         );
+        let media_dir = self.media_dir();
+        args.extend(allowed(&media_dir));
         args.extend(self.args.iter().map(String::as_str));
         args.into_iter().map(str::to_owned).collect()
     }
@@ -89,6 +94,8 @@ impl Plan {
         args.extend(["--enable-prefix-caching", "--enable-prompt-tokens-details"]);
         args.extend(["--prefix-caching-hash-algo", "sha256_cbor"]);
         args.extend(["--kv-events-config", &events]);
+        let media_dir = self.media_dir();
+        args.extend(allowed(&media_dir));
         args.extend(self.args.iter().map(String::as_str));
         args.into_iter().map(str::to_owned).collect()
     }
@@ -99,6 +106,7 @@ impl Plan {
         kv_replay: &str,
     ) -> Result<(PathBuf, Vec<String>), EngineError> {
         let port = self.port.to_string();
+        let media_dir = self.media_dir();
         let values = [
             ("{port}", port.as_str()),
             ("{model}", self.model.as_deref().unwrap_or_default()),
@@ -106,6 +114,7 @@ impl Plan {
             ("{kv_events}", kv_events),
             ("{kv_replay}", kv_replay),
             ("{worker}", self.worker.as_str()),
+            ("{media_dir}", media_dir.as_str()),
         ];
         let mut words = Vec::new();
         for word in &self.args {
@@ -117,6 +126,12 @@ impl Plan {
         Ok((program, words.collect()))
     }
 
+    /// The folder's path; empty without one.
+    fn media_dir(&self) -> String {
+        let dir = self.media_dir.as_ref();
+        dir.map_or_else(String::new, |dir| dir.display().to_string())
+    }
+
     fn environment(&self) -> Vec<(String, String)> {
         let gpus = self.gpus.iter();
         let gpus = gpus.map(|gpus| ("CUDA_VISIBLE_DEVICES", gpus.join(",")));
@@ -126,6 +141,12 @@ impl Plan {
         let named = |(name, text): (&str, String)| (name.to_owned(), text);
         gpus.chain(quiet).map(named).collect()
     }
+}
+
+/// What vLLM, and the mock as it does, is told of the folder.
+fn allowed(media_dir: &str) -> impl Iterator<Item = &str> {
+    let told = (!media_dir.is_empty()).then_some(["--allowed-local-media-path", media_dir]);
+    told.into_iter().flatten()
 }
 
 const VLLM: &str = "install vLLM and activate its environment, or choose --engine mock or command";
@@ -204,6 +225,7 @@ mod tests {
             model: model.map(str::to_owned),
             port: 9000,
             gpus: Some(vec!["GPU-1f".to_owned()]),
+            media_dir: Some(PathBuf::from("/dev/shm/m")),
             args: vec!["--extra".to_owned()],
         }
     }
@@ -226,6 +248,7 @@ mod tests {
         assert_eq!(events["endpoint"], "ipc:///run/e");
         assert_eq!(events["replay_endpoint"], "ipc:///run/r");
         assert_eq!(events["enable_kv_cache_events"], true);
+        assert_eq!(after("--allowed-local-media-path"), "/dev/shm/m");
         assert_eq!(args.last().unwrap(), "--extra");
     }
 
@@ -234,6 +257,7 @@ mod tests {
         let args = plan(None).mock_args("ipc:///run/e", "ipc:///run/r");
         assert!(args.iter().any(|arg| arg == "--exit-with-stdin"));
         assert!(!args.iter().any(|arg| arg == "--model"));
+        assert!(args.iter().any(|arg| arg == "--allowed-local-media-path"));
         let environment = plan(None).environment();
         assert!(environment.contains(&("CUDA_VISIBLE_DEVICES".to_owned(), "GPU-1f".to_owned())));
     }

@@ -1,15 +1,16 @@
 //! The folder of this run: sockets, process ids, and what a killed run before it left behind.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, geteuid, kill_process_group};
 use tracing::warn;
 
 use crate::id::WorkerId;
-use crate::lifecycle::folder::OwnFolder;
+
+const LOCK: &str = "lock";
 
 /// Why there is no folder for this run.
 #[derive(Debug, thiserror::Error)]
@@ -33,10 +34,12 @@ pub enum RunDirError {
     Open { path: String, owner: u32, mode: u32 },
 }
 
-/// A folder of this process alone, removed when dropped; see [`OwnFolder`].
+/// A folder of this process alone, removed when dropped. While the process lives it holds the
+/// folder's lock; a folder whose lock is free is a leftover.
 #[derive(Debug)]
 pub struct RunDir {
-    folder: OwnFolder,
+    path: PathBuf,
+    _lock: File,
 }
 
 impl RunDir {
@@ -51,26 +54,41 @@ impl RunDir {
         // What is swept lies in a folder of ours alone: `base` may hold other things.
         let runs = base.join(format!("kvlens-{}", geteuid().as_raw()));
         own(&runs).map_err(in_folder(&runs))??;
-        let folder = OwnFolder::create_in(&runs, 0o700, end_leftovers);
-        let folder = folder.map_err(in_folder(&runs))?;
-        Ok(Self { folder })
+        Self::create_in(&runs).map_err(in_folder(&runs))
+    }
+
+    fn create_in(runs: &Path) -> io::Result<Self> {
+        // Held while folders are swept and made, so that nobody sweeps a folder not yet locked.
+        let turn = open_lock(runs, true)?;
+        turn.lock()?;
+        sweep(runs)?;
+        let path = runs.join(std::process::id().to_string());
+        // Two runs of one process differ by a number.
+        let free = |n: &u32| !path.with_extension(n.to_string()).exists();
+        let path = (0..)
+            .find(free)
+            .map_or(path.clone(), |n| path.with_extension(n.to_string()));
+        DirBuilder::new().mode(0o700).create(&path)?;
+        let lock = open_lock(&path, true)?;
+        lock.lock()?;
+        Ok(Self { path, _lock: lock })
     }
 
     /// Where the folder is.
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        &self.path
     }
 
     /// The path of a worker's socket.
     pub fn socket(&self, worker: &WorkerId, name: &str) -> PathBuf {
-        self.path().join(format!("{worker}.{name}"))
+        self.path.join(format!("{worker}.{name}"))
     }
 
     /// Writes down that `pid` leads the process group of a worker's engine.
     pub(crate) fn record(&self, worker: &WorkerId, pid: Pid) -> io::Result<()> {
         let start = start_time(pid).unwrap_or_default();
         let text = format!("{} {start}\n", pid.as_raw_nonzero());
-        fs::write(self.path().join(format!("{worker}.pid")), text)
+        fs::write(self.path.join(format!("{worker}.pid")), text)
     }
 
     /// Removes what a worker's engine left: its sockets, on which the next one could not bind, and
@@ -78,10 +96,18 @@ impl RunDir {
     pub(crate) fn clear(&self, worker: &WorkerId) {
         // A worker's name has no dot, so the prefix is that of no other worker.
         let prefix = format!("{worker}.");
-        for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(&prefix) {
                 remove(&entry.path());
             }
+        }
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            warn!(path = %self.path.display(), %error, "run folder stays");
         }
     }
 }
@@ -138,15 +164,49 @@ fn own(runs: &Path) -> io::Result<Result<(), RunDirError>> {
     }))
 }
 
-/// Ends the engines that a killed run left running.
-fn end_leftovers(path: &Path) -> io::Result<()> {
+fn open_lock(folder: &Path, create: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(create).truncate(false);
+    options.mode(0o600).open(folder.join(LOCK))
+}
+
+/// Ends the engines and removes the folders of runs whose lock is free. What cannot be swept stays:
+/// it hinders no new run.
+fn sweep(runs: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(runs)? {
+        let path = entry?.path();
+        if !is_run(&path) {
+            continue;
+        }
+        let swept = match open_lock(&path, false).map(|lock| lock.try_lock().map(|()| lock)) {
+            Ok(Ok(_held)) => sweep_run(&path),
+            Ok(Err(TryLockError::WouldBlock)) => Ok(()),
+            Ok(Err(TryLockError::Error(error))) | Err(error) => Err(error),
+        };
+        if let Err(error) = swept {
+            warn!(path = %path.display(), %error, "folder of a former run stays");
+        }
+    }
+    Ok(())
+}
+
+/// Whether `path` is a folder, not a link to one, with the name of a run: `<pid>.<number>`.
+fn is_run(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy());
+    let parts = name.as_deref().and_then(|name| name.split_once('.'));
+    let is_number = |text: &str| text.parse::<u32>().is_ok();
+    parts.is_some_and(|(pid, number)| is_number(pid) && is_number(number))
+        && fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
+}
+
+fn sweep_run(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let file = entry?.path();
         if file.extension().is_some_and(|extension| extension == "pid") {
             end_leftover(&fs::read_to_string(&file)?);
         }
     }
-    Ok(())
+    fs::remove_dir_all(path)
 }
 
 /// Kills the process group of a record, if its leader is the very process that was recorded: a
@@ -190,8 +250,6 @@ mod tests {
     use std::process::{Child, Command};
 
     use super::*;
-
-    const LOCK: &str = "lock";
 
     fn base() -> tempfile::TempDir {
         let base = tempfile::tempdir().unwrap();

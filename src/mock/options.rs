@@ -1,6 +1,7 @@
 //! The command line of `kvlens mock-engine`, close to that of `vllm serve`.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::mock::hash::Lora;
@@ -82,6 +83,9 @@ pub struct Options {
     /// Name of a LoRA adapter to serve; may be repeated.
     #[arg(long)]
     pub lora: Vec<String>,
+    /// Folder below which images may be read by file:// URL.
+    #[arg(long, value_name = "FOLDER")]
+    pub allowed_local_media_path: Option<PathBuf>,
     /// Also answers /reset_prefix_cache.
     #[arg(long)]
     pub dev: bool,

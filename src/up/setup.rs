@@ -1,7 +1,7 @@
 //! What `kvlens up` runs: decided once from the flags and what this box has.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::media::MediaConfig;
@@ -96,6 +96,7 @@ impl Setup {
     pub(crate) fn specs(
         &self,
         engine_args: &[String],
+        media_dir: Option<&Path>,
         run_dir: &RunDir,
     ) -> Result<Vec<Spec>, UpError> {
         let ports = free_ports(usize::from(self.workers))?;
@@ -111,6 +112,7 @@ impl Setup {
                     .map(|folder| folder.display().to_string()),
                 port,
                 gpus: self.gpu(number).map(|gpu| vec![gpu]),
+                media_dir: media_dir.map(Path::to_owned),
                 args: engine_args.to_vec(),
             };
             Ok(plan.spec(run_dir)?)
@@ -130,6 +132,10 @@ impl Setup {
                 events: engine.kv_events.clone(),
                 replay: Some(engine.kv_replay.clone()),
             }],
+            media_dir: engine
+                .media_dir
+                .as_ref()
+                .map(|dir| dir.display().to_string()),
             placeholder: self.model.family().map(Family::placeholder),
         }
     }

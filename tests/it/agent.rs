@@ -100,6 +100,7 @@ fn following(address: &str, source: &Source) -> (Seen, CancellationToken, JoinSe
         aliases: vec!["demo".to_owned()],
         kind: "vllm".to_owned(),
         sources: vec![source.clone()],
+        media_dir: None,
         placeholder: None,
     };
     let (sender, updates) = mpsc::channel(64);

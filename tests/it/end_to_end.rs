@@ -2,13 +2,14 @@
 
 mod bad_images;
 mod bad_requests;
-mod client;
+pub(crate) mod client;
 mod crowd;
 mod deaths;
 mod departures;
+mod files;
 mod overlap;
 mod paths;
-mod pictures;
+pub(crate) mod pictures;
 mod prediction;
 mod signals;
 mod stack;

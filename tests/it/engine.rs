@@ -49,6 +49,7 @@ impl Engines {
             kind: Kind::Command,
             model: None,
             port,
+            media_dir: None,
             gpus: Some(["2", "GPU-3"].map(str::to_owned).into()),
             args: ["sh", "-c", script].map(str::to_owned).into(),
         };
@@ -273,6 +274,7 @@ fn a_missing_program_is_named() {
         model: None,
         port: 1,
         gpus: None,
+        media_dir: None,
         args: args.iter().map(|&arg| arg.to_owned()).collect(),
     };
     for (plan, text) in [
@@ -288,7 +290,7 @@ fn a_missing_program_is_named() {
         (
             plan(Kind::Command, &["sh", "{prot}"]),
             "engine command has \"{prot}\", which is none of {port} {model} {name} {kv_events} {kv_replay} \
-             {worker}",
+             {worker} {media_dir}",
         ),
     ] {
         let error = plan.spec(&engines.launcher.run_dir).unwrap_err();
@@ -306,6 +308,7 @@ fn placeholders_of_a_command_are_filled() {
         model: Some("qwen".to_owned()),
         port: 4321,
         gpus: None,
+        media_dir: Some("/dev/shm/m".into()),
         args: [
             "sh",
             "{port}",
@@ -313,6 +316,7 @@ fn placeholders_of_a_command_are_filled() {
             "{kv_events}",
             "{kv_replay}",
             "{worker}",
+            "{media_dir}",
         ]
         .map(str::to_owned)
         .into(),
@@ -321,7 +325,10 @@ fn placeholders_of_a_command_are_filled() {
     let run = engines.launcher.run_dir.path().display();
     let events = format!("ipc://{run}/w0.kv");
     let replay = format!("ipc://{run}/w0.replay");
-    assert_eq!(spec.args, ["4321", "qwen", &events, &replay, "w0"]);
+    assert_eq!(
+        spec.args,
+        ["4321", "qwen", &events, &replay, "w0", "/dev/shm/m"]
+    );
     assert_eq!((spec.kv_events, spec.kv_replay), (events, replay));
     assert_eq!(spec.address.to_string(), "127.0.0.1:4321");
     assert!(Path::new(&spec.program).ends_with("sh"));

@@ -1,6 +1,7 @@
 //! Tests of the library as its users see it, and of the house rules.
 
 mod agent;
+mod bodies;
 mod cli;
 mod codec;
 mod config;
@@ -23,6 +24,7 @@ mod normalise;
 mod openai_requests;
 mod recording;
 mod router;
+mod shm;
 mod source;
 mod template;
 mod tokenizer;
