@@ -244,7 +244,7 @@ async fn accepted(
     match (status.as_u16(), folder) {
         (200..=299, _) => Ok(answer),
         (408 | 429 | 503, _) => Err(Failure::Busy(status)),
-        (400..=499 | 500, Some(_)) | (400..=499, None) => {
+        (400..=499, _) | (500, Some(_)) => {
             let body = answer.whole().await.unwrap_or_default();
             if folder.is_some() && speaks_of_files(&body, folder) {
                 return Err(Failure::Unread(format!("the engine answered {status}")));

@@ -1,9 +1,10 @@
 //! How a placed request's images go to its worker: by files where both sides can, else inside it.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 use tracing::debug;
 
 use crate::dispatch::request::EngineBody;
@@ -50,8 +51,7 @@ impl Frontend {
             let files = lent.into_iter().flatten().collect();
             Parcel { body, files }
         });
-        // Only a panic or the process's end leaves nothing to send, which no engine takes.
-        finished.await.unwrap_or_default()
+        settled(finished.await)
     }
 
     /// The same with every image inside, for an engine that could not read its files: the next
@@ -68,11 +68,11 @@ impl Frontend {
         let images = body.images().len() as u64;
         counted(&self.metrics, Transfer::ShmUnread, images);
         let (body, report_session) = (body.clone(), placement.report_session.clone());
-        let finished = spawn_blocking(move || body.finish(&[], report_session.as_deref()));
-        Parcel {
-            body: finished.await.unwrap_or_default(),
+        let finished = spawn_blocking(move || Parcel {
+            body: body.finish(&[], report_session.as_deref()),
             files: Vec::new(),
-        }
+        });
+        settled(finished.await)
     }
 
     /// The folder through which images may go to a placement's worker: one on this host alone, for
@@ -82,6 +82,15 @@ impl Frontend {
         let dir = placement.media_dir.clone()?;
         is_on_this_host(&placement.address).then(|| (shm.clone(), dir))
     }
+}
+
+/// A panic there is the request's own, as it is here; else only the process's end leaves nothing to
+/// send.
+fn settled(finished: Result<Parcel, JoinError>) -> Parcel {
+    finished.unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(panic) => resume_unwind(panic),
+        Err(_) => Parcel::default(),
+    })
 }
 
 fn lend(folder: Option<(&Shm, &Arc<str>)>, image: &Image, metrics: &Metrics) -> Option<Lent> {
