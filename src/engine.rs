@@ -66,6 +66,8 @@ pub struct Spec {
     pub address: EngineAddress,
     /// Where each of its ranks publishes and replays KV events, rank 0 first.
     pub sources: Vec<KvEndpoints>,
+    /// A folder whose files the engine may read as images.
+    pub media_dir: Option<PathBuf>,
 }
 
 /// Where an engine answers HTTP.

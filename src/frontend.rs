@@ -12,6 +12,7 @@ pub mod relay;
 pub mod role;
 mod stream;
 pub mod text;
+mod transfer;
 
 use std::collections::HashMap;
 use std::panic::resume_unwind;

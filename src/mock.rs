@@ -24,7 +24,7 @@ pub mod server;
 pub mod wire;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,6 +109,7 @@ impl MockEngine {
             bounds,
             context_tokens_max,
             fault: options.fault,
+            media_dir: local_media(&options)?,
         };
         let sources = Value::Object(started.sources);
         let server = Server::new(model, setting, started.ranks, sources);
@@ -214,6 +215,20 @@ fn load(name: &str) -> Result<Model, MockError> {
         model: name.to_owned(),
         source,
     })
+}
+
+/// The folder of images, links followed; it must be there when the engine starts, as vLLM's must.
+fn local_media(options: &Options) -> Result<Option<PathBuf>, BadOption> {
+    let Some(folder) = &options.allowed_local_media_path else {
+        return Ok(None);
+    };
+    let found = folder.canonicalize().ok().filter(|path| path.is_dir());
+    let bad = || BadOption {
+        option: "allowed-local-media-path",
+        value: folder.display().to_string(),
+        rule: "must be a folder that is there".to_owned(),
+    };
+    found.ok_or_else(bad).map(Some)
 }
 
 async fn listen(address: SocketAddr) -> Result<(Listener, String), MockError> {

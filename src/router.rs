@@ -18,17 +18,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::block::{BlockSize, SequenceHash};
-use crate::discovery::{Change, ParityScope, Update};
+use crate::discovery::{Change, Completeness, ParityScope, Update};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::Step;
 use crate::index::{Applied, KvEvent};
 use crate::router::booking::Booking;
+use crate::router::state::disproof::Disproved;
 use crate::router::state::{BookingKey, State};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
 use crate::select::{Cost, Policy, RouterMode};
 use crate::telemetry::labels::{
-    KvEventKind, KvEventLabels, ParityCheck, ParityLabels, VerdictLabels,
+    KvEventKind, KvEventLabels, Ledger, LedgerLabels, ParityCheck, ParityLabels, VerdictLabels,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -56,6 +57,19 @@ pub struct Footprint {
     /// Tokens beyond those known, estimated: an image of unknown size, an embedding's input. They
     /// weigh on the worker like others, and overlap with nothing.
     pub estimated_tokens: u32,
+}
+
+impl Footprint {
+    fn all_tokens(&self) -> u32 {
+        self.prompt_tokens.saturating_add(self.estimated_tokens)
+    }
+
+    fn hashes_for(&self, size: BlockSize) -> Option<&Arc<[SequenceHash]>> {
+        self.hashes
+            .iter()
+            .find(|(known, _)| *known == size)
+            .map(|(_, hashes)| hashes)
+    }
 }
 
 /// Where a request goes. Dropping its booking frees what it holds there.
@@ -233,6 +247,21 @@ impl Router {
             }
             None => info!(%worker, "engine stores blocks under our names again"),
         }
+    }
+
+    /// See [`Booking::found_cached`].
+    fn disprove(&self, key: BookingKey, cached_blocks: u32) {
+        let disproved = self.lock().disprove(key, cached_blocks);
+        let Some(Disproved { blocks, ledger }) = disproved.filter(|found| found.blocks > 0) else {
+            return;
+        };
+        let ledger = match ledger {
+            Completeness::Complete => Ledger::Complete,
+            Completeness::Partial => Ledger::Partial,
+        };
+        let labels = LedgerLabels { ledger };
+        let counter = self.metrics.overlap_disproved_blocks.get_or_create(&labels);
+        counter.inc_by(blocks as u64);
     }
 
     fn count_event(&self, event: &KvEvent) {

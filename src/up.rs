@@ -1,6 +1,7 @@
 //! `kvlens up`: everything on one box, in one process.
 
 mod agents;
+mod media_folder;
 mod progress;
 mod setup;
 
@@ -28,6 +29,7 @@ use crate::model::ModelError;
 use crate::router::Router;
 use crate::telemetry::metrics::Metrics;
 use crate::up::agents::{Agents, Attended};
+use crate::up::media_folder::MediaFolder;
 use crate::up::setup::Setup;
 use crate::worker::reset;
 
@@ -89,6 +91,8 @@ pub enum UpError {
     Media(#[from] PolicyError),
     #[error(transparent)]
     Ended(#[from] TaskEnd),
+    #[error("cannot make folder {path} for images")]
+    MediaFolder { path: String, source: io::Error },
     #[error("{worker:?} cannot name a worker")]
     Worker {
         worker: String,
@@ -106,7 +110,10 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     let setup = Setup::choose(&args, gpu::find(), &config.media)?;
     let listeners = Listeners::bind(&config.frontend).await?;
     let run_dir = Arc::new(RunDir::create(config.engine.run_dir.as_deref())?);
-    let specs = setup.specs(&args, &config.engine, &run_dir)?;
+    // Its files outlive the engines that read them.
+    let media_folder = MediaFolder::create(&config.media, &run_dir)?;
+    let media_dir = media_folder.as_ref().map(MediaFolder::path);
+    let specs = setup.specs(&args, &config.engine, (media_dir, &run_dir))?;
     say(setup.opening());
 
     let metrics = Arc::new(Metrics::default());

@@ -13,9 +13,9 @@ pub mod ranks;
 pub mod record;
 pub mod reset;
 pub mod role;
+pub mod spec;
 pub mod state_file;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,13 +26,11 @@ use tracing::{Instrument, error, info, warn, warn_span};
 
 use crate::block::BlockSize;
 use crate::discovery::{Change, Completeness, Update, WorkerRecord};
-use crate::events::zmq::Source;
-use crate::id::{DpRank, WorkerId};
+use crate::id::DpRank;
 use crate::index::KvEvent;
 use crate::index::gap::BEFORE_FIRST;
 use crate::ledger::counts::Counts;
 use crate::ledger::{Ledger, Options};
-use crate::model::Model;
 use crate::telemetry::labels::AlarmLabels;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::engine_watch::{EngineWatch, Sighting};
@@ -42,6 +40,7 @@ use crate::worker::rank::{Rank, RankStatus};
 use crate::worker::ranks::{ORDERS_MAX, Ranks};
 use crate::worker::record::Standing;
 use crate::worker::reset::Command;
+use crate::worker::spec::AgentSpec;
 use crate::worker::state_file::{SavedRank, StateFile};
 
 /// How often the record is sent again if the ledgers changed it.
@@ -56,61 +55,6 @@ const PROOF_MAX: Duration = Duration::from_secs(5);
 
 /// Sightings that wait for the agent; it takes them as they come.
 const SIGHTINGS_MAX: usize = 8;
-
-/// What is known of an engine's process by whoever runs it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum ProcessState {
-    #[default]
-    Unknown,
-    Running,
-    Ended {
-        cause: String,
-    },
-}
-
-/// What an agent is told of its engine.
-#[derive(Clone, Debug)]
-pub struct AgentSpec {
-    pub worker: WorkerId,
-    /// Where the engine answers, as `http://127.0.0.1:8100`.
-    pub address: String,
-    /// The model's base name, as hashed.
-    pub model: String,
-    /// Other names requests may use; those the engine says are added.
-    pub aliases: Vec<String>,
-    /// The engine's kind, as `vllm`.
-    pub kind: String,
-    /// Where each data-parallel rank publishes its events, rank 0 first; empty for an engine that
-    /// publishes none.
-    pub sources: Vec<Source>,
-    /// See [`Options::placeholder`].
-    pub placeholder: Option<u32>,
-    /// The engine's process as its supervisor knows it; `None` for one that others run.
-    pub process: Option<watch::Receiver<ProcessState>>,
-    /// The model's files, with which the engine's prompts are held against ours; `None` where they
-    /// are not here.
-    pub files: Option<Arc<Model>>,
-    /// Folder in which ledgers are kept for the next agent; `None` where there is none to come.
-    pub state_dir: Option<PathBuf>,
-}
-
-impl AgentSpec {
-    /// An agent beside an engine of which nothing else is known.
-    pub fn new(worker: WorkerId, address: &str, model: &str) -> Self {
-        Self {
-            worker,
-            address: address.to_owned(),
-            model: model.to_owned(),
-            aliases: Vec::new(),
-            kind: String::new(),
-            sources: Vec::new(),
-            placeholder: None,
-            process: None,
-            files: None,
-            state_dir: None,
-        }
-    }
-}
 
 /// Follows one engine through all its lives, until `stop` or until nobody takes the updates.
 ///

@@ -139,6 +139,7 @@ impl Plan {
             },
             address,
             sources,
+            media_dir: self.media_dir.clone(),
         })
     }
 

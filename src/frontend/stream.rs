@@ -13,6 +13,7 @@ use crate::dispatch::stream::{EventKind, Splitter, Usage, classify};
 use crate::frontend::relay::Outgoing;
 use crate::http::reply::Reply;
 use crate::id::RequestId;
+use crate::media::shm::Lent;
 use crate::openai::error::{ApiError, ErrorKind};
 use crate::router::{Answered, Placement};
 use crate::telemetry::metrics::Metrics;
@@ -39,6 +40,8 @@ pub(crate) struct Counts {
     metrics: Arc<Metrics>,
     received: Instant,
     last_piece: Option<Instant>,
+    /// What the engine may still read.
+    _files: Vec<Lent>,
 }
 
 impl Answer {
@@ -57,8 +60,15 @@ impl Answer {
             metrics,
             received: outgoing.received,
             last_piece: None,
+            _files: Vec::new(),
         };
         Self { counts, engine }
+    }
+
+    /// The same, keeping what the engine reads until it ends.
+    pub(crate) fn holding(mut self, files: Vec<Lent>) -> Self {
+        self.counts._files = files;
+        self
     }
 
     pub(crate) fn split(self) -> (Counts, EngineAnswer) {
@@ -95,6 +105,10 @@ impl Counts {
         let Some(cached_tokens) = usage.cached_tokens() else {
             return;
         };
+        // Of several answers vLLM reports the last one's, which finds what the first has computed.
+        if self.wants_choices {
+            return;
+        }
         let block_size = self.placement.block_size;
         let predicted_tokens = self.placement.overlap_blocks * block_size.tokens();
         self.metrics
@@ -106,10 +120,11 @@ impl Counts {
         self.metrics
             .overlap_difference
             .observe(f64::from(cached_tokens) - f64::from(predicted_tokens));
-        // Of several answers the counts are some sum, and of a prompt known in part they are not
-        // those of the blocks we named.
-        if self.prompt_tokens.is_some() && !self.wants_choices {
-            self.placement.booking.answered(Answered {
+        let booking = &self.placement.booking;
+        booking.found_cached(cached_tokens / block_size.tokens());
+        // Of a prompt known in part the counts are not those of the blocks we named.
+        if self.prompt_tokens.is_some() {
+            booking.answered(Answered {
                 block_size,
                 text_tokens: self.text_tokens,
                 cached_tokens,

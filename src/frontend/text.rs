@@ -41,7 +41,7 @@ impl Frontend {
             include_usage: request.options.include_usage,
             has_images: false,
             wants_choices: request.options.wants_choices(),
-            body: completion_body(request, &salt),
+            body: completion_body(request, &salt).into(),
         })
     }
 
@@ -67,7 +67,7 @@ impl Frontend {
             include_usage: false,
             has_images: false,
             wants_choices: false,
-            body: embeddings_body(request),
+            body: embeddings_body(request).into(),
         };
         self.relay(outgoing).await
     }

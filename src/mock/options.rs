@@ -88,6 +88,9 @@ pub struct Options {
     /// Name of a LoRA adapter to serve; may be repeated.
     #[arg(long)]
     pub lora: Vec<String>,
+    /// Folder below which images may be read by file:// URL.
+    #[arg(long, value_name = "FOLDER")]
+    pub allowed_local_media_path: Option<PathBuf>,
     /// Also answers /reset_prefix_cache.
     #[arg(long)]
     pub dev: bool,

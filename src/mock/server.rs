@@ -1,5 +1,6 @@
 //! What all requests share: the model, the ranks, the names it serves, and its bounds.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -44,6 +45,8 @@ pub struct Setting {
     pub bounds: Bounds,
     pub context_tokens_max: usize,
     pub fault: Option<Fault>,
+    /// Images may be read from files below it.
+    pub media_dir: Option<PathBuf>,
 }
 
 /// What all choices of one request agreed on.
@@ -71,7 +74,10 @@ impl Server {
     pub fn new(model: Model, setting: Setting, ranks: Vec<Arc<Rank>>, sources: Value) -> Self {
         Self {
             writer: Writer::new(&model),
-            images: Images::new(setting.names.first().map_or("", String::as_str)),
+            images: Images::new(
+                setting.names.first().map_or("", String::as_str),
+                setting.media_dir,
+            ),
             model,
             names: setting.names,
             loras: setting.loras,

@@ -1,6 +1,8 @@
 //! The router's state and every change to it; no await, no I/O.
 
+pub(crate) mod disproof;
 mod events;
+mod views;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -8,22 +10,17 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::block::{BlockSize, SequenceHash};
+use crate::block::BlockSize;
 use crate::discovery::{Completeness, ParityScope, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::Index;
-use crate::index::gap::BEFORE_FIRST;
 use crate::index::holders::Slot;
 use crate::router::member::{Member, RankState};
-use crate::router::view::{CandidateView, ModelView, WorkerView};
+use crate::router::view::CandidateView;
 use crate::router::{Footprint, RouteError};
 use crate::select::load::Share;
 use crate::select::{Ask, Candidate, Cost, Policy, cost, select};
-
-/// Most distinct block sizes hashed for one request; workers of further sizes are chosen by load
-/// alone, so that a fleet of many sizes cannot multiply a request's hashing.
-const BLOCK_SIZES_MAX: usize = 4;
 
 /// Names one booking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +51,8 @@ struct Seat {
     rank: DpRank,
     prompt_blocks: u32,
     not_eligible: Option<&'static str>,
+    /// As much of the overlap as the index vouches for.
+    indexed_blocks: u32,
     candidate: Candidate,
 }
 
@@ -198,68 +197,6 @@ impl State {
         Verdict::ALL.map(|verdict| (verdict, of(verdict).count() as i64))
     }
 
-    pub(crate) fn worker_views(&self) -> Vec<WorkerView> {
-        let view = |member: &Member| {
-            let worker = &member.record.worker;
-            let ranks = (0..member.ranks.len()).map(|rank| DpRank(rank as u32));
-            WorkerView {
-                record: member.shown(),
-                indexed_blocks: self.index.worker_blocks(worker),
-                applied_sequences: ranks
-                    .map(|rank| self.applied_sequence(worker, rank))
-                    .collect(),
-                load: member.loads(),
-            }
-        };
-        self.workers.values().map(view).collect()
-    }
-
-    fn applied_sequence(&self, worker: &WorkerId, rank: DpRank) -> Option<u64> {
-        let slot = self.index.slot(worker, rank)?;
-        let (_, sequence) = self.index.progress(slot)?.last()?;
-        (sequence != BEFORE_FIRST).then_some(sequence)
-    }
-
-    pub(crate) fn model_view(&self, name: &str) -> Option<ModelView> {
-        let serves = |member: &&Member| member.record.serves(name);
-        let first = &self.workers.values().find(serves)?.record;
-        let adapter = first
-            .adapters
-            .iter()
-            .any(|adapter| adapter == name)
-            .then(|| name.into());
-        let mut sizes: BTreeMap<BlockSize, usize> = BTreeMap::new();
-        for member in self.workers.values().filter(serves) {
-            if let Some(size) = member.record.block_size {
-                *sizes.entry(size).or_default() += 1;
-            }
-        }
-        let mut block_sizes: Vec<BlockSize> = sizes.keys().copied().collect();
-        block_sizes.sort_by_key(|size| std::cmp::Reverse(sizes[size]));
-        block_sizes.truncate(BLOCK_SIZES_MAX);
-        let contexts = self.workers.values().filter(serves);
-        let contexts = contexts.filter_map(|member| member.record.context_tokens_max);
-        Some(ModelView {
-            base: first.model.as_str().into(),
-            adapter,
-            block_sizes,
-            context_tokens_max: contexts.min(),
-        })
-    }
-
-    pub(crate) fn model_names(&self) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
-        let records = || self.workers.values().map(|member| &member.record);
-        let bases = records().map(|record| &record.model);
-        let others = records().flat_map(|record| record.aliases.iter().chain(&record.adapters));
-        for name in bases.chain(others) {
-            if !names.contains(name) {
-                names.push(name.clone());
-            }
-        }
-        names
-    }
-
     fn choose(&self, mut eligible: Vec<Seat>, footprint: &Footprint) -> Option<(Seat, Cost)> {
         let candidates: Vec<_> = eligible.iter().map(|seat| seat.candidate).collect();
         let ask = Ask::of(footprint.all_tokens(), candidates.iter());
@@ -283,6 +220,7 @@ impl State {
             prefill_tokens: u64::from(footprint.all_tokens().saturating_sub(cached_tokens)),
             blocks: footprint.all_tokens().div_ceil(block_size.tokens()),
             hashes: hashes.unwrap_or_default(),
+            indexed_blocks: seat.indexed_blocks,
         };
         let mut chosen = Chosen {
             worker: seat.worker,
@@ -312,7 +250,8 @@ impl State {
 
     fn rank_of(&mut self, key: BookingKey) -> Option<&mut RankState> {
         let (worker, rank) = self.seats.get(&key)?;
-        self.workers.get_mut(worker)?.ranks.get_mut(rank.0 as usize)
+        let member = self.workers.get_mut(worker)?;
+        member.ranks.get_mut(rank.0 as usize)
     }
 
     /// Every rank of every worker that serves the model.
@@ -365,10 +304,9 @@ impl State {
             Some(ParityScope::Text) => 0,
             Some(ParityScope::Media) => block_size.full_blocks(footprint.text_tokens),
         };
-        let overlap_blocks = held_blocks
-            .max(shared_blocks)
-            .min(block_size.cacheable_blocks(prompt_tokens))
-            .min(nameable_blocks);
+        let most_blocks = block_size.cacheable_blocks(prompt_tokens);
+        let most_blocks = most_blocks.min(nameable_blocks);
+        let overlap_blocks = held_blocks.max(shared_blocks).min(most_blocks);
         let candidate = Candidate {
             block_size,
             overlap_blocks,
@@ -381,6 +319,7 @@ impl State {
             rank,
             prompt_blocks: block_size.full_blocks(prompt_tokens),
             not_eligible: member.not_eligible(now),
+            indexed_blocks: held_blocks.min(most_blocks),
             candidate,
         }
     }
@@ -397,18 +336,5 @@ impl State {
         let held = slot.map_or(0, |slot| self.index.blocks(slot));
         let coming = state.in_flight.load().prefill_tokens / u64::from(size.tokens());
         Some(capacity.saturating_sub(held + coming))
-    }
-}
-
-impl Footprint {
-    fn all_tokens(&self) -> u32 {
-        self.prompt_tokens.saturating_add(self.estimated_tokens)
-    }
-
-    fn hashes_for(&self, size: BlockSize) -> Option<&Arc<[SequenceHash]>> {
-        self.hashes
-            .iter()
-            .find(|(known, _)| *known == size)
-            .map(|(_, hashes)| hashes)
     }
 }

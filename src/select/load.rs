@@ -24,6 +24,8 @@ pub struct Share {
     pub blocks: u32,
     /// Names of the full ones; empty where they have none, and then they are shared with nobody.
     pub hashes: Arc<[SequenceHash]>,
+    /// Leading blocks that the index said the rank held when the request was booked.
+    pub indexed_blocks: u32,
 }
 
 /// The requests in flight on one rank.
@@ -118,6 +120,16 @@ impl InFlight {
     }
 }
 
+impl InFlight {
+    /// Which of a booked prompt's blocks the index was wrong about, when its engine found the first
+    /// `cached_blocks` of them in its cache; those stored since are true again, and left out.
+    pub fn disproved(&self, share: &Share, cached_blocks: u32) -> Vec<SequenceHash> {
+        let indexed = share.hashes.iter().take(share.indexed_blocks as usize);
+        let missing = indexed.skip(cached_blocks as usize).copied();
+        missing.filter(|hash| !self.was_stored(*hash)).collect()
+    }
+}
+
 impl Share {
     fn unnamed_blocks(&self) -> u32 {
         self.blocks.saturating_sub(self.hashes.len() as u32)
@@ -134,6 +146,7 @@ mod tests {
             prefill_tokens,
             blocks,
             hashes,
+            indexed_blocks: 0,
         }
     }
 
@@ -179,6 +192,34 @@ mod tests {
         assert_eq!(noted, [true, false, false]);
         in_flight.free(&second);
         assert!(!in_flight.was_stored(SequenceHash(1)));
+    }
+
+    #[test]
+    fn only_what_was_not_stored_since_is_disproved() {
+        let names = |hashes: &[u64]| hashes.iter().copied().map(SequenceHash).collect::<Vec<_>>();
+        for (indexed_blocks, cached_blocks, stored, disproved) in [
+            (3, 3, &[][..], &[][..]),
+            (3, 4, &[], &[]),
+            (3, 1, &[], &[2, 3]),
+            (2, 0, &[], &[1, 2]),
+            (0, 0, &[], &[]),
+            // Evicted and computed anew while the request was under way.
+            (4, 1, &[2, 3, 9], &[4]),
+        ] {
+            let mut in_flight = InFlight::default();
+            let booked = Share {
+                indexed_blocks,
+                ..share(0, 4, &[1, 2, 3, 4])
+            };
+            // What was stored for a prompt before it says nothing of this one's time.
+            in_flight.note_stored(&names(&[1, 2, 3, 4]));
+            in_flight.book(&booked);
+            in_flight.note_stored(&names(stored));
+            assert_eq!(
+                in_flight.disproved(&booked, cached_blocks),
+                names(disproved)
+            );
+        }
     }
 
     #[test]

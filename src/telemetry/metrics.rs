@@ -9,8 +9,8 @@ use prometheus_client::registry::Registry;
 
 use crate::ledger::counts::Alarm;
 use crate::telemetry::labels::{
-    AlarmLabels, EndpointLabels, KvEventLabels, MediaLabels, ModeLabels, ParityCheck, ParityLabels,
-    RequestLabels, VerdictLabels,
+    AlarmLabels, EndpointLabels, KvEventLabels, LedgerLabels, MediaLabels, ModeLabels, ParityCheck,
+    ParityLabels, RequestLabels, TransferLabels, VerdictLabels,
 };
 
 /// The media type of [`Metrics::encode`]'s text.
@@ -72,6 +72,8 @@ metrics! {
         "overlap_cached_tokens", "Prompt tokens that the engine says it found in its cache.";
     overlap_difference: Histogram = signed_tokens(),
         "overlap_difference_tokens", "Prompt tokens that the engine says it found in its cache beyond those predicted, by request; below 0 where it found fewer.";
+    overlap_disproved_blocks: Family<LedgerLabels, Counter> = Family::default(),
+        "overlap_disproved_blocks", "Blocks that the index said a worker held and its engine did not find; those of a partial ledger are taken out.";
     prompt_length_mismatch: Counter = Counter::default(),
         "prompt_length_mismatch", "Answers whose engine counts another number of prompt tokens than we do.";
     parity_failures: Family<ParityLabels, Counter> = Family::default(),
@@ -110,6 +112,8 @@ metrics! {
         "media_cache_hits", "Image fetches answered \"not modified\", so that the bytes held serve again.";
     media_cache: Gauge = Gauge::default(),
         "media_cache_bytes", "Bytes of fetched images that are held.";
+    media_transfers: Family<TransferLabels, Counter> = Family::default(),
+        "media_transfers", "Images sent to engines, by the way they went, where media.transfer is not inline.";
     panics: Counter = Counter::default(),
         "panics", "Requests answered 500 because their code panicked.";
 }

@@ -10,8 +10,9 @@ use crate::lifecycle::tasks::{TaskEnd, Tasks};
 use crate::router::{self, Router, UPDATES_MAX};
 use crate::telemetry::metrics::Metrics;
 use crate::up::setup::Setup;
+use crate::worker;
 use crate::worker::reset::Command;
-use crate::worker::{self, ProcessState};
+use crate::worker::spec::ProcessState;
 
 /// An engine with the ways to its agent.
 pub(crate) struct Attended {

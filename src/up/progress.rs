@@ -15,7 +15,7 @@ use crate::router::Router;
 use crate::telemetry::metrics::Metrics;
 use crate::up::say;
 use crate::up::setup::Banner;
-use crate::worker::ProcessState;
+use crate::worker::spec::ProcessState;
 
 /// How often the router is asked which workers are there: often enough to look instant.
 const LOOK_EVERY: Duration = Duration::from_millis(20);

@@ -1,6 +1,6 @@
 //! What `kvlens up` runs: decided once from the flags and what this box has.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::engine::EngineConfig;
@@ -16,7 +16,7 @@ use crate::model::Model;
 use crate::model::named::Named;
 use crate::up::{Args, UpError};
 use crate::vision::Family;
-use crate::worker::AgentSpec;
+use crate::worker::spec::AgentSpec;
 
 /// Stand-ins that are started where nothing else is said: two, so that there is a choice to see.
 const MOCK_WORKERS: u16 = 2;
@@ -95,7 +95,7 @@ impl Setup {
         &self,
         args: &Args,
         config: &EngineConfig,
-        run_dir: &RunDir,
+        (media_dir, run_dir): (Option<&Path>, &RunDir),
     ) -> Result<Vec<Spec>, UpError> {
         let on_socket = self.kind == Kind::Command && wants_socket(&args.engine_args);
         // For each engine a run of ports for its events, one for their replay, and one to listen on.
@@ -116,7 +116,7 @@ impl Setup {
                 ranks: Ranks::new(self.ranks, ports[0], ports[1]),
                 block_size: config.block_size(),
                 gpus: self.gpus(number),
-                media_dir: None,
+                media_dir: media_dir.map(Path::to_owned),
                 args: args.engine_args.clone(),
             };
             Ok(plan.spec(run_dir)?)
@@ -131,6 +131,7 @@ impl Setup {
             files: Some(self.model.clone()),
             kind: self.kind.name().to_owned(),
             sources: engine.sources.iter().cloned().map(Source::from).collect(),
+            media_dir: engine.media_dir.clone(),
             placeholder: self.model.family().map(Family::placeholder),
             ..AgentSpec::new(engine.worker.clone(), &address, &self.name)
         }

@@ -19,10 +19,11 @@ use crate::model::Model;
 use crate::model::named::{DEMO, Named};
 use crate::telemetry::metrics::Metrics;
 use crate::vision::Family;
+use crate::worker;
 use crate::worker::feed::Feed;
 use crate::worker::probe::Probe;
 use crate::worker::reset::Command;
-use crate::worker::{self, AgentSpec};
+use crate::worker::spec::AgentSpec;
 
 /// How often the engine's file is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -42,6 +43,8 @@ pub(crate) struct Engine {
     /// Its model's folder or id; `demo` for the demo model.
     pub(crate) model: Option<String>,
     pub(crate) sources: Vec<Source>,
+    /// See [`AgentSpec::media_dir`].
+    pub(crate) media_dir: Option<PathBuf>,
 }
 
 /// The place beside an engine.
@@ -145,6 +148,7 @@ impl Beside {
             placeholder: family.map(Family::placeholder),
             files,
             state_dir: self.state_dir.clone(),
+            media_dir: engine.media_dir.clone(),
             ..AgentSpec::new(self.worker.clone(), &engine.address, &model)
         }
     }
@@ -164,6 +168,7 @@ fn read(folder: &Path, worker: &WorkerId) -> Result<Engine, String> {
         name: Some(file.name),
         model: Some(file.model.unwrap_or_else(|| DEMO.to_owned())),
         sources: file.sources.into_iter().map(Source::from).collect(),
+        media_dir: file.media_dir,
     })
 }
 

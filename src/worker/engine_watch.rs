@@ -6,8 +6,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
-use crate::worker::ProcessState;
 use crate::worker::probe::{EngineFacts, Probe, ProbeError};
+use crate::worker::spec::ProcessState;
 
 /// How often the health of an engine that answers is asked.
 const PERIOD: Duration = Duration::from_secs(1);

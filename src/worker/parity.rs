@@ -17,9 +17,9 @@ use crate::id::WorkerId;
 use crate::model::{Model, ModelError};
 use crate::telemetry::labels::{ParityCheck, ParityLabels};
 use crate::telemetry::metrics::Metrics;
-use crate::worker::AgentSpec;
 use crate::worker::parity::prompts::{Sample, samples};
 use crate::worker::probe::{Probe, ProbeError};
+use crate::worker::spec::AgentSpec;
 
 /// Where engines say how they tokenise.
 const TOKENIZE: &str = "/tokenize";

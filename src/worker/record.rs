@@ -2,9 +2,9 @@
 
 use crate::discovery::{Completeness, LedgerState, WorkerRecord};
 use crate::health::Verdict;
-use crate::worker::AgentSpec;
 use crate::worker::probe::EngineFacts;
 use crate::worker::rank::RankStatus;
+use crate::worker::spec::AgentSpec;
 
 /// How an engine stands with its agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub fn first(spec: &AgentSpec) -> WorkerRecord {
     record.aliases.clone_from(&spec.aliases);
     record.engine.kind.clone_from(&spec.kind);
     record.ranks = spec.sources.len().max(1) as u32;
+    let media_dir = spec.media_dir.as_ref();
+    record.media_dir = media_dir.map(|folder| folder.display().to_string());
     (record.verdict, record.cause) = verdict(&not_asked(), None);
     record
 }

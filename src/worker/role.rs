@@ -53,6 +53,9 @@ pub struct Args {
     /// Folder or name of the engine's model
     #[arg(long, value_hint = ValueHint::AnyPath)]
     model: Option<String>,
+    /// Folder from which that engine reads images (vLLM's --allowed-local-media-path)
+    #[arg(long, value_name = "DIR", requires = "engine_url", value_hint = ValueHint::DirPath)]
+    media_dir: Option<PathBuf>,
     /// Address and port of the agent's own listener
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
@@ -178,6 +181,7 @@ fn told_engine(args: &Args, url: &str) -> Result<Engine, BadPlan> {
         name: None,
         model: None,
         sources: args.kv_events.iter().enumerate().map(source).collect(),
+        media_dir: args.media_dir.clone(),
     })
 }
 

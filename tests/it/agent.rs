@@ -11,7 +11,7 @@ use kvlens::discovery::Completeness;
 use kvlens::health::Verdict;
 use kvlens::id::DpRank;
 use kvlens::worker::reset::Command;
-use kvlens::worker::{AgentSpec, ProcessState};
+use kvlens::worker::spec::{AgentSpec, ProcessState};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 

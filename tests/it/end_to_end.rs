@@ -6,6 +6,7 @@ pub(crate) mod client;
 mod crowd;
 mod deaths;
 mod departures;
+mod files;
 mod overlap;
 mod parity;
 mod paths;

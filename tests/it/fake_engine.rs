@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use kvlens::events::zmq::Source;
 use kvlens::id::WorkerId;
-use kvlens::worker::AgentSpec;
+use kvlens::worker::spec::AgentSpec;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 

@@ -2,6 +2,7 @@
 
 mod agent;
 mod bad_engines;
+mod bodies;
 mod bound_source;
 mod cache_share;
 mod cli;
@@ -34,6 +35,7 @@ mod rank;
 mod recording;
 mod roles;
 mod router;
+mod shm;
 mod source;
 mod template;
 mod tokenizer;

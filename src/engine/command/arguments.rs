@@ -40,10 +40,6 @@ impl Plan {
         ]));
         args.extend(words(["--prefix-caching-hash-algo", "sha256_cbor"]));
         args.extend(words(["--kv-events-config", &events]));
-        if let Some(folder) = &self.media_dir {
-            let folder = folder.display().to_string();
-            args.extend(words(["--allowed-local-media-path", &folder]));
-        }
         self.add_shape(args)
     }
 
@@ -55,6 +51,10 @@ impl Plan {
         }
         if let Some(size) = self.block_size {
             args.extend(words(["--block-size", &size.tokens().to_string()]));
+        }
+        if let Some(folder) = &self.media_dir {
+            let folder = folder.display().to_string();
+            args.extend(words(["--allowed-local-media-path", &folder]));
         }
         args.extend(self.args.iter().cloned());
         args
