@@ -1,0 +1,174 @@
+"""Agents that die, come late or miss a restart, while their engines serve."""
+
+import threading
+
+import told
+import wire
+from case_faults import chat, held_by, probe, right_again
+from processes import until
+from stack import APPLIED_SECONDS_MAX, BLOCK_TOKENS
+
+
+def reset(row, stack, worker, address, body):
+    """A prefix cache that is emptied through kvlens is known to be empty at once."""
+    kept = held_by(row, stack, worker, "reset")
+    wire.post(address, "/kvlens/v1/reset", body).good()
+    overlaps = stack.overlaps(kept)
+    row.require(overlaps[(worker, 0)] == 0, f"after the reset the overlaps are {overlaps}")
+    probe(row, stack, kept)
+    right_again(row, stack, worker, "reset")
+
+
+def reset_up(row, stack):
+    reset(row, stack, "command-0", stack.admin, {"worker": "command-0"})
+
+
+def reset_agent(row, stack):
+    reset(row, stack, "gpu-0", stack.urls["gpu-0"], None)
+
+
+def agent_killed(row, stack):
+    """An agent's death cuts no stream and restarts no engine; the next one knows all again."""
+    worker = "gpu-0"
+    kept = held_by(row, stack, worker, "agent")
+    pid = stack.engine_pid(worker)
+    stream, answered = streamed(stack, kept)
+    row.require(stream.headers["x-kvlens-worker"] == worker, "it went elsewhere")
+    stack.agents[worker].kill()
+    # The engine goes on storing and evicting while nobody listens.
+    for number in range(6):
+        told.reported(stack.direct(worker), chat(stack, f"unheard {number}", 40))
+    stack.start_agent(worker)
+    answered.join()
+    row.require(stream.tokens == stream.asked, f"{stream.tokens} of {stream.asked} tokens came")
+    row.require(stream.fault is None, f"the stream: {stream.fault}")
+    until("the worker is back", lambda: worker in stack.serving(), 20)
+    row.require(stack.engine_pid(worker) == pid, "the engine was restarted")
+    stack.settle([worker])
+    row.require(stack.overlaps(kept)[(worker, 0)] > 0, "what the engine holds is forgotten")
+    probe(row, stack, kept)
+    probe(row, stack, chat(stack, "unheard 5", 40))
+    right_again(row, stack, worker, "agent")
+
+
+def streamed(stack, body, tokens=1_000):
+    """Begins a long stream, and reads it to its end in a thread."""
+    body = {**body, "max_tokens": tokens, "stream": True, "ignore_eos": True}
+    body["stream_options"] = {"include_usage": True}
+    stream = wire.Stream(stack.public, told.CHAT, body)
+    stream.asked, stream.tokens, stream.fault = tokens, 0, None
+    stream.next()
+
+    def read():
+        try:
+            for chunk in stream.chunks():
+                stream.tokens = (chunk.get("usage") or {}).get("completion_tokens", 0)
+        except Exception as fault:
+            stream.fault = repr(fault)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    return stream, reader
+
+
+def restarted_unseen(row, stack):
+    """An engine that is restarted while its agent is down, and is already past the last batch
+    that the agent knew: the agent notices, and thinks nothing of the old life to be there."""
+    worker = "gpu-0"
+    kept = held_by(row, stack, worker, "unseen")
+    stack.settle([worker])
+    seen = stack.publishers[stack.replay(worker, 0)].last_sequence()
+    stack.agents[worker].kill()
+    pid = stack.engine_pid(worker)
+    stack.kill_engine(worker)
+    until("the old engine is gone", lambda: not stack.engine_answers(worker), 20)
+    stack.engines_answer()
+    row.require(stack.engine_pid(worker) != pid, "the engine was not restarted")
+    publisher = fresh_publisher(stack, worker)
+    number = 0
+    while (publisher.last_sequence() or 0) <= seen + 5:
+        told.reported(stack.direct(worker), chat(stack, f"second life {number}", 200))
+        number += 1
+    row.remark(f"restarted at batch {seen}, agent back at {publisher.last_sequence()}")
+    stack.start_agent(worker)
+    until("the worker is back", lambda: worker in stack.serving(), 20)
+    stack.settle([worker])
+    row.require(
+        stack.overlaps(kept)[(worker, 0)] == 0, f"phantom blocks: {stack.overlaps(kept)}"
+    )
+    probe(row, stack, kept)
+    probe(row, stack, chat(stack, f"second life {number - 1}", 200))
+    right_again(row, stack, worker, "unseen")
+
+
+def fresh_publisher(stack, worker):
+    """The publisher of an engine's new life."""
+    stack.forget(worker)
+    stack.settle_rank_known(worker, 0)
+    return stack.publishers[stack.replay(worker, 0)]
+
+
+def late_agent(row, stack):
+    """An agent that comes late to an engine that replays little: it says so, never promises what
+    it does not know, and learns it by and by."""
+    worker = "gpu-0"
+    chats = [chat(stack, f"early {number}", 30) for number in range(5)]
+    for body in chats:
+        told.reported(stack.direct(worker), body)
+    stack.start_agent(worker)
+    stack.start_frontend()
+    ledger = stack.workers()[worker]["ledger"]
+    row.require(ledger["completeness"] == "partial", f"the ledger calls itself {ledger}")
+    for turn in range(3):
+        wrong = 0
+        for body in chats:
+            answered = stack.ask(told.with_digests(body, stack.explain(body)))
+            row.count(answered)
+            wrong += answered.predicted_tokens != answered.reported_tokens
+            row.require(
+                answered.predicted_tokens <= answered.reported_tokens,
+                f"more was promised than there is\n{answered.story()}",
+            )
+        row.remark(f"turn {turn + 1}: {wrong} of {len(chats)} under-predicted")
+    row.require(wrong == 0, "what was asked three times is not known")
+    until(
+        "the ledger is whole",
+        lambda: stack.workers()[worker]["ledger"]["completeness"] == "complete",
+        APPLIED_SECONDS_MAX,
+    )
+    right_again(row, stack, worker, "late")
+
+
+def ranks(row, stack):
+    """Two data-parallel ranks of one engine hold blocks of their own and are asked apart."""
+    [worker] = stack.serving()
+    seen = set()
+    for number in range(6):
+        body = chat(stack, f"rank {number}")
+        row.compare(stack.ask(body))
+        stack.settle()
+        overlaps = stack.overlaps(body)
+        holders = {rank for (_, rank), blocks in overlaps.items() if blocks > 0}
+        row.require(len(overlaps) == 2, f"two ranks are to be seen in {overlaps}")
+        row.require(len(holders) == 1, f"one rank is to hold it: {overlaps}")
+        seen |= holders
+        again = stack.ask(body)
+        row.compare(again)
+        row.require(again.overlap_blocks > 0, f"it was asked before\n{again.story()}")
+    row.require(seen == {0, 1}, f"only ranks {seen} were asked")
+
+
+def shared_folder(row, stack, media_dir):
+    """Images handed over in a folder are the images that were sent."""
+    import os
+
+    for number in range(2):
+        body = chat(stack, f"folder {number}")
+        first, again = stack.ask(body), stack.ask(body)
+        for answered in (first, again):
+            row.compare(answered)
+        row.require(
+            again.overlap_blocks == (first.prompt_tokens - 1) // BLOCK_TOKENS,
+            f"it was asked before\n{again.story()}",
+        )
+    row.require(len(os.listdir(media_dir)) >= 2, f"{os.listdir(media_dir)} is in the folder")
