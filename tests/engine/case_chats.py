@@ -9,12 +9,14 @@ HITS = "vllm:prefix_cache_hits_total"
 
 def random_chats(row, prompts, stack, chats, count):
     """Predicted is what the engine reports, for each chat; the prompt is the engine's own."""
+    ids = 0
     for _ in range(count):
         body = chats.next()
         answered = ask(row, stack, body)
         address = stack.address(answered.worker)
         answered.engine_ids = told.engine_ids(address, body)
         prompts.requests += 1
+        ids += len(answered.explained.get("prompt_token_ids", []))
         prompts.require(
             answered.prompt_tokens == len(answered.engine_ids),
             f"the engine counts {answered.prompt_tokens}, and tokenises {len(answered.engine_ids)}",
@@ -23,6 +25,7 @@ def random_chats(row, prompts, stack, chats, count):
         prompts.require(not differs, f"{differs}\n{answered.story()}")
         row.require(answered.exactness == "exact", f"it is not exact\n{answered.story()}")
         chats.answered(answered.message, answered.prompt_tokens)
+    prompts.remark(f"{ids:,} ids compared")
 
 
 def ask(row, stack, body):

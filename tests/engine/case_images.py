@@ -141,9 +141,9 @@ def formats(row, stack):
     row.require(first.prompt_tokens == other.prompt_tokens, "one size has one number of tokens")
 
 
-def places(row, stack, pages):
+def places(row, stack):
     """The same bytes by URL and inside the request are one image."""
-    scene = Scene(row, stack)
+    scene, pages = Scene(row, stack), stack.site.pages
     for asked, size in enumerate(((200, 200, 5), (420, 300, 6)), 1):
         file = pictures.encoded(pictures.drawn(*size))
         pages.files[f"/{asked}"] = file
@@ -155,9 +155,9 @@ def places(row, stack, pages):
         row.require(pages.asked >= asked, f"the server was asked {pages.asked} times")
 
 
-def changed_page(row, stack, pages):
+def changed_page(row, stack):
     """New bytes at a URL are a new image, and it is the new image that is answered."""
-    scene = Scene(row, stack)
+    scene, pages = Scene(row, stack), stack.site.pages
     old, new = (pictures.encoded(pictures.drawn(*size)) for size in ((210, 190, 7), (430, 310, 8)))
     pages.files["/changes"] = old
     by_url, words = part(pages.url("/changes")), text("what changed")

@@ -1,11 +1,14 @@
 """Agents that die, come late or miss a restart, while their engines serve."""
 
+import os
+import shutil
 import threading
 
 import told
 import wire
 from case_faults import chat, held_by, probe, right_again
 from processes import until
+from publisher import Publisher
 from stack import APPLIED_SECONDS_MAX, BLOCK_TOKENS
 
 
@@ -34,10 +37,11 @@ def agent_killed(row, stack):
     pid = stack.engine_pid(worker)
     stream, answered = streamed(stack, kept)
     row.require(stream.headers["x-kvlens-worker"] == worker, "it went elsewhere")
+    unheard = as_sent(stack, "unheard", 6)
     stack.agents[worker].kill()
-    # The engine goes on storing and evicting while nobody listens.
-    for number in range(6):
-        told.reported(stack.direct(worker), chat(stack, f"unheard {number}", 40))
+    # The engine goes on storing while nobody listens.
+    for body in unheard:
+        told.reported(stack.direct(worker), body)
     stack.start_agent(worker)
     answered.join()
     row.require(stream.tokens == stream.asked, f"{stream.tokens} of {stream.asked} tokens came")
@@ -47,8 +51,14 @@ def agent_killed(row, stack):
     stack.settle([worker])
     row.require(stack.overlaps(kept)[(worker, 0)] > 0, "what the engine holds is forgotten")
     probe(row, stack, kept)
-    probe(row, stack, chat(stack, "unheard 5", 40))
+    probe(row, stack, unheard[-1])
     right_again(row, stack, worker, "agent")
+
+
+def as_sent(stack, name, count):
+    """Chats as kvlens would send them to an engine, none of which was ever asked."""
+    bodies = [chat(stack, f"{name} {number}", 100) for number in range(count)]
+    return [told.with_digests(body, stack.explain(body)) for body in bodies]
 
 
 def streamed(stack, body, tokens=1_000):
@@ -76,19 +86,20 @@ def restarted_unseen(row, stack):
     that the agent knew: the agent notices, and thinks nothing of the old life to be there."""
     worker = "gpu-0"
     kept = held_by(row, stack, worker, "unseen")
-    stack.settle([worker])
-    seen = stack.publishers[stack.replay(worker, 0)].last_sequence()
+    seen = Publisher(stack.replay(worker, 0)).last_sequence()
+    second_life = as_sent(stack, "second life", 20)
     stack.agents[worker].kill()
     pid = stack.engine_pid(worker)
     stack.kill_engine(worker)
     until("the old engine is gone", lambda: not stack.engine_answers(worker), 20)
     stack.engines_answer()
     row.require(stack.engine_pid(worker) != pid, "the engine was not restarted")
-    publisher = fresh_publisher(stack, worker)
-    number = 0
+    stack.forget(worker)
+    publisher = Publisher(stack.replay(worker, 0))
+    asked = []
     while (publisher.last_sequence() or 0) <= seen + 5:
-        told.reported(stack.direct(worker), chat(stack, f"second life {number}", 200))
-        number += 1
+        asked.append(second_life.pop())
+        told.reported(stack.direct(worker), asked[-1])
     row.remark(f"restarted at batch {seen}, agent back at {publisher.last_sequence()}")
     stack.start_agent(worker)
     until("the worker is back", lambda: worker in stack.serving(), 20)
@@ -97,32 +108,30 @@ def restarted_unseen(row, stack):
         stack.overlaps(kept)[(worker, 0)] == 0, f"phantom blocks: {stack.overlaps(kept)}"
     )
     probe(row, stack, kept)
-    probe(row, stack, chat(stack, f"second life {number - 1}", 200))
+    probe(row, stack, asked[0])
     right_again(row, stack, worker, "unseen")
-
-
-def fresh_publisher(stack, worker):
-    """The publisher of an engine's new life."""
-    stack.forget(worker)
-    stack.settle_rank_known(worker, 0)
-    return stack.publishers[stack.replay(worker, 0)]
 
 
 def late_agent(row, stack):
     """An agent that comes late to an engine that replays little: it says so, never promises what
     it does not know, and learns it by and by."""
     worker = "gpu-0"
-    chats = [chat(stack, f"early {number}", 30) for number in range(5)]
+    # Only to know how kvlens would send them.
+    stack.start_agent(worker)
+    stack.start_frontend()
+    chats = as_sent(stack, "early", 5)
+    stack.agents[worker].stop()
+    shutil.rmtree(stack.state_dir)
     for body in chats:
         told.reported(stack.direct(worker), body)
     stack.start_agent(worker)
-    stack.start_frontend()
+    stack.ready()
     ledger = stack.workers()[worker]["ledger"]
     row.require(ledger["completeness"] == "partial", f"the ledger calls itself {ledger}")
     for turn in range(3):
         wrong = 0
         for body in chats:
-            answered = stack.ask(told.with_digests(body, stack.explain(body)))
+            answered = stack.ask(body)
             row.count(answered)
             wrong += answered.predicted_tokens != answered.reported_tokens
             row.require(
@@ -158,10 +167,9 @@ def ranks(row, stack):
     row.require(seen == {0, 1}, f"only ranks {seen} were asked")
 
 
-def shared_folder(row, stack, media_dir):
+def shared_folder(row, stack):
     """Images handed over in a folder are the images that were sent."""
-    import os
-
+    media_dir = stack.engine_file("gpu-0")["media_dir"]
     for number in range(2):
         body = chat(stack, f"folder {number}")
         first, again = stack.ask(body), stack.ask(body)

@@ -36,6 +36,7 @@ class Parts(Stack):
         super().__init__(site, family)
         self.name = name
         self.run_dir = site.path(name)
+        self.state_dir = site.path(f"{name}-state")
         self.environment = {**site.environment, "KVLENS_ENGINE_RUN_DIR": self.run_dir}
         self.workers_expected = [f"gpu-{number}" for number in range(workers)]
         self.agents, self.urls, self.frontend = {}, {}, None
@@ -61,7 +62,7 @@ class Parts(Stack):
         self.urls.setdefault(worker, f"http://127.0.0.1:{free_ports(1)}")
         words = ["--worker", worker, "--listen", self.urls[worker].removeprefix("http://")]
         words += ["--model", self.site.model(self.model_name), "--name", self.model_name]
-        words += ["--state-dir", self.site.path(f"{self.name}-state")]
+        words += ["--state-dir", self.state_dir]
         self.agents[worker] = self.run("worker", words, worker)
 
     def start_frontend(self, *words):
@@ -115,11 +116,7 @@ class Parts(Stack):
         """Where a worker's engine answers, without an agent's word."""
         return self.engine_file(worker)["address"]
 
-    def replay(self, worker, rank):
-        return self.engine_file(worker)["sources"][rank]["replay"]
-
     def engine_pid(self, worker):
-        """The process that runs as a worker's engine."""
         below = processes.descendants(self.engines[worker].child.pid)
         [api] = [pid for pid, title in below.items() if " serve " in title]
         return api

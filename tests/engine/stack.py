@@ -21,8 +21,9 @@ APPLIED_SECONDS_MAX = 2.0
 class Site:
     """Where things are, and what every process is told."""
 
-    def __init__(self, binary, install, folder):
+    def __init__(self, binary, install, folder, pages):
         self.binary = binary
+        self.pages = pages
         self.install = install
         self.folder = folder
         self.environment = {
@@ -98,9 +99,19 @@ class Stack:
     def address(self, worker):
         return self.workers()[worker]["address"]
 
-    def replay(self, worker, rank):
-        """The replay endpoint of one rank of a worker's engine."""
+    def engine_pid(self, worker):
+        """The process that kvlens has started as a worker's engine."""
         raise NotImplementedError
+
+    def replay(self, worker, rank):
+        """The replay endpoint of one rank of a worker's engine, as its command line says."""
+        words = processes.read(self.engine_pid(worker), "cmdline").decode().split("\0")
+        events = json.loads(words[words.index("--kv-events-config") + 1])
+        endpoint = events["replay_endpoint"]
+        if endpoint.startswith("ipc:"):
+            return endpoint
+        host, _, port = endpoint.rpartition(":")
+        return f"{host}:{int(port) + rank}"
 
     def settle(self, workers=None):
         """Waits until the router has taken in all that engines have published."""
@@ -153,14 +164,14 @@ class Stack:
 class Up(Stack):
     """`kvlens up` and its engines."""
 
-    def __init__(self, site, name, family, engine, workers=2, environment=()):
+    def __init__(self, site, name, family, engine, workers=2, words=(), environment=()):
         super().__init__(site, family)
         self.count = workers
         self.run_dir = site.path(name)
         # The text of an engine's answer is read from a file of its own, not from a terminal.
         self.process = processes.Process(
             [site.binary, "up", "--port", "0", "--engine", "command", "--workers", workers]
-            + ["--model", site.model(family), "--", *engine]
+            + ["--model", site.model(family), *words, "--", *engine]
             + ["--host", "127.0.0.1", "--port", "{port}"],
             {**site.environment, "KVLENS_ENGINE_RUN_DIR": self.run_dir, **dict(environment)},
             site.path(f"{name}.log"),
@@ -182,19 +193,10 @@ class Up(Stack):
             self.public, self.admin = found.groups()
         return found
 
-    def replay(self, worker, rank):
-        socket = os.path.join(self.run_folder(), f"{worker}.replay")
-        return f"ipc://{socket}"
-
-    def run_folder(self):
-        """The folder in which this run keeps its sockets."""
-        [folder] = glob.glob(os.path.join(self.run_dir, "kvlens-*", "*.0"))
-        return folder
-
     def engine_pid(self, worker):
-        """The process that kvlens has started as a worker's engine."""
-        with open(os.path.join(self.run_folder(), f"{worker}.pid")) as record:
-            return int(record.read().split()[0])
+        [record] = glob.glob(os.path.join(self.run_dir, "kvlens-*", "*", f"{worker}.pid"))
+        with open(record) as file:
+            return int(file.read().split()[0])
 
     def stop(self):
         return self.process.stop()
