@@ -39,14 +39,15 @@ def agent_killed(row, stack):
     row.require(stream.headers["x-kvlens-worker"] == worker, "it went elsewhere")
     unheard = as_sent(stack, "unheard", 6)
     stack.agents[worker].kill()
-    # The engine goes on storing while nobody listens.
+    # The engine goes on storing while nobody listens, and kvlens goes on asking it.
     for body in unheard:
         told.reported(stack.direct(worker), body)
+    row.count(told.ask(stack.public, chat(stack, "while the agent is away"), BLOCK_TOKENS))
     stack.start_agent(worker)
     answered.join()
     row.require(stream.tokens == stream.asked, f"{stream.tokens} of {stream.asked} tokens came")
     row.require(stream.fault is None, f"the stream: {stream.fault}")
-    until("the worker is back", lambda: worker in stack.serving(), 20)
+    stack.followed(worker)
     row.require(stack.engine_pid(worker) == pid, "the engine was restarted")
     stack.settle([worker])
     row.require(stack.overlaps(kept)[(worker, 0)] > 0, "what the engine holds is forgotten")
@@ -102,7 +103,7 @@ def restarted_unseen(row, stack):
         told.reported(stack.direct(worker), asked[-1])
     row.remark(f"restarted at batch {seen}, agent back at {publisher.last_sequence()}")
     stack.start_agent(worker)
-    until("the worker is back", lambda: worker in stack.serving(), 20)
+    stack.followed(worker)
     stack.settle([worker])
     row.require(
         stack.overlaps(kept)[(worker, 0)] == 0, f"phantom blocks: {stack.overlaps(kept)}"

@@ -11,6 +11,9 @@ import wire
 from processes import until
 from stack import READY_SECONDS_MAX, Stack
 
+# Of a frontend and agents, once their engines answer.
+SERVING_SECONDS_MAX = 60
+
 
 def free_ports(count):
     """Ports of this host that nobody listens on, in a row."""
@@ -81,7 +84,7 @@ class Parts(Stack):
 
     def ready(self):
         """Waits until all workers that have an agent take requests."""
-        until("the frontend serves", self.all_serve, READY_SECONDS_MAX, every=0.1)
+        until("the frontend serves", self.all_serve, SERVING_SECONDS_MAX, every=0.1)
         return self
 
     def all_serve(self):
@@ -91,6 +94,11 @@ class Parts(Stack):
             return self.serving() == set(self.urls)
         except (OSError, AssertionError):
             return False
+
+    def followed(self, worker):
+        """Waits until a worker's engine is followed by an agent to the last event."""
+        ledger = lambda: self.workers()[worker]["ledger"]["completeness"]
+        until(f"{worker} is followed", lambda: ledger() == "complete", SERVING_SECONDS_MAX)
 
     def engine_file(self, worker):
         """What the engine's folder says of it; empty before it is there."""

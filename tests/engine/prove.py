@@ -22,7 +22,6 @@ from parts import Parts
 from report import Report, Row
 from stack import Site, Up
 
-
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 
 
@@ -163,6 +162,9 @@ def main(binary, install, folder, *names):
     report = Report()
     try:
         run(Site(binary, install, folder, case_images.Pages()), report, phases)
+    except BaseException:
+        # What was found so far is told, whatever ends the run.
+        report.row("the run").fault(traceback.format_exc())
     finally:
         processes.end_all()
     return 0 if report.print() else 1
