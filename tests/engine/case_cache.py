@@ -19,6 +19,17 @@ SMALL_CONTEXT_TOKENS = 288
 SMALL_REQUESTS = 150
 
 
+def hit_rate_full(row, stack):
+    """The same where both caches are full of what nobody asks any more, as they mostly are."""
+    fill(stack)
+    hit_rate(row, stack)
+
+
+def hit_rate_empty(row, stack):
+    stack.empty_caches()
+    hit_rate(row, stack)
+
+
 def hit_rate(row, stack):
     """Twelve images that no engine can hold alone, and both can together."""
     bodies = [image_chat(stack, seed) for seed in range(IMAGES)]
@@ -29,17 +40,26 @@ def hit_rate(row, stack):
         row.compare(answered)
         routed.add(answered.reported_tokens, answered.prompt_tokens)
     stack.empty_caches()
-    workers = sorted(stack.serving())
-    addresses = [stack.address(worker) for worker in workers]
+    addresses = [stack.address(worker) for worker in sorted(stack.serving())]
     for number, image in enumerate(images):
         usage = told.reported(addresses[number % len(addresses)], bodies[image])
         in_turn.add(*usage)
-    # What was asked behind its back is known from events alike.
-    stack.unsettled.update(workers)
     rate, rate_in_turn = routed.value(), in_turn.value()
     row.remark(f"hit rate {rate:.3f}, in turn {rate_in_turn:.3f}, gain {rate / rate_in_turn:.2f}")
     row.require(rate >= HIT_RATE_MIN, f"the hit rate is {rate:.3f}, under {HIT_RATE_MIN}")
     row.require(rate >= GAIN_MIN * rate_in_turn, f"in turn it is {rate_in_turn:.3f}")
+
+
+def fill(stack):
+    """Fills each engine's cache with chats of its own."""
+    for worker in stack.serving():
+        address = stack.address(worker)
+        for number in range(CACHE_BLOCKS // 40 + 1):
+            words = f"{worker} {number} " + "7\n" * 20 * BLOCK_TOKENS
+            message = {"role": "user", "content": words}
+            body = {"model": stack.model_name, "messages": [message], "max_tokens": 2}
+            told.reported(address, body)
+        stack.unsettled.add(worker)
 
 
 class Rate:

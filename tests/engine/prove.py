@@ -95,7 +95,8 @@ def ask_large(report, stack):
 def ask_small(report, stack):
     stack.ready()
     random_chats(report, stack, "200 random chats, Qwen2-VL", 200)
-    report.run("12 images in two small caches", case_cache.hit_rate, stack)
+    report.run("12 images, empty caches", case_cache.hit_rate_empty, stack)
+    report.run("12 images, full caches", case_cache.hit_rate_full, stack)
 
 
 def ask_tiny(report, stack):

@@ -158,7 +158,13 @@ class Stack:
     def empty_caches(self):
         """Empties all engines' prefix caches behind our back."""
         for worker in self.serving():
-            wire.post(self.address(worker), "/reset_prefix_cache").good()
+            address = self.address(worker)
+            wire.post(address, "/reset_prefix_cache").good()
+            # An engine tells of it only with its next step.
+            message = {"role": "user", "content": "x" * 2 * BLOCK_TOKENS}
+            body = {"model": self.model_name, "messages": [message], "max_tokens": 1}
+            told.reported(address, body)
+            self.unsettled.add(worker)
 
 
 class Up(Stack):
