@@ -7,3 +7,4 @@ pub mod error;
 pub mod fields;
 mod inline;
 pub mod request;
+mod tools;

@@ -6,6 +6,7 @@ use crate::openai::error::ApiError;
 use crate::openai::fields;
 use crate::openai::inline::Lifted;
 use crate::openai::request::{RequestLimits, RequestOptions, parse_object};
+use crate::openai::tools;
 
 /// Template variables a client may set: those that published templates read. Anything else could
 /// steer loops inside a template.
@@ -70,7 +71,7 @@ impl ChatRequest {
         let mut fields = parse_object(body)?;
         let mut messages = take_messages(&mut fields, limits)?;
         let images = take_images(&mut messages, limits)?;
-        let tools = take_tools(&mut fields)?;
+        let tools = tools::take(&mut fields)?;
         let continue_final_message =
             fields::take_bool(&mut fields, "continue_final_message")?.unwrap_or(false);
         let add_generation_prompt = fields::take_bool(&mut fields, "add_generation_prompt")?;
@@ -223,22 +224,6 @@ fn take_url(fields: &mut Map<String, Value>, param: &str) -> Result<String, ApiE
             &format!("{param}.image_url.url"),
             "a string",
         )),
-    }
-}
-
-fn take_tools(fields: &mut Map<String, Value>) -> Result<Option<Value>, ApiError> {
-    const TOOLS_MAX: usize = 128;
-    match fields.shift_remove("tools") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Array(tools)) if tools.is_empty() => Ok(None),
-        Some(Value::Array(tools)) if tools.len() > TOOLS_MAX => {
-            let message = format!("{} tools; at most {TOOLS_MAX}", tools.len());
-            Err(ApiError::invalid("too_many_tools", "tools", message))
-        }
-        Some(Value::Array(tools)) if tools.iter().all(Value::is_object) => {
-            Ok(Some(Value::Array(tools)))
-        }
-        Some(_) => Err(fields::invalid_type("tools", "a list of objects")),
     }
 }
 
