@@ -163,7 +163,9 @@ impl Parts {
         assert_eq!(*hashes, *footprint.hashes[0].1);
         let placement = timed(&mut self.place, || frontend.router.place(footprint, &[]));
         drop(placement.expect("a worker is there"));
-        timed(&mut self.engine_body, || chat_body(request, &images, ""));
+        timed(&mut self.engine_body, || {
+            chat_body(request, &images, "").inlined()
+        });
         self.body_bytes = body.len();
         self.prompt_tokens = prompt.tokens.len();
     }

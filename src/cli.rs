@@ -13,10 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commands::check_config::{self, CheckError};
 use crate::config::{Config, Sources, Values};
+use crate::engine::role::{self, RoleError};
+use crate::frontend;
 use crate::lifecycle::{self, StopSignals};
 use crate::mock;
 use crate::telemetry::{self, TelemetryError};
 use crate::up;
+use crate::worker;
 
 /// The exit code for a configuration that is refused (`EX_CONFIG`): a unit's restarts stop there.
 const EXIT_CONFIG: u8 = 78;
@@ -43,6 +46,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Action {
     Up(up::Args),
+    Engine(role::Args),
+    Frontend(frontend::role::Args),
+    Worker(worker::role::Args),
     /// Runs a stand-in for `vllm serve` that needs no GPU: it computes all but the words
     MockEngine(mock::options::Options),
     CheckConfig(check_config::Args),
@@ -53,6 +59,11 @@ enum Action {
 enum Failure {
     #[error(transparent)]
     Config(#[from] CheckError),
+    #[error("{role}")]
+    Plan {
+        role: &'static str,
+        source: Box<dyn Error + Send + Sync>,
+    },
     #[error("{role}")]
     Role {
         role: &'static str,
@@ -98,6 +109,22 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let config = prepare(sources, up::Args::role_defaults(), args.flags())?;
             run_role("up", |stop| up::run(args, config, stop))
         }
+        Action::Engine(args) => {
+            let config = prepare(sources, Values::default(), args.flags())?;
+            run_role("engine", |stop| role::run(args, config, stop))
+        }
+        Action::Frontend(args) => {
+            let config = prepare(sources, Values::default(), args.flags())?;
+            let plan = frontend::role::Plan::new(&args, &config.discovery);
+            let plan = plan.map_err(bad_plan("frontend"))?;
+            run_role("frontend", |stop| frontend::role::run(plan, config, stop))
+        }
+        Action::Worker(args) => {
+            let config = prepare(sources, Values::default(), args.flags())?;
+            let plan = worker::role::Plan::new(&args, &config);
+            let plan = plan.map_err(bad_plan("worker"))?;
+            run_role("worker", |stop| worker::role::run(plan, config, stop))
+        }
         Action::MockEngine(options) => {
             prepare(sources, Values::default(), Values::default())?;
             run_role("mock-engine", |stop| mock::run(options, stop))
@@ -117,6 +144,17 @@ fn prepare(sources: Sources, role: Values, flags: Values) -> Result<Config, Fail
     telemetry::init(&config.log)?;
     lifecycle::raise_fd_limit();
     Ok(config)
+}
+
+/// What a role cannot be started with; starting it again would change nothing.
+fn bad_plan<E>(role: &'static str) -> impl Fn(E) -> Failure
+where
+    E: Error + Send + Sync + 'static,
+{
+    move |source| Failure::Plan {
+        role,
+        source: source.into(),
+    }
 }
 
 /// Runs a role to its end, or until a second stop signal drops it.
@@ -154,11 +192,18 @@ fn print(text: &str) -> Result<(), Failure> {
 impl Failure {
     fn code(&self) -> ExitCode {
         match self {
-            Self::Config(_) => ExitCode::from(EXIT_CONFIG),
+            Self::Config(_) | Self::Plan { .. } => ExitCode::from(EXIT_CONFIG),
+            Self::Role { source, .. } if is_lasting(&**source) => ExitCode::from(EXIT_CONFIG),
             Self::Dropped => ExitCode::from(EXIT_DROPPED),
             Self::Role { .. } | Self::Output(_) => ExitCode::FAILURE,
         }
     }
+}
+
+/// Whether a role would fail again however often it is started.
+fn is_lasting(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    let error = error.downcast_ref::<RoleError>();
+    error.is_some_and(RoleError::is_lasting)
 }
 
 /// One line for each thing wrong, its causes after it.

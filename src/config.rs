@@ -1,5 +1,6 @@
 //! The configuration: defaults, below a file, below `KVLENS_*` variables, below flags; checked whole.
 
+pub mod discovery;
 pub mod engine;
 pub mod frontend;
 mod layer;
@@ -10,6 +11,7 @@ pub mod problem;
 pub mod reference;
 pub mod router;
 mod schema;
+pub mod worker;
 
 use std::path::PathBuf;
 
@@ -18,6 +20,7 @@ use figment::value::Dict;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::discovery::DiscoveryConfig;
 use crate::config::engine::EngineConfig;
 use crate::config::frontend::FrontendConfig;
 use crate::config::layer::Layer;
@@ -27,6 +30,7 @@ use crate::config::openai::OpenaiConfig;
 use crate::config::problem::{ConfigError, Problem};
 use crate::config::router::RouterConfig;
 use crate::config::schema::{Key, Kind};
+use crate::config::worker::WorkerConfig;
 
 /// All that can be configured, one table per role or concern.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,6 +44,10 @@ pub struct Config {
     pub media: MediaConfig,
     /// How a worker is chosen.
     pub router: RouterConfig,
+    /// Which workers a frontend knows of.
+    pub discovery: DiscoveryConfig,
+    /// The agent beside one engine, where it runs as a process of its own.
+    pub worker: WorkerConfig,
     /// Engines that run as our child processes.
     pub engine: EngineConfig,
     /// What is logged.
@@ -155,6 +163,11 @@ impl Config {
                 self.media.connect_secs > self.media.total_secs
                     || self.media.first_byte_secs > self.media.total_secs,
                 "media.connect_secs or media.first_byte_secs is above media.total_secs",
+            ),
+            (
+                self.worker.is_open(),
+                "worker.listen is reachable from other hosts and worker.key_file is unset: anybody \
+                 there could take the worker out; name a key file (--key-file) or listen on 127.0.0.1",
             ),
             (
                 self.engine.backoff_first() > self.engine.backoff_max(),

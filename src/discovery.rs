@@ -1,5 +1,8 @@
 //! Membership: the record of each worker, and changes to the set.
 
+pub mod engine_file;
+pub mod feed;
+
 use serde::{Deserialize, Serialize};
 
 use crate::block::BlockSize;
@@ -26,7 +29,7 @@ pub struct LedgerState {
     /// Last sequence number applied; of rank 0 where there are several.
     pub sequence: u64,
     pub blocks: u64,
-    /// Why it is partial, for a person.
+    /// Why it is partial, or what else is not as it should be, for a person.
     #[serde(default)]
     pub cause: Option<String>,
     /// While set, each request asks the engine to report the blocks it reuses under this session
@@ -73,7 +76,7 @@ pub struct WorkerRecord {
     pub version: u32,
     pub worker: WorkerId,
     pub incarnation: Incarnation,
-    /// Where the engine answers, as `http://host:port`.
+    /// Where the engine answers, as `http://host:port` or, on the same host, `unix:/path`.
     pub address: String,
     /// The model's base name, as hashed.
     pub model: String,

@@ -2,11 +2,12 @@
 
 pub mod request;
 pub mod stream;
+mod unix;
 
 use std::time::Duration;
 
-use ::http::header::{CONTENT_TYPE, HeaderName};
-use ::http::{Request, StatusCode};
+use ::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use ::http::{HeaderMap, Method, Request, StatusCode};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -14,6 +15,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use crate::dispatch::unix::UnixConnector;
 use crate::id::{DpRank, RequestId};
 
 /// Pins a request to one data-parallel rank; vLLM reads it.
@@ -58,7 +60,7 @@ pub enum DispatchError {
     #[error("{address} is not the address of an engine")]
     Address {
         address: String,
-        source: ::http::Error,
+        source: ::http::uri::InvalidUri,
     },
 }
 
@@ -77,14 +79,16 @@ pub struct EngineRequest<'a> {
 #[derive(Debug)]
 pub struct EngineAnswer {
     pub status: StatusCode,
+    pub headers: HeaderMap,
     address: String,
     body: Incoming,
 }
 
-/// A pool of connections to engines.
+/// A pool of connections to engines, whose addresses are `http://host:port` or `unix:/path`.
 #[derive(Clone, Debug)]
 pub struct EngineClient {
-    client: Client<HttpConnector, Full<Bytes>>,
+    tcp: Client<HttpConnector, Full<Bytes>>,
+    unix: Client<UnixConnector, Full<Bytes>>,
 }
 
 impl Default for EngineClient {
@@ -96,15 +100,18 @@ impl Default for EngineClient {
 impl EngineClient {
     /// A client with no connections yet.
     pub fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT));
-        let client = Client::builder(TokioExecutor::new())
+        let mut tcp = HttpConnector::new();
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT));
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .pool_idle_timeout(IDLE_MAX)
-            .build(connector);
-        Self { client }
+            .pool_idle_timeout(IDLE_MAX);
+        Self {
+            tcp: builder.build(tcp),
+            unix: builder.build(UnixConnector { connect: CONNECT }),
+        }
     }
 
     /// Sends a request and returns when the answer's head is there. Dropping the future, or the
@@ -117,23 +124,57 @@ impl EngineClient {
         address: &str,
         request: EngineRequest<'_>,
     ) -> Result<EngineAnswer, DispatchError> {
-        let mut builder = Request::post(format!("{address}{}", request.path))
-            .header(CONTENT_TYPE, "application/json")
-            .header(REQUEST_ID, request.id.as_str());
-        if let Some(rank) = request.rank {
-            builder = builder.header(RANK, rank.0);
+        let mut sent = Request::new(request.body);
+        *sent.method_mut() = Method::POST;
+        let headers = sent.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // A request id has only characters that a header may have.
+        if let Ok(id) = HeaderValue::from_str(request.id.as_str()) {
+            headers.insert(REQUEST_ID, id);
         }
-        let sent = builder.body(Full::new(request.body));
-        let sent = sent.map_err(|source| DispatchError::Address {
+        if let Some(rank) = request.rank {
+            headers.insert(RANK, rank.0.into());
+        }
+        self.forward(address, request.path, sent).await
+    }
+
+    /// Sends a request with the method and the headers it has, its URI aside, to `path` (and query)
+    /// of the engine; otherwise as [`EngineClient::send`].
+    ///
+    /// # Errors
+    /// When the engine cannot be reached or breaks off before its answer.
+    pub async fn forward(
+        &self,
+        address: &str,
+        path: &str,
+        request: Request<Bytes>,
+    ) -> Result<EngineAnswer, DispatchError> {
+        let socket = unix::socket_path(address);
+        let uri = match socket {
+            Some(socket) => unix::uri(socket, path).parse(),
+            None => format!("{address}{path}").parse(),
+        };
+        let mut request = request.map(Full::new);
+        *request.uri_mut() = uri.map_err(|source| DispatchError::Address {
             address: address.to_owned(),
             source,
         })?;
-        let response = self.client.request(sent).await;
-        let response = response.map_err(|source| failed(address, source))?;
+        let answered = match socket {
+            Some(_) => {
+                let host = HeaderValue::from_static("localhost");
+                request.headers_mut().insert(HOST, host);
+                self.unix.request(request).await
+            }
+            None => self.tcp.request(request).await,
+        };
+        let (head, body) = answered
+            .map_err(|source| failed(address, source))?
+            .into_parts();
         Ok(EngineAnswer {
-            status: response.status(),
+            status: head.status,
+            headers: head.headers,
             address: address.to_owned(),
-            body: response.into_body(),
+            body,
         })
     }
 
@@ -147,23 +188,43 @@ impl EngineClient {
         path: &str,
         deadline: Duration,
     ) -> Result<(StatusCode, Bytes), DispatchError> {
-        let request = Request::get(format!("{address}{path}")).body(Full::default());
-        let request = request.map_err(|source| DispatchError::Address {
-            address: address.to_owned(),
-            source,
-        })?;
         let asked = async {
-            let response = self.client.request(request).await;
-            let response = response.map_err(|source| failed(address, source))?;
-            let status = response.status();
-            let body = response.into_body();
-            let answer = EngineAnswer {
-                status,
-                address: address.to_owned(),
-                body,
-            };
-            Ok((status, answer.whole().await?))
+            let answer = self
+                .forward(address, path, Request::new(Bytes::new()))
+                .await?;
+            Ok((answer.status, answer.whole().await?))
         };
+        tokio::time::timeout(deadline, asked)
+            .await
+            .unwrap_or_else(|_| {
+                Err(DispatchError::Timeout {
+                    address: address.to_owned(),
+                    waited: deadline,
+                })
+            })
+    }
+
+    /// Opens a page that need not end (an agent's feed), and returns when its head is there. `key`
+    /// goes with it as a bearer key.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, breaks off, or takes longer than `deadline`.
+    pub async fn open(
+        &self,
+        address: &str,
+        path: &str,
+        key: Option<&str>,
+        deadline: Duration,
+    ) -> Result<EngineAnswer, DispatchError> {
+        let mut request = Request::new(Bytes::new());
+        if let Some(key) = key {
+            // A key that no header may have opens nothing, and the answer says so.
+            let shown = HeaderValue::from_str(&format!("Bearer {key}"));
+            request
+                .headers_mut()
+                .extend(shown.ok().map(|key| (AUTHORIZATION, key)));
+        }
+        let asked = self.forward(address, path, request);
         tokio::time::timeout(deadline, asked)
             .await
             .unwrap_or_else(|_| {
@@ -214,5 +275,78 @@ impl EngineAnswer {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_engine_on_a_unix_socket_is_asked_like_any_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("http.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let address = format!("unix:{}", path.display());
+        let client = EngineClient::new();
+        let engine = async {
+            // One connection for both requests: the pool keeps it.
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut heads = Vec::new();
+            for _ in 0..2 {
+                let mut head = vec![0; 4096];
+                let bytes = stream.read(&mut head).await.unwrap();
+                heads.push(String::from_utf8_lossy(&head[..bytes]).to_lowercase());
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                stream.write_all(answer).await.unwrap();
+            }
+            heads
+        };
+        let asked = async {
+            let deadline = Duration::from_secs(5);
+            let health = client.get(&address, "/health", deadline).await.unwrap();
+            let request = EngineRequest {
+                path: "/v1/completions",
+                id: &RequestId::from_client("r1").unwrap(),
+                rank: Some(DpRank(1)),
+                body: Bytes::from_static(b"{}"),
+            };
+            let answer = client.send(&address, request).await.unwrap();
+            (health, answer.whole().await.unwrap())
+        };
+        let (heads, (health, answer)) = tokio::join!(engine, asked);
+        assert_eq!(health, (StatusCode::OK, Bytes::from_static(b"ok")));
+        assert_eq!(answer, "ok");
+        assert!(
+            heads[0].starts_with("get /health http/1.1\r\n"),
+            "{heads:?}"
+        );
+        assert!(heads[1].starts_with("post /v1/completions http/1.1\r\n"));
+        for header in [
+            "host: localhost",
+            "x-request-id: r1",
+            "x-data-parallel-rank: 1",
+        ] {
+            assert!(heads[1].contains(&format!("{header}\r\n")), "{heads:?}");
+        }
+
+        drop(listener);
+        let refused = client.get(&address, "/health", CONNECT).await;
+        assert!(
+            matches!(refused, Err(DispatchError::Refused { .. })),
+            "{refused:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_no_address_is_named() {
+        let asked = EngineClient::new().get("ht tp:", "/health", CONNECT).await;
+        assert!(
+            matches!(asked, Err(DispatchError::Address { .. })),
+            "{asked:?}"
+        );
     }
 }

@@ -2,23 +2,30 @@
 
 pub mod backoff;
 pub mod command;
+pub mod control;
+pub mod gate;
+mod leftover;
 mod output;
 mod port;
 mod probe;
 mod process;
+pub mod role;
 pub mod run_dir;
+pub mod shelter;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::engine::EngineConfig;
+use crate::discovery::engine_file::KvEndpoints;
 use crate::engine::process::Supervisor;
 use crate::engine::run_dir::RunDir;
 use crate::id::WorkerId;
@@ -53,12 +60,30 @@ pub struct Spec {
     pub args: Vec<String>,
     /// Set in addition to our own environment.
     pub environment: Vec<(String, String)>,
+    /// Variables of our own environment that the engine does not get.
+    pub withheld: Vec<&'static str>,
     /// Where the engine answers HTTP.
-    pub address: SocketAddr,
-    /// Where the engine publishes KV events, as `ipc://…`.
-    pub kv_events: String,
-    /// Where the engine replays KV events.
-    pub kv_replay: String,
+    pub address: EngineAddress,
+    /// Where each of its ranks publishes and replays KV events, rank 0 first.
+    pub sources: Vec<KvEndpoints>,
+    /// A folder whose files the engine may read as images.
+    pub media_dir: Option<PathBuf>,
+}
+
+/// Where an engine answers HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineAddress {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for EngineAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// Why an engine cannot be run.
@@ -80,6 +105,11 @@ pub enum EngineError {
         path: String,
         bytes: usize,
         max: usize,
+    },
+    #[error("engine argument {argument:?} is refused: {reason}")]
+    Argument {
+        argument: String,
+        reason: &'static str,
     },
     #[error("own executable cannot be found")]
     OwnProgram { source: std::io::Error },
@@ -113,6 +143,7 @@ pub struct EngineProcess {
     pub spec: Spec,
     /// How the engine is; closed once it is stopped.
     pub state: watch::Receiver<State>,
+    restart: Arc<Notify>,
 }
 
 impl EngineProcess {
@@ -121,6 +152,11 @@ impl EngineProcess {
         let settled = |state: &State| matches!(state, State::Ready { .. } | State::Stopped);
         let state = self.state.wait_for(settled).await;
         state.is_ok_and(|state| matches!(*state, State::Ready { .. }))
+    }
+
+    /// Has the engine ended and started again, at once where it waits to be.
+    pub fn restart(&self) {
+        self.restart.notify_one();
     }
 }
 
@@ -139,15 +175,21 @@ impl Launcher {
     /// Starts an engine, and starts it again whenever it ends.
     pub fn launch(&self, spec: Spec) -> EngineProcess {
         let (sender, state) = watch::channel(State::Starting);
+        let restart = Arc::new(Notify::new());
         let supervisor = Supervisor {
             spec: spec.clone(),
             config: self.config.clone(),
             run_dir: Arc::clone(&self.run_dir),
             state: sender,
+            restart: restart.clone(),
             stop: self.stop.clone(),
         };
         self.tasks.spawn(supervisor.run());
-        EngineProcess { spec, state }
+        EngineProcess {
+            spec,
+            state,
+            restart,
+        }
     }
 }
 
@@ -157,5 +199,13 @@ impl Launcher {
 /// # Errors
 /// When the system has none left.
 pub fn free_ports(count: usize) -> Result<Vec<u16>, EngineError> {
-    port::free(count).map_err(|source| EngineError::Port { source })
+    free_port_runs(count, 1)
+}
+
+/// The same for `runs` runs of `length` ports in a row; the first port of each.
+///
+/// # Errors
+/// When the system has none left.
+pub fn free_port_runs(runs: usize, length: u16) -> Result<Vec<u16>, EngineError> {
+    port::free_runs(runs, length).map_err(|source| EngineError::Port { source })
 }

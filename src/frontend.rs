@@ -3,12 +3,16 @@
 pub mod admin;
 pub mod chat;
 pub mod error;
+pub mod flags;
+pub mod listeners;
 pub mod observe;
 pub mod pages;
 pub mod prompt;
 pub mod relay;
+pub mod role;
 mod stream;
 pub mod text;
+mod transfer;
 
 use std::collections::HashMap;
 use std::panic::resume_unwind;
@@ -17,11 +21,12 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
+use crate::config::Config;
 use crate::dispatch::EngineClient;
 use crate::frontend::relay::Outgoing;
 use crate::http::reply::{Reply, internal_error};
 use crate::http::{Answer, Call, Routes};
-use crate::media::Media;
+use crate::media::{Media, PolicyError};
 use crate::model::Model;
 use crate::openai::error::ApiError;
 use crate::openai::request::RequestLimits;
@@ -69,6 +74,34 @@ impl Asked {
 }
 
 impl Frontend {
+    /// A frontend that serves `models`, placed by `router`.
+    ///
+    /// # Errors
+    /// When the policy for fetching images cannot be used.
+    pub fn new(
+        config: &Config,
+        models: HashMap<String, Arc<Model>>,
+        router: Arc<Router>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, PolicyError> {
+        let media = config.media.enabled;
+        let media = media.then(|| Media::new(config.media.clone()));
+        Ok(Arc::new(Self {
+            limits: RequestLimits {
+                messages_max: config.frontend.limits.messages_max,
+                images_max: config.frontend.limits.images_max,
+                unknown_fields: config.openai.unknown_fields,
+            },
+            sse_event_bytes_max: config.frontend.limits.sse_event_bytes_max,
+            expose_routing: config.frontend.expose_routing,
+            router,
+            models,
+            media: media.transpose()?,
+            client: EngineClient::new(),
+            metrics,
+        }))
+    }
+
     /// The routes of the public listener.
     pub fn routes(self: &Arc<Self>) -> Routes {
         Routes::default()

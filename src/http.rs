@@ -2,6 +2,7 @@
 //! hyper's server.
 
 pub mod body;
+pub mod keys;
 pub mod reply;
 pub mod serve;
 
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use ::http::{HeaderMap, Method};
 use bytes::Bytes;
 
+use crate::config::frontend::LimitsConfig;
 use crate::http::reply::Reply;
 use crate::id::RequestId;
 
@@ -31,6 +33,9 @@ pub type Answer = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
 type Handler = Arc<dyn Fn(Call) -> Answer + Send + Sync>;
 
+/// Answers a request that may not pass, by its headers; `None` for one that may.
+type Guard = Arc<dyn Fn(&HeaderMap) -> Option<Reply> + Send + Sync>;
+
 /// Limits of a listener; each is answered by its own status when exceeded.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -48,10 +53,24 @@ pub struct Limits {
     pub connections_max: usize,
 }
 
+impl From<&LimitsConfig> for Limits {
+    fn from(config: &LimitsConfig) -> Self {
+        Self {
+            body_bytes_max: config.body_bytes_max,
+            bodies_in_flight_bytes_max: config.bodies_in_flight_bytes_max,
+            header_bytes_max: config.header_bytes_max,
+            header_read: config.header_read(),
+            body_read: config.body_read(),
+            connections_max: config.connections_max,
+        }
+    }
+}
+
 /// Which handler answers which path and method.
 #[derive(Default)]
 pub struct Routes {
     paths: Vec<(String, Vec<(Method, Handler)>)>,
+    guard: Option<Guard>,
 }
 
 impl Routes {
@@ -71,6 +90,18 @@ impl Routes {
         let handler: Handler = Arc::new(handler);
         self.route(Method::GET, path, handler.clone())
             .route(Method::HEAD, path, handler)
+    }
+
+    /// Asks `guard` about each request that has a route, before its body is read: an answer of its
+    /// is given instead of the handler's.
+    pub fn guarded<G>(self, guard: G) -> Self
+    where
+        G: Fn(&HeaderMap) -> Option<Reply> + Send + Sync + 'static,
+    {
+        Self {
+            guard: Some(Arc::new(guard)),
+            ..self
+        }
     }
 
     fn route(mut self, method: Method, path: &str, handler: Handler) -> Self {

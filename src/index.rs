@@ -121,14 +121,21 @@ impl Index {
             .iter()
             .filter(|hash| self.drop_holder(**hash, slot))
             .count();
-        let mut blocks = self.blocks(slot).saturating_sub(removed as u64);
-        for hash in &event.stored {
+        let blocks = self.blocks(slot).saturating_sub(removed as u64);
+        self.set_blocks(slot, blocks);
+        self.hold(slot, &event.stored);
+        Applied::Yes(step)
+    }
+
+    /// Notes that a slot holds these blocks too; those over [`SLOT_BLOCKS_MAX`] are left out.
+    pub fn hold(&mut self, slot: Slot, hashes: &[SequenceHash]) {
+        let mut blocks = self.blocks(slot);
+        for hash in hashes {
             if blocks < SLOT_BLOCKS_MAX && self.add_holder(*hash, slot) {
                 blocks += 1;
             }
         }
         self.set_blocks(slot, blocks);
-        Applied::Yes(step)
     }
 
     /// For every slot that holds the first block: how many leading blocks it holds without a hole.
@@ -188,6 +195,19 @@ impl Index {
             }
         }
         self.set_blocks(slot, 0);
+    }
+
+    /// Takes blocks away from one rank of a worker; its progress stays.
+    pub fn drop_blocks(&mut self, worker: &WorkerId, rank: DpRank, hashes: &[SequenceHash]) {
+        let Some(slot) = self.slot(worker, rank) else {
+            return;
+        };
+        let dropped = hashes
+            .iter()
+            .filter(|hash| self.drop_holder(**hash, slot))
+            .count();
+        let blocks = self.blocks(slot).saturating_sub(dropped as u64);
+        self.set_blocks(slot, blocks);
     }
 
     /// The slot of a worker's rank; `None` when no event of it was applied.

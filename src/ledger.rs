@@ -4,9 +4,12 @@
 pub mod book;
 pub mod counts;
 pub mod naming;
+pub mod saved;
 pub mod waiting;
 
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::block::{BlockSize, SequenceHash};
 use crate::ledger::book::{Arrival, Book};
@@ -15,7 +18,7 @@ use crate::ledger::naming::{Block, Namer};
 
 /// The name an engine gives a block in its events: 64 bits, or the whole digest where the engine is
 /// told to send bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum EngineHash {
     Int(u64),
     Bytes(Arc<[u8]>),
@@ -100,7 +103,19 @@ pub struct Ledger {
     block_size: Option<BlockSize>,
     size_from_events: bool,
     group: Option<u32>,
-    partial: bool,
+    loss: Option<Loss>,
+}
+
+/// Blocks that the engine may hold unseen.
+///
+/// An engine takes the block that was used longest ago for each one it stores (vLLM's block pool is
+/// such a queue). Once it has stored as many as it has blocks, all that it held unseen is gone but
+/// for what was hit meanwhile, and hits are reported while the ledger is partial. A block that was
+/// hit unreported costs a prediction that is too low, and one stored behind it shows the loss anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Loss {
+    /// Blocks stored since.
+    stored: u64,
 }
 
 impl Ledger {
@@ -116,7 +131,7 @@ impl Ledger {
             block_size: options.block_size,
             size_from_events: false,
             group: None,
-            partial: false,
+            loss: None,
         }
     }
 
@@ -133,30 +148,58 @@ impl Ledger {
                 EngineEvent::Cleared => self.clear(),
             }
         }
+        self.heal();
         self.book.publish()
     }
 
     /// Forgets everything, as for a new engine process or a reset; returned as published.
     pub fn reset(&mut self) -> Published {
         self.clear();
-        (self.size_from_events, self.group) = (false, None);
+        (self.size_from_events, self.block_size, self.group) = (false, None, None);
         self.book.publish()
     }
 
-    /// Says that events were lost: what the engine holds is known in part only.
+    /// Forgets every block, because the engine was told to and will say so only later.
+    pub fn clear_at_once(&mut self) -> Published {
+        self.clear();
+        self.book.publish()
+    }
+
+    /// Takes what the engine's metrics say; the block size of its events wins.
+    pub fn describe(&mut self, capacity_blocks: Option<u64>, block_size: Option<BlockSize>) {
+        self.capacity_blocks = capacity_blocks;
+        if !self.size_from_events {
+            self.block_size = block_size;
+        } else if block_size.is_some_and(|size| Some(size) != self.block_size) {
+            self.book.counts.add(Alarm::BlockSizeChanged);
+        }
+    }
+
+    /// Says that the engine may hold blocks of which nothing was seen.
     pub fn mark_partial(&mut self) {
-        self.partial = true;
+        self.loss = Some(Loss::default());
+    }
+
+    /// Says that events were lost. What they removed is not known, so every block is forgotten:
+    /// a ledger may know too few, never too many.
+    pub fn lose(&mut self) -> Published {
+        let knew_any = !self.book.is_empty();
+        if knew_any {
+            self.clear();
+        }
+        self.mark_partial();
+        self.book.publish()
     }
 
     /// Notes a batch that could not be read, as lost and as an alarm.
-    pub fn mark_unreadable(&mut self) {
+    pub fn mark_unreadable(&mut self) -> Published {
         self.book.counts.add(Alarm::Unreadable);
-        self.mark_partial();
+        self.lose()
     }
 
     /// Whether the engine may hold blocks that were never published.
     pub fn is_partial(&self) -> bool {
-        self.partial
+        self.loss.is_some()
     }
 
     /// The block size, once known.
@@ -167,6 +210,11 @@ impl Ledger {
     /// Counts the sequence hashes that are published.
     pub fn blocks(&self) -> u64 {
         self.book.owners.len() as u64
+    }
+
+    /// Every name that is published.
+    pub fn names(&self) -> Vec<SequenceHash> {
+        self.book.owners.keys().copied().collect()
     }
 
     /// Counts the engine's blocks in use, copies and nameless ones included.
@@ -216,7 +264,11 @@ impl Ledger {
                 block,
                 is_presence,
             });
-            self.partial |= !is_placed;
+            if !is_placed {
+                self.mark_partial();
+            } else if let Some(loss) = self.loss.as_mut().filter(|_| !is_presence) {
+                loss.stored += 1;
+            }
             parent = Some(hash);
         }
         if self
@@ -225,7 +277,17 @@ impl Ledger {
         {
             self.book.counts.add(Alarm::OverCapacity);
             self.clear();
-            self.partial = true;
+            self.mark_partial();
+        }
+    }
+
+    /// Ends a loss that can have left nothing behind; see [`Loss`].
+    fn heal(&mut self) {
+        let (Some(loss), Some(capacity)) = (self.loss, self.capacity_blocks) else {
+            return;
+        };
+        if loss.stored >= capacity && self.book.waiting.is_empty() {
+            self.loss = None;
         }
     }
 
@@ -271,13 +333,16 @@ impl Ledger {
             return self.book.counts.add(Alarm::OtherTier);
         }
         for hash in hashes {
-            self.book.release(hash);
+            // After a loss the engine goes on to remove what was never seen.
+            if !self.book.release(hash) && self.loss.is_none() {
+                self.book.counts.add(Alarm::RemovedUnknown);
+            }
         }
     }
 
     fn clear(&mut self) {
         self.book.clear();
-        self.partial = false;
+        self.loss = None;
     }
 }
 

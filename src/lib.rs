@@ -14,7 +14,8 @@
 //!
 //! engine → [`events`] (ZeroMQ frames, replayed where some are missing) → [`ledger`] (the engine's
 //! names become sequence hashes, copies are counted) → [`index::KvEvent`] → [`router`] →
-//! [`index::Index`]. What leaves the agent has no tokens, salts or parents.
+//! [`index::Index`]. What leaves the agent has no tokens, salts or parents. An agent in a process of
+//! its own tells the router by its feed: [`worker::feed`] → [`discovery::feed`] → [`router::feed`].
 //!
 //! # The map
 //!

@@ -1,4 +1,8 @@
-//! A process's beginning and end: stop signals, the limit on open files, word to systemd.
+//! A process's beginning and end: stop signals, the limit on open files, word to systemd, a folder.
+
+pub mod folder;
+
+pub mod tasks;
 
 use std::future::Future;
 use std::io;

@@ -9,7 +9,9 @@ mod data_uri;
 mod fetch;
 mod flight;
 mod gate;
+mod lru;
 mod probe;
+pub mod shm;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,11 +21,12 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use url::Url;
 
-use crate::config::media::MediaConfig;
+use crate::config::media::{MediaConfig, Transfer};
 use crate::id::MediaDigest;
 use crate::media::cache::Cache;
 use crate::media::fetch::{Fetcher, Outcome};
 use crate::media::flight::Flights;
+use crate::media::shm::Shm;
 use crate::vision::ImageSize;
 
 /// Why a policy cannot be followed.
@@ -192,6 +195,7 @@ struct Shared {
     fetcher: Fetcher,
     cache: Cache,
     flights: Arc<Flights>,
+    shm: Option<Shm>,
 }
 
 impl Media {
@@ -213,6 +217,10 @@ impl Media {
             fetcher: Fetcher::new(&policy, lookup)?,
             cache: Cache::new(policy.cache_bytes_max),
             flights: Arc::default(),
+            shm: match policy.transfer {
+                Transfer::Shm => Some(Shm::new(policy.shm_bytes_max)),
+                Transfer::Inline => None,
+            },
             policy,
         };
         Ok(Self {
@@ -245,6 +253,11 @@ impl Media {
             .flights
             .join(key, move || async move { shared.fetch(url, &salt).await })
             .await
+    }
+
+    /// The images that lie in folders of engines; `None` where all go inside requests.
+    pub fn shm(&self) -> Option<&Shm> {
+        self.shared.shm.as_ref()
     }
 
     /// What the cache did and holds.

@@ -5,6 +5,7 @@
 //! the HTTP server, so that a mistake cannot cancel itself out.
 
 pub mod answer;
+pub mod dialler;
 pub mod endpoints;
 pub mod free;
 pub mod generation;
@@ -23,16 +24,17 @@ pub mod server;
 pub mod wire;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::Limits;
-use crate::http::serve::{bind, serve};
+use crate::http::serve::{Listener, bind, bind_unix, serve};
+use crate::mock::dialler::Dialler;
 use crate::mock::options::{BadOption, Options};
 use crate::mock::publisher::{PublishError, Publisher, Replayer};
 use crate::mock::rank::{Engine, Rank};
@@ -50,7 +52,7 @@ pub enum MockError {
     Model { model: String, source: ModelError },
     #[error("cannot listen on {address}")]
     Listen {
-        address: SocketAddr,
+        address: String,
         source: std::io::Error,
     },
     #[error("cannot publish kv events")]
@@ -60,11 +62,12 @@ pub enum MockError {
 /// A mock engine that listens but does not answer yet.
 #[derive(Debug)]
 pub struct MockEngine {
-    listener: TcpListener,
-    address: SocketAddr,
+    listener: Listener,
+    address: String,
     server: Arc<Server>,
     engines: Vec<Engine>,
     replayers: Vec<Replayer>,
+    diallers: Vec<Dialler>,
     dev: bool,
 }
 
@@ -92,7 +95,10 @@ impl MockEngine {
         let model = load(&options.model)?;
         let context_tokens_max = options.context_tokens_max(model.context_tokens_max())?;
         let bounds = options.bounds();
-        let (listener, address) = listen(SocketAddr::new(options.host, options.port)).await?;
+        let (listener, address) = match &options.uds {
+            Some(path) => listen_unix(path)?,
+            None => listen(SocketAddr::new(options.host, options.port)).await?,
+        };
         let mut started = Started::default();
         for rank in 0..options.data_parallel_size {
             started.rank(&options, bounds, rank).await?;
@@ -102,6 +108,8 @@ impl MockEngine {
             loras: options.loras(),
             bounds,
             context_tokens_max,
+            fault: options.fault,
+            media_dir: local_media(&options)?,
         };
         let sources = Value::Object(started.sources);
         let server = Server::new(model, setting, started.ranks, sources);
@@ -111,13 +119,14 @@ impl MockEngine {
             server: Arc::new(server),
             engines: started.engines,
             replayers: started.replayers,
+            diallers: started.diallers,
             dev: options.dev,
         })
     }
 
-    /// Where it listens, the port the system chose included.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Where it listens, as `host:port`, the port the system chose included, or `unix:/path`.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// Where rank `rank` publishes its events, and where it replays them.
@@ -139,6 +148,9 @@ impl MockEngine {
         for replayer in self.replayers {
             tasks.spawn(replayer.run(idle.child_token()));
         }
+        for dialler in self.diallers {
+            tasks.spawn(dialler.run(idle.child_token()));
+        }
         let routes = endpoints::routes(&self.server, self.dev);
         serve(self.listener, routes, limits(), stop).await;
         // The ranks outlive the last request, which waits for them.
@@ -152,6 +164,7 @@ struct Started {
     ranks: Vec<Arc<Rank>>,
     engines: Vec<Engine>,
     replayers: Vec<Replayer>,
+    diallers: Vec<Dialler>,
     sources: Map<String, Value>,
 }
 
@@ -170,16 +183,18 @@ impl Started {
         };
         let mut publisher = None;
         if let Some(plan) = options.publishing() {
-            let (bound, replayer) = Publisher::bind(&plan, wire).await?;
+            let bound = Publisher::bind(&plan, wire).await?;
+            let replay = bound.replayer.as_ref().map(Replayer::endpoint);
             let source = json!({
-                "endpoint": bound.endpoint(),
-                "replay_endpoint": replayer.as_ref().map(Replayer::endpoint),
+                "endpoint": bound.publisher.endpoint(),
+                "replay_endpoint": replay,
                 "topic": plan.topic,
                 "buffer_steps": plan.buffered_batches_max,
             });
             self.sources.insert(rank.to_string(), source);
-            self.replayers.extend(replayer);
-            publisher = Some(bound);
+            self.replayers.extend(bound.replayer);
+            self.diallers.extend(bound.dialler);
+            publisher = Some(bound.publisher);
         }
         let scheduler = Scheduler::new(bounds, publisher.is_some());
         let shared = Arc::new(Rank::default());
@@ -202,11 +217,36 @@ fn load(name: &str) -> Result<Model, MockError> {
     })
 }
 
-async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), MockError> {
-    let refused = |source| MockError::Listen { address, source };
+/// The folder of images, links followed; it must be there when the engine starts, as vLLM's must.
+fn local_media(options: &Options) -> Result<Option<PathBuf>, BadOption> {
+    let Some(folder) = &options.allowed_local_media_path else {
+        return Ok(None);
+    };
+    let found = folder.canonicalize().ok().filter(|path| path.is_dir());
+    let bad = || BadOption {
+        option: "allowed-local-media-path",
+        value: folder.display().to_string(),
+        rule: "must be a folder that is there".to_owned(),
+    };
+    found.ok_or_else(bad).map(Some)
+}
+
+async fn listen(address: SocketAddr) -> Result<(Listener, String), MockError> {
+    let refused = |source| MockError::Listen {
+        address: address.to_string(),
+        source,
+    };
     let listener = bind(address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
-    Ok((listener, bound))
+    Ok((listener.into(), bound.to_string()))
+}
+
+fn listen_unix(path: &Path) -> Result<(Listener, String), MockError> {
+    let address = format!("unix:{}", path.display());
+    match bind_unix(path) {
+        Ok(listener) => Ok((listener.into(), address)),
+        Err(source) => Err(MockError::Listen { address, source }),
+    }
 }
 
 /// Generous bounds: the frontend in front has the strict ones.

@@ -1,8 +1,10 @@
 //! A model's folder, read once: tokenizer, chat template, configuration, family.
 
 mod cache;
+pub mod chat;
 mod files;
 mod media_tokens;
+pub mod named;
 mod tokenizer;
 
 use std::ffi::OsString;
@@ -49,6 +51,9 @@ pub enum ModelError {
     Prompt(#[from] PromptError),
     #[error("cannot tokenise: {reason}")]
     Encode { reason: String },
+    /// `index` counts from 0.
+    #[error("image {index}: {source}")]
+    Image { index: usize, source: VisionError },
     #[error(
         "model {model:?} is neither a folder nor in the Hugging Face cache (looked in {looked_in}); \
          download it with `hf download {model}` or name its folder"

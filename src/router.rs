@@ -1,7 +1,12 @@
 //! The router: answers placements, and takes in what workers hold and which of them there are.
 
 pub mod booking;
+mod confirm;
+pub mod feed;
+mod held;
+mod link;
 mod member;
+mod snapshot;
 pub mod state;
 pub mod view;
 
@@ -10,19 +15,22 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::block::{BlockSize, SequenceHash};
-use crate::discovery::{Change, Update};
+use crate::discovery::{Change, Completeness, ParityScope, Update};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::Step;
 use crate::index::{Applied, KvEvent};
 use crate::router::booking::Booking;
-use crate::router::state::State;
+use crate::router::state::disproof::Disproved;
+use crate::router::state::{BookingKey, State};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
 use crate::select::{Cost, Policy, RouterMode};
-use crate::telemetry::labels::{KvEventKind, KvEventLabels, VerdictLabels};
+use crate::telemetry::labels::{
+    KvEventKind, KvEventLabels, Ledger, LedgerLabels, ParityCheck, ParityLabels, VerdictLabels,
+};
 use crate::telemetry::metrics::Metrics;
 
 /// How long a worker that refused a connection gets no requests: long enough for its agent to see
@@ -51,6 +59,19 @@ pub struct Footprint {
     pub estimated_tokens: u32,
 }
 
+impl Footprint {
+    fn all_tokens(&self) -> u32 {
+        self.prompt_tokens.saturating_add(self.estimated_tokens)
+    }
+
+    fn hashes_for(&self, size: BlockSize) -> Option<&Arc<[SequenceHash]>> {
+        self.hashes
+            .iter()
+            .find(|(known, _)| *known == size)
+            .map(|(_, hashes)| hashes)
+    }
+}
+
 /// Where a request goes. Dropping its booking frees what it holds there.
 #[derive(Debug)]
 pub struct Placement {
@@ -71,9 +92,30 @@ pub struct Placement {
     /// The session id under which the engine is asked to report the blocks it reuses; see
     /// [`LedgerState`](crate::discovery::LedgerState).
     pub report_session: Option<Arc<str>>,
+    /// Which prompts the worker's engine is known to make otherwise than we do.
+    pub parity_failed: Option<ParityScope>,
     /// Cancelled when the worker is taken out: nothing more is to be expected of it.
     pub gone: CancellationToken,
     pub booking: Booking,
+}
+
+/// What an engine said, at the end of an answer, of a prompt that is known to the last token.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered {
+    /// The placement's own.
+    pub block_size: BlockSize,
+    /// Tokens of the prompt before its first image.
+    pub text_tokens: u32,
+    /// Tokens that the engine found in its cache; it computed the rest.
+    pub cached_tokens: u32,
+}
+
+/// A worker's parity has turned, by what its engine stores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ParityTurn {
+    pub(crate) worker: WorkerId,
+    /// Which prompts differ now; `None` where blocks are named as ours again.
+    pub(crate) failed: Option<ParityScope>,
 }
 
 /// Why a request was not placed.
@@ -132,6 +174,7 @@ impl Router {
             cost: chosen.cost,
             media_dir: chosen.media_dir,
             report_session: chosen.report_session,
+            parity_failed: chosen.parity_failed,
             gone: chosen.gone,
             booking,
         })
@@ -167,7 +210,8 @@ impl Router {
     pub fn apply(&self, update: Update) {
         match update {
             Update::Kv(event) => {
-                let applied = self.lock().apply_event(&event);
+                let (applied, turn) = self.lock().apply_event(&event, Instant::now());
+                self.report(turn);
                 self.count_event(&event);
                 if let Applied::Yes(Step::Gap { missed }) = applied {
                     self.metrics.kv_event_gaps.inc();
@@ -176,9 +220,48 @@ impl Router {
             }
             Update::Change(change) => self.apply_change(change),
         }
-        self.metrics
-            .index_blocks
-            .set(self.lock().indexed_blocks() as i64);
+        self.show_blocks();
+    }
+
+    fn show_blocks(&self) {
+        let blocks = self.lock().indexed_blocks();
+        self.metrics.index_blocks.set(blocks as i64);
+    }
+
+    /// See [`Booking::answered`].
+    pub(crate) fn answered(&self, key: BookingKey, answered: Answered) {
+        let turn = self.lock().answered(key, answered, Instant::now());
+        self.report(turn);
+    }
+
+    fn report(&self, turn: Option<ParityTurn>) {
+        let Some(ParityTurn { worker, failed }) = turn else {
+            return;
+        };
+        match failed {
+            Some(scope) => {
+                let check = ParityCheck::Operation;
+                let labels = ParityLabels { check };
+                self.metrics.parity_failures.get_or_create(&labels).inc();
+                error!(%worker, ?scope, "engine does not store the blocks that it computes under our names");
+            }
+            None => info!(%worker, "engine stores blocks under our names again"),
+        }
+    }
+
+    /// See [`Booking::found_cached`].
+    fn disprove(&self, key: BookingKey, cached_blocks: u32) {
+        let disproved = self.lock().disprove(key, cached_blocks);
+        let Some(Disproved { blocks, ledger }) = disproved.filter(|found| found.blocks > 0) else {
+            return;
+        };
+        let ledger = match ledger {
+            Completeness::Complete => Ledger::Complete,
+            Completeness::Partial => Ledger::Partial,
+        };
+        let labels = LedgerLabels { ledger };
+        let counter = self.metrics.overlap_disproved_blocks.get_or_create(&labels);
+        counter.inc_by(blocks as u64);
     }
 
     fn count_event(&self, event: &KvEvent) {
@@ -210,6 +293,10 @@ impl Router {
                 }
             }
         }
+        self.show_verdicts();
+    }
+
+    fn show_verdicts(&self) {
         for (verdict, count) in self.lock().verdicts() {
             self.metrics
                 .workers

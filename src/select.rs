@@ -52,7 +52,35 @@ pub struct Candidate {
     pub overlap_blocks: u32,
     /// Leading blocks of the prompt that a prompt in flight there has too.
     pub shared_blocks: u32,
+    /// Blocks of its cache that hold nothing yet; `None` where that is not known.
+    pub free_blocks: Option<u64>,
     pub load: Load,
+}
+
+impl Candidate {
+    /// Counts the tokens of a prompt that are still to be computed there.
+    pub fn uncached_tokens(&self, prompt_tokens: u32) -> u32 {
+        prompt_tokens.saturating_sub(self.overlap_blocks * self.block_size.tokens())
+    }
+}
+
+/// What the candidates are asked to take.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    pub prompt_tokens: u32,
+    /// Tokens that not even the candidate which holds most of the prompt has cached.
+    pub new_tokens: u32,
+}
+
+impl Ask {
+    /// A prompt, asked of these candidates.
+    pub fn of<'a>(prompt_tokens: u32, candidates: impl Iterator<Item = &'a Candidate>) -> Self {
+        let uncached = candidates.map(|candidate| candidate.uncached_tokens(prompt_tokens));
+        Self {
+            prompt_tokens,
+            new_tokens: uncached.min().unwrap_or(prompt_tokens),
+        }
+    }
 }
 
 /// The terms of one candidate's cost, in tokens, so that workers of different block sizes compare.
@@ -62,27 +90,37 @@ pub struct Cost {
     pub prefill_tokens: f64,
     /// Held while decoding: what is active there and this prompt's own.
     pub decode_tokens: f64,
-    /// `overlap_weight × prefill_tokens + decode_tokens`.
+    /// Pushed out of the cache by what of this prompt is new everywhere.
+    pub evicted_tokens: f64,
+    /// `overlap_weight × (prefill_tokens + evicted_tokens) + decode_tokens`.
     pub total: f64,
 }
 
-/// The cost of `prompt_tokens` on one candidate. Two terms as in NVIDIA Dynamo's router: work
-/// before the first token, weighted, and memory held afterwards. Dynamo counts both in blocks; so
-/// do we, times the block size.
-pub fn cost(prompt_tokens: u32, candidate: &Candidate, policy: Policy) -> Cost {
+/// The cost of a prompt on one candidate. Two terms as in NVIDIA Dynamo's router: work before the
+/// first token, weighted, and memory held afterwards. Dynamo counts both in blocks; so do we, times
+/// the block size.
+///
+/// The third is ours. Prompts mostly begin alike, with a system prompt; whoever holds that lead is
+/// cheapest by it for every new prompt, and without load would be sent all of them for ever while
+/// other caches stay empty. So what is new everywhere costs what it pushes out. Where all caches
+/// are full that is the same for all, and changes nothing.
+pub fn cost(ask: Ask, candidate: &Candidate, policy: Policy) -> Cost {
     let block_tokens = candidate.block_size.tokens();
-    let cached_tokens = candidate.overlap_blocks * block_tokens;
-    let uncached_tokens = u64::from(prompt_tokens.saturating_sub(cached_tokens));
+    let uncached_tokens = u64::from(candidate.uncached_tokens(ask.prompt_tokens));
     let prefill_tokens = (candidate.load.prefill_tokens + uncached_tokens) as f64;
-    let blocks = prompt_tokens.div_ceil(block_tokens);
+    let blocks = ask.prompt_tokens.div_ceil(block_tokens);
     // What a prompt in flight holds already is in the load.
     let own_blocks = u64::from(blocks.saturating_sub(candidate.shared_blocks));
     let decode_blocks = candidate.load.decode_blocks + own_blocks;
     let decode_tokens = decode_blocks as f64 * f64::from(block_tokens);
-    let total = policy.overlap_weight * prefill_tokens + decode_tokens;
+    let new_blocks = u64::from(ask.new_tokens.div_ceil(block_tokens));
+    let evicted_blocks = new_blocks.saturating_sub(candidate.free_blocks.unwrap_or(u64::MAX));
+    let evicted_tokens = evicted_blocks as f64 * f64::from(block_tokens);
+    let total = policy.overlap_weight * (prefill_tokens + evicted_tokens) + decode_tokens;
     Cost {
         prefill_tokens,
         decode_tokens,
+        evicted_tokens,
         total,
     }
 }
@@ -169,8 +207,15 @@ mod tests {
             block_size: BlockSize::new(16).unwrap(),
             overlap_blocks,
             shared_blocks: 0,
+            free_blocks: None,
             load,
         }
+    }
+
+    fn costs(candidates: &[Candidate], policy: Policy) -> Vec<Cost> {
+        let ask = Ask::of(160, candidates.iter());
+        let costs = candidates.iter().map(|c| cost(ask, c, policy));
+        costs.collect()
     }
 
     fn choose(mode: RouterMode, candidates: &[Candidate], turn: u64) -> Option<usize> {
@@ -179,8 +224,7 @@ mod tests {
             overlap_weight: 1.0,
             temperature: 0.0,
         };
-        let costs: Vec<Cost> = candidates.iter().map(|c| cost(160, c, policy)).collect();
-        select(candidates, &costs, policy, turn)
+        select(candidates, &costs(candidates, policy), policy, turn)
     }
 
     #[test]
@@ -199,6 +243,27 @@ mod tests {
         check(&[idle, candidate(5, 96, 0)], Some(0)); // 6 blocks queued outweigh 5 held
         check(&[idle, candidate(5, 0, 6)], Some(0)); // so do 6 blocks being decoded
         check(&[idle, candidate(5, 32, 2)], Some(1));
+    }
+
+    #[test]
+    fn an_empty_cache_is_filled_before_a_full_one_is_emptied() {
+        let with = |overlap_blocks: u32, free_blocks: u64| Candidate {
+            free_blocks: Some(free_blocks),
+            ..candidate(overlap_blocks, 0, 0)
+        };
+        for (candidates, chosen) in [
+            ([with(1, 0), with(0, 100)], 1),
+            ([with(1, 9), with(0, 100)], 0), // room for all that is new
+            ([with(1, 5), with(0, 100)], 1), // 4 pushed out outweigh 1 held
+            ([with(8, 0), with(0, 100)], 0), // 8 held outweigh 2 pushed out
+            ([with(1, 0), with(0, 0)], 0),   // all full: the held block decides
+        ] {
+            assert_eq!(
+                choose(RouterMode::Kv, &candidates, 0),
+                Some(chosen),
+                "{candidates:?}"
+            );
+        }
     }
 
     #[test]
@@ -230,7 +295,7 @@ mod tests {
             overlap_weight: 1.0,
             temperature: 0.5,
         };
-        let costs: Vec<Cost> = candidates.iter().map(|c| cost(160, c, policy)).collect();
+        let costs = costs(&candidates, policy);
         let chosen = |turn| select(&candidates, &costs, policy, turn) == Some(0);
         let cheapest = (0..2_000).filter(|turn| chosen(*turn)).count();
         // e^0 : e^-2 is 0.881 : 0.119.

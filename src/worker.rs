@@ -1,333 +1,384 @@
 //! The agent beside one engine: probes it, follows its KV events and tells the router, never in
 //! the data path.
 
+mod beside;
+pub mod engine_watch;
+pub mod feed;
+pub mod follow;
+mod pages;
+pub mod parity;
 pub mod probe;
 pub mod rank;
 pub mod ranks;
+pub mod record;
+pub mod reset;
+pub mod role;
+pub mod spec;
+pub mod state_file;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, debug, error, info, warn, warn_span};
+use tracing::{Instrument, error, info, warn, warn_span};
 
 use crate::block::BlockSize;
-use crate::discovery::{Change, Completeness, EngineRelease, Update, WorkerRecord};
-use crate::events::zmq::{self, Source};
-use crate::health::Verdict;
-use crate::id::{DpRank, Incarnation, WorkerId};
+use crate::discovery::{Change, Completeness, Update, WorkerRecord};
+use crate::id::DpRank;
 use crate::index::KvEvent;
 use crate::index::gap::BEFORE_FIRST;
 use crate::ledger::counts::Counts;
 use crate::ledger::{Ledger, Options};
 use crate::telemetry::labels::AlarmLabels;
 use crate::telemetry::metrics::Metrics;
+use crate::worker::engine_watch::{EngineWatch, Sighting};
+use crate::worker::follow::{Order, Told, new_incarnation};
 use crate::worker::probe::{EngineFacts, Probe};
 use crate::worker::rank::{Rank, RankStatus};
-use crate::worker::ranks::Ranks;
+use crate::worker::ranks::{ORDERS_MAX, Ranks};
+use crate::worker::record::Standing;
+use crate::worker::reset::Command;
+use crate::worker::spec::AgentSpec;
+use crate::worker::state_file::{SavedRank, StateFile};
 
-/// How often the engine's health is asked, and the record sent again if it changed.
+/// How often the record is sent again if the ledgers changed it.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Waits between probes while the engine starts.
-const START_POLL: Duration = Duration::from_millis(200);
+/// How often the ranks are looked at while an engine that came back waits for them.
+const PROOF_POLL: Duration = Duration::from_millis(20);
 
-/// Failed probes in a row after which the worker is taken out. A refused connection needs none:
-/// nobody listens there.
-const FAILURES_MAX: u32 = 3;
+/// How long an engine that came back waits for its ranks to show what they hold; then it takes
+/// requests without.
+const PROOF_MAX: Duration = Duration::from_secs(5);
 
-/// Batches between a source and its ledger. A full queue leaves the rest in the engine's own
-/// buffers; more would only hide that the ledger is too slow.
-const FEED_MAX: usize = 256;
+/// Sightings that wait for the agent; it takes them as they come.
+const SIGHTINGS_MAX: usize = 8;
 
-/// What an agent is told of its engine.
-#[derive(Clone, Debug)]
-pub struct AgentSpec {
-    pub worker: WorkerId,
-    /// Where the engine answers, as `http://127.0.0.1:8100`.
-    pub address: String,
-    /// The model's base name, as hashed.
-    pub model: String,
-    /// Other names requests may use; those the engine says are added.
-    pub aliases: Vec<String>,
-    /// The engine's kind, as `vllm`.
-    pub kind: String,
-    /// Where each data-parallel rank publishes its events, rank 0 first; empty for an engine that
-    /// publishes none.
-    pub sources: Vec<Source>,
-    /// See [`Options::placeholder`].
-    pub placeholder: Option<u32>,
-}
-
-/// Why following an engine ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ended {
-    Stopped,
-    EngineGone,
-}
-
-/// Follows one engine through all its lives, until `stop` or until nobody takes the updates: `Up`
-/// once it answers, its KV events in order, `Down` when it is gone or the agent stops.
+/// Follows one engine through all its lives, until `stop` or until nobody takes the updates.
+///
+/// Its worker is there from the start, whatever the engine does: `Up` with a verdict and its cause,
+/// KV events in order while they are known to be the engine's own, `Down` when the agent stops.
 pub async fn run(
     spec: AgentSpec,
+    commands: &mut mpsc::Receiver<Command>,
     metrics: Arc<Metrics>,
     updates: mpsc::Sender<Update>,
     stop: CancellationToken,
 ) {
     let probe = Probe::new(&spec.address);
-    loop {
-        let facts = tokio::select! {
-            () = stop.cancelled() => return,
-            facts = wait_until_healthy(&probe) => facts,
-        };
-        let ended = follow(
-            Engine {
-                spec: &spec,
-                probe: &probe,
-                metrics: &metrics,
-            },
-            facts,
-            &updates,
-            &stop,
-        )
-        .await;
-        match ended {
-            Ended::Stopped => info!(worker = %spec.worker, "worker stopped"),
-            Ended::EngineGone => warn!(worker = %spec.worker, "engine gone, worker down"),
-        }
-        let down = Update::Change(Change::Down(spec.worker.clone()));
-        if updates.send(down).await.is_err() || ended == Ended::Stopped {
-            return;
-        }
+    let (worker, process) = (spec.worker.clone(), spec.process.clone());
+    let facts_due = Arc::new(Notify::new());
+    let mut agent = Agent::new(spec, metrics, updates, facts_due.clone());
+    // First, because a router takes no event of a worker that it does not know.
+    if agent.tell_record().await.is_err() {
+        return;
     }
-}
-
-async fn wait_until_healthy(probe: &Probe) -> EngineFacts {
-    loop {
-        match probe.health().await {
-            Ok(()) => match probe.facts().await {
-                Ok(facts) => return facts,
-                Err(error) => warn!(%error, "engine is healthy but does not describe itself"),
-            },
-            Err(error) => debug!(%error, "engine does not answer yet"),
-        }
-        sleep(START_POLL).await;
-    }
-}
-
-/// An engine and how it is followed.
-#[derive(Clone, Copy)]
-struct Engine<'a> {
-    spec: &'a AgentSpec,
-    probe: &'a Probe,
-    metrics: &'a Metrics,
-}
-
-/// One life of an engine: from its first healthy answer to its end.
-async fn follow(
-    engine: Engine<'_>,
-    facts: EngineFacts,
-    updates: &mpsc::Sender<Update>,
-    stop: &CancellationToken,
-) -> Ended {
-    let spec = engine.spec;
-    let ranks: Vec<_> = (0..spec.sources.len())
-        .map(|rank| new_rank(spec, &facts, DpRank(rank as u32)))
-        .collect();
-    let mut record = first_record(spec, facts);
-    if let Some(rank) = ranks.first() {
-        record.incarnation = rank.incarnation();
-    }
-    let up = |record: &WorkerRecord| Update::Change(Change::Up(Box::new(record.clone())));
-    if updates.send(up(&record)).await.is_err() {
-        return Ended::Stopped;
-    }
-    info!(
-        worker = %spec.worker,
-        model = %record.model,
-        engine = %record.engine.version,
-        block_size = record.block_size.map(BlockSize::tokens),
-        capacity_blocks = record.capacity_blocks,
-        "worker ready"
-    );
-    let mut followed = Ranks::default();
-    for (number, (rank, source)) in ranks.into_iter().zip(spec.sources.clone()).enumerate() {
-        let (status_tx, status_rx) = watch::channel(rank.status());
-        let span = warn_span!("kv_events", worker = %spec.worker, rank = number);
-        let task = follow_rank(rank, source, updates.clone(), status_tx);
-        followed.follow(status_rx, task.instrument(span));
-    }
-    let mut watched = Watched::new(engine, followed.statuses().len());
-    let ended = loop {
-        let update = tokio::select! {
-            () = stop.cancelled() => break Ended::Stopped,
-            (rank, error) = followed.failure() => {
-                error!(worker = %spec.worker, rank = rank.0, %error, "kv events of a rank no longer followed");
-                Some(forgotten(spec, rank))
-            }
-            alive = watched.next_tick() => {
-                if !alive {
-                    break Ended::EngineGone;
-                }
-                let changed = watched.update(&mut record, &followed.statuses());
-                changed.then(|| up(&record))
-            }
-        };
-        if let Some(update) = update
-            && updates.send(update).await.is_err()
-        {
-            break Ended::Stopped;
-        }
+    agent.start_ranks();
+    let ranks = agent.ranks.orders();
+    let (sighted, sightings) = mpsc::channel(SIGHTINGS_MAX);
+    let watch = EngineWatch::new(&probe, &facts_due).run(process, sighted);
+    let _ = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        told = agent.live(sightings) => told,
+        () = watch => Ok(()),
+        never = reset::serve(&worker, commands, &probe, &ranks) => match never {},
     };
-    // Joined, so that no event follows the worker's Down.
-    followed.stop().await;
-    ended
+    agent.end().await;
 }
 
-/// Takes back all that was told of a rank that is no longer followed.
-fn forgotten(spec: &AgentSpec, rank: DpRank) -> Update {
-    Update::Kv(KvEvent {
-        worker: spec.worker.clone(),
-        rank,
-        incarnation: new_incarnation(),
-        sequence: BEFORE_FIRST,
-        cleared: true,
-        removed: Vec::new(),
-        stored: Vec::new(),
-    })
-}
+/// Nobody takes an agent's updates any more.
+#[derive(Debug)]
+struct Unwanted;
 
-/// The health and the ledgers of a running engine, looked at once per tick.
-struct Watched<'a> {
-    engine: Engine<'a>,
-    /// The alarms of each rank that are counted already.
-    seen: Vec<Counts>,
-    ticks: tokio::time::Interval,
-    failures: u32,
-}
-
-impl<'a> Watched<'a> {
-    fn new(engine: Engine<'a>, ranks: usize) -> Self {
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self {
-            seen: vec![Counts::default(); ranks],
-            engine,
-            ticks,
-            failures: 0,
-        }
-    }
-
-    /// Waits for the next tick and asks the engine's health; false once it counts as gone.
-    async fn next_tick(&mut self) -> bool {
-        self.ticks.tick().await;
-        let asked = Instant::now();
-        let Err(error) = self.engine.probe.health().await else {
-            self.failures = 0;
-            return true;
-        };
-        self.failures += 1;
-        let waited = asked.elapsed();
-        warn!(worker = %self.engine.spec.worker, %error, failures = self.failures, ?waited, "engine probe failed");
-        !error.is_refused() && self.failures < FAILURES_MAX
-    }
-
-    /// Brings the record up to date with the ledgers; true when that changed it.
-    fn update(&mut self, record: &mut WorkerRecord, statuses: &[RankStatus]) -> bool {
-        let before = record.clone();
-        for (rank, (status, seen)) in statuses.iter().zip(&mut self.seen).enumerate() {
-            for (alarm, times) in status.counts.since(seen) {
-                let labels = AlarmLabels { alarm };
-                self.engine
-                    .metrics
-                    .ledger_alarms
-                    .get_or_create(&labels)
-                    .inc_by(times);
-                if alarm.is_fault() {
-                    warn!(worker = %self.engine.spec.worker, rank, ?alarm, times, "kv ledger alarm");
-                }
-            }
-            *seen = status.counts;
-        }
-        if let Some(first) = statuses.first() {
-            record.incarnation = first.incarnation;
-            record.ledger.sequence = first.sequence;
-        }
-        record.ledger.blocks = statuses.iter().map(|status| status.blocks).sum();
-        let is_partial = statuses.iter().any(|status| status.is_partial);
-        record.ledger.completeness = if is_partial || statuses.is_empty() {
-            Completeness::Partial
-        } else {
-            Completeness::Complete
-        };
-        let size = statuses.iter().find_map(|status| status.block_size);
-        record.block_size = size.or(record.block_size);
-        *record != before
-    }
-}
-
-/// Follows one rank until its engine's life ends with the task.
-async fn follow_rank(
-    mut rank: Rank,
-    source: Source,
+/// What an agent knows of its engine.
+struct Agent {
+    spec: AgentSpec,
+    metrics: Arc<Metrics>,
     updates: mpsc::Sender<Update>,
-    status: watch::Sender<RankStatus>,
-) {
-    let (feed, mut fed) = mpsc::channel(FEED_MAX);
-    let relay = async {
-        while let Some(next) = fed.recv().await {
-            let event = rank.take(next, new_incarnation);
-            status.send_replace(rank.status());
-            if let Some(event) = event
-                && updates.send(Update::Kv(event)).await.is_err()
-            {
-                return;
+    /// Woken when the engine may be another one.
+    facts_due: Arc<Notify>,
+    standing: Standing,
+    /// When an engine that is being proven takes requests all the same.
+    proof_until: Instant,
+    /// The last proof asked of the ranks.
+    proof: u64,
+    facts: EngineFacts,
+    /// What the ranks were told of the facts.
+    described: Option<(Option<u64>, Option<BlockSize>)>,
+    record: WorkerRecord,
+    /// The record as it was told last, and when.
+    told: Option<(WorkerRecord, Instant)>,
+    ranks: Ranks,
+    /// The alarms and gaps of each rank that are counted already.
+    counted: Vec<(Counts, u64)>,
+    /// Whether it is counted among the workers with a partial ledger.
+    is_partial: bool,
+    /// Under which the engine reports to us.
+    session: Arc<str>,
+    parity: parity::Check,
+}
+
+impl Agent {
+    fn new(
+        spec: AgentSpec,
+        metrics: Arc<Metrics>,
+        updates: mpsc::Sender<Update>,
+        facts_due: Arc<Notify>,
+    ) -> Self {
+        let mut record = record::first(&spec);
+        record.incarnation = new_incarnation();
+        Self {
+            counted: vec![Default::default(); spec.sources.len()],
+            is_partial: false,
+            session: format!("kvlens-{}", uuid::Uuid::new_v4().simple()).into(),
+            parity: parity::Check::none(&spec.worker),
+            spec,
+            metrics,
+            updates,
+            facts_due,
+            standing: record::not_asked(),
+            proof_until: Instant::now(),
+            proof: 0,
+            facts: EngineFacts::default(),
+            described: None,
+            record,
+            told: None,
+            ranks: Ranks::default(),
+        }
+    }
+
+    fn start_ranks(&mut self) {
+        for (number, source) in self.spec.sources.iter().enumerate() {
+            let dp_rank = DpRank(number as u32);
+            let folder = self.spec.state_dir.as_deref();
+            let state_file =
+                folder.map(|folder| StateFile::new(folder, &self.spec.worker, dp_rank));
+            let saved = state_file.as_ref().and_then(StateFile::load);
+            let rank = self.rank(dp_rank, saved);
+            let (status_tx, status_rx) = watch::channel(rank.status());
+            let (orders_tx, orders_rx) = mpsc::channel(ORDERS_MAX);
+            let told = Told {
+                updates: self.updates.clone(),
+                status: status_tx,
+                state_file,
+            };
+            let span = warn_span!("kv_events", worker = %self.spec.worker, rank = number);
+            let task = follow::follow(rank, source.clone(), orders_rx, told);
+            self.ranks
+                .follow(status_rx, orders_tx, task.instrument(span));
+        }
+    }
+
+    /// A rank as it was kept, or one of which nothing is known.
+    fn rank(&self, number: DpRank, saved: Option<SavedRank>) -> Rank {
+        let AgentSpec { worker, model, .. } = &self.spec;
+        let options = Options {
+            placeholder: self.spec.placeholder,
+            session_id: Some(self.session.clone()),
+            ..Options::default()
+        };
+        if let Some(saved) = saved {
+            match Ledger::restore(model, options.clone(), saved.ledger.clone()) {
+                Ok(ledger) => return Rank::restored(&saved, worker.clone(), number, ledger),
+                Err(error) => {
+                    warn!(%worker, rank = number.0, %error, "kept ledger is not used");
+                }
             }
         }
-    };
-    tokio::select! {
-        () = zmq::follow(&source, None, &feed) => {}
-        () = relay => {}
+        let ledger = Ledger::new(model, options);
+        Rank::new(worker.clone(), number, new_incarnation(), ledger)
     }
-}
 
-fn new_rank(spec: &AgentSpec, facts: &EngineFacts, rank: DpRank) -> Rank {
-    let options = Options {
-        placeholder: spec.placeholder,
-        capacity_blocks: facts.capacity_blocks,
-        block_size: facts.block_size,
-        session_id: None,
-    };
-    let ledger = Ledger::new(&spec.model, options);
-    Rank::new(spec.worker.clone(), rank, new_incarnation(), ledger)
-}
-
-fn first_record(spec: &AgentSpec, facts: EngineFacts) -> WorkerRecord {
-    let mut aliases = spec.aliases.clone();
-    for served in facts.models {
-        if served != spec.model && !aliases.contains(&served) {
-            aliases.push(served);
+    /// Keeps the record true to what is seen, until nobody takes it.
+    async fn live(&mut self, mut sightings: mpsc::Receiver<Sighting>) -> Result<(), Unwanted> {
+        loop {
+            let look_again = match self.standing {
+                Standing::Proving => PROOF_POLL,
+                _ => TICK,
+            };
+            tokio::select! {
+                (rank, error) = self.ranks.failure() => {
+                    error!(worker = %self.spec.worker, rank = rank.0, %error, "kv events of a rank no longer followed");
+                    self.tell(self.forgotten(rank)).await?;
+                }
+                Some(sighting) = sightings.recv() => self.take(sighting).await,
+                parity = self.parity.outcome(&self.metrics) => self.record.parity = parity,
+                () = sleep_until(Instant::now() + look_again) => {}
+            }
+            self.look().await;
+            self.tell_record().await?;
         }
     }
-    WorkerRecord {
-        incarnation: new_incarnation(),
-        aliases,
-        adapters: facts.adapters,
-        engine: EngineRelease {
-            kind: spec.kind.clone(),
-            version: facts.version,
-        },
-        block_size: facts.block_size,
-        capacity_blocks: facts.capacity_blocks,
-        context_tokens_max: facts.context_tokens_max,
-        ranks: spec.sources.len().max(1) as u32,
-        verdict: Verdict::Healthy,
-        ..WorkerRecord::new(spec.worker.clone(), &spec.address, &spec.model)
-    }
-}
 
-fn new_incarnation() -> Incarnation {
-    Incarnation(uuid::Uuid::new_v4().as_u64_pair().0)
+    async fn take(&mut self, sighting: Sighting) {
+        let worker = &self.spec.worker;
+        match sighting {
+            Sighting::Well { facts } => {
+                if let Some(facts) = facts {
+                    self.learn(*facts).await;
+                }
+                if !matches!(self.standing, Standing::Well | Standing::Proving) {
+                    self.standing = Standing::Proving;
+                    self.proof_until = Instant::now() + PROOF_MAX;
+                    // Those that tried in vain till now try again at once.
+                    if !self.is_proven(&self.ranks.statuses()) {
+                        self.ask_proof().await;
+                    }
+                }
+            }
+            Sighting::NotYet { cause } => self.standing = Standing::Starting { cause },
+            Sighting::Silent { cause } => {
+                if self.standing == Standing::Well {
+                    warn!(%worker, cause, "engine does not answer, worker failed");
+                }
+                self.standing = Standing::Failed { cause };
+            }
+            Sighting::Ended { cause } => {
+                warn!(%worker, cause, "engine gone, worker failed");
+                self.standing = Standing::Failed { cause };
+                if self.spec.sources.is_empty() {
+                    self.record.incarnation = new_incarnation();
+                }
+                self.ask_proof().await;
+            }
+        }
+    }
+
+    /// Nothing of a former process may count as the next one's.
+    async fn ask_proof(&mut self) {
+        self.proof += 1;
+        self.ranks.order(Order::Prove(self.proof)).await;
+    }
+
+    async fn learn(&mut self, facts: EngineFacts) {
+        record::learn(&mut self.record, &self.spec, &facts);
+        let described = Some((facts.capacity_blocks, facts.block_size));
+        if self.described != described {
+            self.described = described;
+            let order = Order::Describe {
+                capacity_blocks: facts.capacity_blocks,
+                block_size: facts.block_size,
+            };
+            self.ranks.order(order).await;
+        }
+        // Another process may be another release, with other prompts.
+        self.parity = parity::Check::start(&self.spec, &facts.models);
+        self.facts = facts;
+    }
+
+    /// Brings the record up to date with the ranks.
+    async fn look(&mut self) {
+        let statuses = self.ranks.statuses();
+        self.count(&statuses);
+        let life = self.record.incarnation;
+        record::note_ledgers(&mut self.record, &self.facts, &statuses);
+        record::note_reports(&mut self.record, &self.session);
+        self.count_partial(self.record.ledger.completeness == Completeness::Partial);
+        if life != self.record.incarnation {
+            // Another process may be another engine, and its ledgers know nothing of it yet.
+            self.described = None;
+            self.facts_due.notify_one();
+        }
+        let is_late = Instant::now() >= self.proof_until;
+        if self.standing == Standing::Proving && (is_late || self.is_proven(&statuses)) {
+            self.standing = Standing::Well;
+            self.tell_operator();
+        }
+        let misfit = record::misfit(&self.spec, &self.facts);
+        (self.record.verdict, self.record.cause) =
+            record::verdict(&self.standing, misfit.as_deref());
+    }
+
+    fn is_proven(&self, statuses: &[RankStatus]) -> bool {
+        let is_proven = |status: &RankStatus| status.is_caught_up && status.proof == self.proof;
+        statuses.iter().all(is_proven)
+    }
+
+    fn tell_operator(&self) {
+        let record = &self.record;
+        info!(
+            worker = %record.worker,
+            model = %record.model,
+            engine = %record.engine.version,
+            block_size = record.block_size.map(BlockSize::tokens),
+            capacity_blocks = record.capacity_blocks,
+            ledger = record.ledger.cause,
+            "worker ready"
+        );
+    }
+
+    /// Counts the ranks' alarms and gaps since the last look.
+    fn count(&mut self, statuses: &[RankStatus]) {
+        for (rank, (status, counted)) in statuses.iter().zip(&mut self.counted).enumerate() {
+            for (alarm, times) in status.counts.since(&counted.0) {
+                let labels = AlarmLabels { alarm };
+                let alarms = &self.metrics.ledger_alarms;
+                alarms.get_or_create(&labels).inc_by(times);
+                if alarm.is_fault() {
+                    warn!(worker = %self.spec.worker, rank, ?alarm, times, "kv ledger alarm");
+                }
+            }
+            self.metrics.kv_event_gaps.inc_by(status.gaps - counted.1);
+            *counted = (status.counts, status.gaps);
+        }
+    }
+
+    fn count_partial(&mut self, is_partial: bool) {
+        let ledgers = &self.metrics.partial_ledgers;
+        match (self.is_partial, is_partial) {
+            (false, true) => {
+                ledgers.inc();
+            }
+            (true, false) => {
+                ledgers.dec();
+            }
+            _ => {}
+        }
+        self.is_partial = is_partial;
+    }
+
+    /// Takes back all that was told of a rank that is no longer followed.
+    fn forgotten(&self, rank: DpRank) -> Update {
+        Update::Kv(KvEvent {
+            worker: self.spec.worker.clone(),
+            rank,
+            incarnation: new_incarnation(),
+            sequence: BEFORE_FIRST,
+            cleared: true,
+            removed: Vec::new(),
+            stored: Vec::new(),
+        })
+    }
+
+    /// Tells the record, if it is another than was told last; where only the ledgers go on, not too
+    /// often.
+    async fn tell_record(&mut self) -> Result<(), Unwanted> {
+        if let Some((told, at)) = &self.told {
+            let is_pressing =
+                told.verdict != self.record.verdict || told.cause != self.record.cause;
+            if *told == self.record || (!is_pressing && at.elapsed() < TICK / 2) {
+                return Ok(());
+            }
+        }
+        self.told = Some((self.record.clone(), Instant::now()));
+        self.tell(Update::Change(Change::Up(Box::new(self.record.clone()))))
+            .await
+    }
+
+    async fn tell(&self, update: Update) -> Result<(), Unwanted> {
+        self.updates.send(update).await.map_err(|_| Unwanted)
+    }
+
+    /// Signs off.
+    async fn end(mut self) {
+        self.count_partial(false);
+        // Joined, so that no event follows the worker's Down.
+        self.ranks.stop().await;
+        let down = Update::Change(Change::Down(self.spec.worker.clone()));
+        // Nobody is left to tell where the updates are not wanted any more.
+        let _ = self.updates.send(down).await;
+        info!(worker = %self.spec.worker, "worker stopped");
+    }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::block::BlockSize;
+
 /// Engines that run as our child processes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -23,6 +25,7 @@ pub struct EngineConfig {
     #[schemars(range(min = 1))]
     pub watch_deadline_millis: u64,
     /// Questions in a row that a ready engine may leave without a good answer; then it is restarted.
+    /// One that says twice that it is not well (503) is restarted at once.
     #[schemars(range(min = 1))]
     pub watch_failures_max: u32,
     /// Wait before the first restart of an engine that ended, in milliseconds; doubled each time.
@@ -34,6 +37,9 @@ pub struct EngineConfig {
     /// Time an engine must have been ready for the next wait to be the first again, in seconds.
     #[schemars(range(min = 1))]
     pub backoff_reset_secs: u64,
+    /// Time for requests in flight at the gate of `kvlens engine` to finish before the engine is
+    /// ended, in seconds.
+    pub drain_secs: u64,
     /// Time an engine has to end after SIGTERM, in seconds; then its process group is killed.
     pub grace_secs: u64,
     /// Most lines of an engine's output kept to explain its end.
@@ -42,6 +48,9 @@ pub struct EngineConfig {
     /// Longest line of an engine's output kept, in bytes; the rest of it is left out.
     #[schemars(range(min = 80, max = 65_536))]
     pub log_line_bytes_max: usize,
+    /// Tokens of a KV-cache block; unset leaves it to the engine.
+    #[schemars(range(min = 1))]
+    pub block_size: Option<u32>,
     /// Folder below which a folder `kvlens-<uid>` is made for sockets and process ids; unset takes
     /// `$XDG_RUNTIME_DIR`, or `/tmp`.
     pub run_dir: Option<PathBuf>,
@@ -52,15 +61,17 @@ impl Default for EngineConfig {
         Self {
             ready_secs: 900,
             probe_millis: 200,
-            watch_millis: 5000,
+            watch_millis: 1000,
             watch_deadline_millis: 5000,
-            watch_failures_max: 3,
+            watch_failures_max: 5,
             backoff_first_millis: 500,
             backoff_max_secs: 30,
             backoff_reset_secs: 60,
+            drain_secs: 30,
             grace_secs: 10,
             log_lines_max: 200,
             log_line_bytes_max: 2048,
+            block_size: None,
             run_dir: None,
         }
     }
@@ -100,6 +111,16 @@ impl EngineConfig {
     /// Time an engine must have been ready for the next wait to be the first again.
     pub fn backoff_reset(&self) -> Duration {
         Duration::from_secs(self.backoff_reset_secs)
+    }
+
+    /// Time for requests in flight at the gate to finish.
+    pub fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_secs)
+    }
+
+    /// Tokens of a KV-cache block, where they are set.
+    pub fn block_size(&self) -> Option<BlockSize> {
+        self.block_size.and_then(BlockSize::new)
     }
 
     /// Time an engine has to end after SIGTERM.

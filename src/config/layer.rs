@@ -12,7 +12,9 @@ use crate::config::schema::{Key, Kind};
 pub(crate) const FILE_VARIABLE: &str = "KVLENS_CONFIG";
 /// Names the revision to a build, whose environment a test may still have.
 const REVISION_VARIABLE: &str = "KVLENS_REVISION";
-const NO_KEYS: [&str; 2] = [FILE_VARIABLE, REVISION_VARIABLE];
+/// Marks the processes of an engine, which may be a `kvlens` too.
+const ENGINE_VARIABLE: &str = "KVLENS_ENGINE";
+const NO_KEYS: [&str; 3] = [FILE_VARIABLE, REVISION_VARIABLE, ENGINE_VARIABLE];
 const PREFIX: &str = "KVLENS_";
 
 /// Values from one place, which error messages name.

@@ -3,6 +3,18 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// How an image goes to an engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transfer {
+    /// Inside the request, as a data URI.
+    #[default]
+    Inline,
+    /// As a file in a folder in memory, for engines on this host whose records name one; inside the
+    /// request for others.
+    Shm,
+}
+
 /// Images: whether they are taken, their limits, and what may be fetched.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -46,6 +58,12 @@ pub struct MediaConfig {
     /// `image_bytes_max` bytes.
     #[schemars(range(min = 1))]
     pub fetches_max: usize,
+    /// How images go to engines: `inline`, or `shm` for engines on this host that have a folder for
+    /// them.
+    pub transfer: Transfer,
+    /// Most bytes of images in such folders; an image over it goes inline.
+    #[schemars(range(min = 1))]
+    pub shm_bytes_max: usize,
 }
 
 impl Default for MediaConfig {
@@ -64,6 +82,8 @@ impl Default for MediaConfig {
             allow: Vec::new(),
             cache_bytes_max: 256 << 20,
             fetches_max: 64,
+            transfer: Transfer::Inline,
+            shm_bytes_max: 1 << 30,
         }
     }
 }

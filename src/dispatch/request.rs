@@ -1,5 +1,7 @@
 //! The body an engine gets: the client's request, normalised, with our identities in it.
 
+use std::sync::OnceLock;
+
 use base64_simd::STANDARD;
 use bytes::Bytes;
 use memchr::memmem;
@@ -12,10 +14,107 @@ use crate::openai::completion::{CompletionRequest, Prompt};
 use crate::openai::embeddings::EmbeddingsRequest;
 use crate::openai::request::RequestOptions;
 
+/// A request's body, serialised once and finished for each placement: engines differ in how they
+/// get images, and in whether they are asked to report what they reuse.
+#[derive(Debug)]
+pub struct EngineBody {
+    /// The whole, with `mark` in the place of each image.
+    json: Bytes,
+    mark: String,
+    images: Vec<Image>,
+    /// The whole with every image inside, made when it is first needed.
+    inline: OnceLock<Bytes>,
+    may_report: bool,
+}
+
+impl EngineBody {
+    fn plain(json: Bytes) -> Self {
+        Self {
+            json,
+            mark: String::new(),
+            images: Vec::new(),
+            inline: OnceLock::new(),
+            may_report: true,
+        }
+    }
+
+    /// The same with every image inside from now on, so that their own bytes can go.
+    pub fn inlined(self) -> Self {
+        match self.images[..] {
+            [] => self,
+            _ => Self::plain(self.finish(&[], None)),
+        }
+    }
+
+    /// The images that are not inside yet, in the order of the request's own.
+    pub fn images(&self) -> &[Image] {
+        &self.images
+    }
+
+    /// The body for one placement: each image by its URL where it has one in `urls`, and inside
+    /// where it has none. With a session the engine is asked to report the blocks it reuses: the
+    /// only `vllm_xargs` that ever reach one.
+    pub fn finish(&self, urls: &[Option<&str>], report_session: Option<&str>) -> Bytes {
+        let body = match urls.iter().any(Option::is_some) {
+            true => self.with_images(urls),
+            false => self.inline.get_or_init(|| self.with_images(&[])).clone(),
+        };
+        match report_session.filter(|_| self.may_report) {
+            Some(session) => with_report(&body, session),
+            None => body,
+        }
+    }
+
+    /// Writes each image in the place of its mark. The serialiser would search every byte for what
+    /// must be escaped, which base64 never has, and that costs more than all else in a body.
+    fn with_images(&self, urls: &[Option<&str>]) -> Bytes {
+        if self.images.is_empty() {
+            return self.json.clone();
+        }
+        let urls = || urls.iter().copied().chain(std::iter::repeat(None));
+        let room = |(image, url): (&Image, Option<&str>)| match url {
+            Some(url) => url.len(),
+            None => image.mime.len() + 16 + STANDARD.encoded_length(image.bytes.len()),
+        };
+        let room: usize = self.images.iter().zip(urls()).map(room).sum();
+        let mut whole = Vec::with_capacity(self.json.len() + room);
+        let mut rest = &self.json[..];
+        for (image, url) in self.images.iter().zip(urls()) {
+            let Some(at) = memmem::find(rest, self.mark.as_bytes()) else {
+                break;
+            };
+            whole.extend_from_slice(&rest[..at]);
+            match url {
+                Some(url) => whole.extend_from_slice(url.as_bytes()),
+                None => append_data_uri(&mut whole, image),
+            }
+            rest = &rest[at + self.mark.len()..];
+        }
+        whole.extend_from_slice(rest);
+        whole.into()
+    }
+}
+
+fn append_data_uri(whole: &mut Vec<u8>, image: &Image) {
+    for text in ["data:", image.mime, ";base64,"] {
+        whole.extend_from_slice(text.as_bytes());
+    }
+    STANDARD.encode_append(&image.bytes, whole);
+}
+
+/// The body with the request for a report in front: it is an object, and has fields.
+fn with_report(body: &Bytes, session: &str) -> Bytes {
+    let report = json!({"vllm_xargs": {"kv_cache_report_mode": "full"}, "session_id": session});
+    let report = report.to_string();
+    let front = report.trim_end_matches('}').len();
+    let (front, rest) = (&report[..front], body.get(1..).unwrap_or_default());
+    [front.as_bytes(), b",", rest].concat().into()
+}
+
 /// The body of a chat: each image part carries its bytes and, as `uuid`, our digest of them, so
 /// that the engine's identity of the image is ours. Whatever spelling the client chose, the engine
 /// gets the one that every decoder reads as the bytes that were hashed.
-pub fn chat_body(mut request: ChatRequest, images: &[Image], salt: &str) -> Bytes {
+pub fn chat_body(mut request: ChatRequest, images: &[Image], salt: &str) -> EngineBody {
     // Nobody can guess it, so no text of a client's holds it.
     let mark = match images {
         [] => String::new(),
@@ -42,11 +141,15 @@ pub fn chat_body(mut request: ChatRequest, images: &[Image], salt: &str) -> Byte
     if request.continue_final_message {
         fields.insert("continue_final_message".to_owned(), true.into());
     }
-    with_images(serialise(fields), &mark, images)
+    EngineBody {
+        mark,
+        images: images.to_vec(),
+        ..EngineBody::plain(serialise(fields))
+    }
 }
 
 /// The body of a completion.
-pub fn completion_body(request: CompletionRequest, salt: &str) -> Bytes {
+pub fn completion_body(request: CompletionRequest, salt: &str) -> EngineBody {
     let mut fields = engine_fields(request.options, salt);
     let prompt = match request.prompt {
         Prompt::Text(text) => Value::String(text),
@@ -56,20 +159,25 @@ pub fn completion_body(request: CompletionRequest, salt: &str) -> Bytes {
     if !request.add_special_tokens {
         fields.insert("add_special_tokens".to_owned(), false.into());
     }
-    serialise(fields)
+    EngineBody::plain(serialise(fields))
 }
 
 /// The body of an embeddings request.
-pub fn embeddings_body(request: EmbeddingsRequest) -> Bytes {
+pub fn embeddings_body(request: EmbeddingsRequest) -> EngineBody {
     let mut fields = request.passed;
     fields.insert("model".to_owned(), Value::String(request.model));
-    serialise(fields)
+    EngineBody {
+        may_report: false,
+        ..EngineBody::plain(serialise(fields))
+    }
 }
 
 /// What every request carries: the passed fields, the model, our salt, and, in a stream, the usage
 /// chunk whether or not the client wants to see it.
 fn engine_fields(options: RequestOptions, salt: &str) -> Map<String, Value> {
     let mut fields = options.passed;
+    // An agent takes what it hears under a session for what is there already: sessions are ours.
+    fields.shift_remove("session_id");
     fields.insert("model".to_owned(), Value::String(options.model));
     if options.stream {
         fields.insert("stream".to_owned(), true.into());
@@ -79,32 +187,6 @@ fn engine_fields(options: RequestOptions, salt: &str) -> Map<String, Value> {
         fields.insert("cache_salt".to_owned(), salt.into());
     }
     fields
-}
-
-/// Writes each image as a data URI in the place of its mark. The serialiser would search every byte
-/// for what must be escaped, which base64 never has, and that costs more than all else in a body.
-fn with_images(body: Bytes, mark: &str, images: &[Image]) -> Bytes {
-    if images.is_empty() {
-        return body;
-    }
-    let uri_bytes =
-        |image: &Image| image.mime.len() + 16 + STANDARD.encoded_length(image.bytes.len());
-    let room: usize = images.iter().map(uri_bytes).sum();
-    let mut whole = Vec::with_capacity(body.len() + room);
-    let mut rest = &body[..];
-    for image in images {
-        let Some(at) = memmem::find(rest, mark.as_bytes()) else {
-            break;
-        };
-        whole.extend_from_slice(&rest[..at]);
-        for text in ["data:", image.mime, ";base64,"] {
-            whole.extend_from_slice(text.as_bytes());
-        }
-        STANDARD.encode_append(&image.bytes, &mut whole);
-        rest = &rest[at + mark.len()..];
-    }
-    whole.extend_from_slice(rest);
-    whole.into()
 }
 
 fn serialise(fields: Map<String, Value>) -> Bytes {
@@ -142,7 +224,22 @@ mod tests {
             mime: "image/png",
         };
         let images: Vec<_> = (1..).zip(["hello", "", "hel"]).map(image).collect();
-        let body: Value = serde_json::from_slice(&chat_body(request, &images, "")).unwrap();
+        let body = chat_body(request, &images, "");
+        let whole = body.finish(&[], None);
+        assert_eq!(whole.as_ptr(), body.finish(&[None, None], None).as_ptr());
+        let url = "file:///dev/shm/a.png";
+        let mixed = body.finish(&[None, Some(url), None], Some("s"));
+        let mixed: Value = serde_json::from_slice(&mixed).unwrap();
+        assert_eq!(body.images().len(), 3);
+        let inlined = body.inlined();
+        assert!(inlined.images().is_empty());
+        assert_eq!(inlined.finish(&[], None), whole);
+        let body: Value = serde_json::from_slice(&whole).unwrap();
+        let parts = |body: &Value, message: usize| body["messages"][message]["content"].clone();
+        assert_eq!(parts(&mixed, 0), parts(&body, 0));
+        assert_eq!(mixed["messages"][1]["content"][0]["image_url"]["url"], url);
+        assert_eq!(parts(&mixed, 1)[1], parts(&body, 1)[1]);
+        assert_eq!(mixed["session_id"], "s");
         let part = |number: u8, url: &str| {
             let uuid = MediaDigest([number; 32]).to_string();
             json!({"type": "image_url", "image_url": {"url": url, "detail": "low"}, "uuid": uuid})

@@ -1,18 +1,26 @@
 //! The command lines of engines.
 
+mod arguments;
+mod refusal;
+mod words;
+
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
+use crate::block::BlockSize;
+use crate::discovery::engine_file::KvEndpoints;
+use crate::engine::command::words::{fill, find};
 use crate::engine::run_dir::RunDir;
-use crate::engine::{EngineError, Kind, Spec};
+use crate::engine::{EngineAddress, EngineError, Kind, Spec};
 use crate::id::WorkerId;
-
-/// Batches of KV events that an engine keeps for replay, some ten minutes of a busy one; vLLM's own
-/// 10,000 are gone after a minute.
-const REPLAY_BATCHES: u32 = 100_000;
+use crate::model::{Model, ModelError};
 
 /// Longest path of a unix socket: `sun_path` has 108 bytes, the last of them zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// The word of a command that asks for a unix socket to listen on.
+const UDS: &str = "{uds}";
 
 /// What a worker's engine is to be.
 #[derive(Clone, Debug)]
@@ -23,89 +31,183 @@ pub struct Plan {
     pub name: String,
     /// The model's folder; `None` takes the mock's own.
     pub model: Option<String>,
-    /// A port on 127.0.0.1.
-    pub port: u16,
+    pub listen: Listen,
+    pub ranks: Ranks,
+    /// Tokens of a KV-cache block; `None` leaves it to the engine. A command sets its own.
+    pub block_size: Option<BlockSize>,
     /// GPUs that the engine may see, as `CUDA_VISIBLE_DEVICES` names them; `None` leaves the choice
     /// to it.
     pub gpus: Option<Vec<String>>,
+    /// A folder whose files the engine may read as images.
+    pub media_dir: Option<PathBuf>,
     /// Further arguments; for [`Kind::Command`] the whole command line.
     pub args: Vec<String>,
+}
+
+/// Where an engine is to answer HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// On a unix socket in the run folder.
+    Socket,
+    /// On a port of 127.0.0.1.
+    Port(u16),
+}
+
+/// The data-parallel ranks of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ranks {
+    /// One, whose events go through sockets in the run folder.
+    One,
+    /// Several: the ports of rank 0 on 127.0.0.1, the next rank's following. vLLM publishes no
+    /// rank but the first on a unix socket, and listens on a TCP port for all the world: so it
+    /// connects to where the agent listens.
+    Several {
+        count: NonZeroU16,
+        events_port: u16,
+        replay_port: u16,
+    },
+}
+
+impl Ranks {
+    /// `count` ranks, several of which have ports from `events_port` and `replay_port` on.
+    pub fn new(count: u16, events_port: u16, replay_port: u16) -> Self {
+        match NonZeroU16::new(count) {
+            Some(count) if count.get() > 1 => Self::Several {
+                count,
+                events_port,
+                replay_port,
+            },
+            _ => Self::One,
+        }
+    }
+
+    fn count(self) -> u16 {
+        match self {
+            Self::One => 1,
+            Self::Several { count, .. } => count.get(),
+        }
+    }
+}
+
+/// Whether an engine command asks for a unix socket to listen on.
+pub fn wants_socket(command: &[String]) -> bool {
+    command.iter().any(|word| word.contains(UDS))
+}
+
+/// A model by folder or by id: the name it is served under unless told, and its folder.
+///
+/// # Errors
+/// When there is no such folder, and no such model in the Hugging Face cache.
+pub fn named_model(text: &str) -> Result<(String, PathBuf), ModelError> {
+    let folder = Model::resolve(text, |name| std::env::var_os(name))?;
+    let is_folder = folder.as_os_str() == text || Path::new(text).is_dir();
+    let name = match folder.file_name().filter(|_| is_folder) {
+        Some(last) => last.to_string_lossy().into_owned(),
+        None => text.to_owned(),
+    };
+    Ok((name, folder))
 }
 
 impl Plan {
     /// The engine's command line, its sockets in `run_dir`.
     ///
     /// # Errors
-    /// When the program is missing, the command is unusable or a socket's path is too long.
+    /// When the program is missing, the command or an argument is unusable or a socket's path is
+    /// too long.
     pub fn spec(&self, run_dir: &RunDir) -> Result<Spec, EngineError> {
-        let kv_events = endpoint(&run_dir.socket(&self.worker, "kv"))?;
-        let kv_replay = endpoint(&run_dir.socket(&self.worker, "replay"))?;
+        let sources = self.sources(run_dir)?;
+        let address = self.address(run_dir)?;
+        // There is at least one rank.
+        let first = &sources[0];
         let (program, args) = match self.kind {
-            Kind::Mock => (own_program()?, self.mock_args(&kv_events, &kv_replay)),
-            Kind::Vllm => (find("vllm", VLLM)?, self.vllm_args(&kv_events, &kv_replay)),
-            Kind::Command => self.command(&kv_events, &kv_replay)?,
+            Kind::Mock => (own_program()?, self.mock_args(&address, first)),
+            Kind::Vllm => {
+                refusal::check(&self.args)?;
+                (find("vllm", VLLM)?, self.vllm_args(&address, first))
+            }
+            Kind::Command => self.command(run_dir, first)?,
         };
         Ok(Spec {
             worker: self.worker.clone(),
             program,
             args,
             environment: self.environment(),
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),
-            kv_events,
-            kv_replay,
+            withheld: match self.kind {
+                // It opens routes that sleep, reset or run code in the engine.
+                Kind::Vllm => vec!["VLLM_SERVER_DEV_MODE"],
+                Kind::Mock | Kind::Command => Vec::new(),
+            },
+            address,
+            sources,
+            media_dir: self.media_dir.clone(),
         })
     }
 
-    fn mock_args(&self, kv_events: &str, kv_replay: &str) -> Vec<String> {
-        let port = self.port.to_string();
-        let mut args = vec!["mock-engine", "--exit-with-stdin", "--host", "127.0.0.1"];
-        args.extend(["--port", &port]);
-        args.extend(["--served-model-name", &self.name]);
-        args.extend(["--kv-events-endpoint", kv_events]);
-        args.extend(["--kv-events-replay", kv_replay]);
-        args.extend(
-            self.model
-                .iter()
-                .flat_map(|model| ["--model", model.as_str()]),
-        );
-        args.extend(self.args.iter().map(String::as_str));
-        args.into_iter().map(str::to_owned).collect()
+    fn address(&self, run_dir: &RunDir) -> Result<EngineAddress, EngineError> {
+        match self.listen {
+            Listen::Port(port) => Ok(EngineAddress::Tcp(SocketAddr::from((
+                Ipv4Addr::LOCALHOST,
+                port,
+            )))),
+            Listen::Socket => {
+                let path = run_dir.socket(&self.worker, "http.sock");
+                check_socket(&path)?;
+                Ok(EngineAddress::Unix(path))
+            }
+        }
     }
 
-    fn vllm_args(&self, kv_events: &str, kv_replay: &str) -> Vec<String> {
-        let port = self.port.to_string();
-        let events = serde_json::json!({
-            "enable_kv_cache_events": true,
-            "publisher": "zmq",
-            "endpoint": kv_events,
-            "replay_endpoint": kv_replay,
-            "buffer_steps": REPLAY_BATCHES,
-        })
-        .to_string();
-        let mut args = vec!["serve"];
-        args.extend(self.model.as_deref());
-        args.extend(["--served-model-name", &self.name]);
-        args.extend(["--host", "127.0.0.1", "--port", &port]);
-        args.extend(["--enable-prefix-caching", "--enable-prompt-tokens-details"]);
-        args.extend(["--prefix-caching-hash-algo", "sha256_cbor"]);
-        args.extend(["--kv-events-config", &events]);
-        args.extend(self.args.iter().map(String::as_str));
-        args.into_iter().map(str::to_owned).collect()
+    fn sources(&self, run_dir: &RunDir) -> Result<Vec<KvEndpoints>, EngineError> {
+        match self.ranks {
+            Ranks::One => Ok(vec![KvEndpoints {
+                events: endpoint(&run_dir.socket(&self.worker, "kv"))?,
+                bind: false,
+                replay: endpoint(&run_dir.socket(&self.worker, "replay"))?,
+            }]),
+            Ranks::Several {
+                count,
+                events_port,
+                replay_port,
+            } => {
+                let at = |first: u16, rank: u16| {
+                    // A port over the last would be refused by the engine, by its number.
+                    let port = u32::from(first) + u32::from(rank);
+                    format!("tcp://127.0.0.1:{port}")
+                };
+                let source = |rank| KvEndpoints {
+                    events: at(events_port, rank),
+                    bind: true,
+                    replay: at(replay_port, rank),
+                };
+                Ok((0..count.get()).map(source).collect())
+            }
+        }
     }
 
     fn command(
         &self,
-        kv_events: &str,
-        kv_replay: &str,
+        run_dir: &RunDir,
+        first: &KvEndpoints,
     ) -> Result<(PathBuf, Vec<String>), EngineError> {
-        let port = self.port.to_string();
+        let port = match self.listen {
+            Listen::Port(port) => port.to_string(),
+            Listen::Socket => String::new(),
+        };
+        let socket = run_dir.socket(&self.worker, "http.sock");
+        let socket = socket.display().to_string();
+        let media = self.media_dir.as_ref();
+        let media = media.map_or_else(String::new, |folder| folder.display().to_string());
+        let ranks = self.ranks.count().to_string();
         let values = [
             ("{port}", port.as_str()),
+            (UDS, socket.as_str()),
             ("{model}", self.model.as_deref().unwrap_or_default()),
             ("{name}", self.name.as_str()),
-            ("{kv_events}", kv_events),
-            ("{kv_replay}", kv_replay),
+            ("{kv_events}", first.events.as_str()),
+            ("{kv_replay}", first.replay.as_str()),
             ("{worker}", self.worker.as_str()),
+            ("{ranks}", ranks.as_str()),
+            ("{media_dir}", media.as_str()),
         ];
         let mut words = Vec::new();
         for word in &self.args {
@@ -135,6 +237,11 @@ fn own_program() -> Result<PathBuf, EngineError> {
 }
 
 fn endpoint(path: &Path) -> Result<String, EngineError> {
+    check_socket(path)?;
+    Ok(format!("ipc://{}", path.display()))
+}
+
+fn check_socket(path: &Path) -> Result<(), EngineError> {
     let bytes = path.as_os_str().len();
     if bytes > SOCKET_PATH_BYTES_MAX {
         return Err(EngineError::SocketPath {
@@ -143,131 +250,32 @@ fn endpoint(path: &Path) -> Result<String, EngineError> {
             max: SOCKET_PATH_BYTES_MAX,
         });
     }
-    Ok(format!("ipc://{}", path.display()))
-}
-
-/// Puts values in place of a word's `{names}`. Other braces stay, as in JSON arguments.
-fn fill(word: &str, values: &[(&str, &str)]) -> Result<String, EngineError> {
-    let put = |text: String, (name, value): &(&str, &str)| text.replace(name, value);
-    let filled = values.iter().fold(word.to_owned(), put);
-    let is_name =
-        |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-    // Only the word as written is looked at: a value may have braces of its own.
-    let unknown = word.split('{').skip(1).find_map(|rest| {
-        let (name, _) = rest.split_once('}')?;
-        let placeholder = format!("{{{name}}}");
-        let known = values.iter().any(|(value, _)| *value == placeholder);
-        (is_name(name) && !known).then_some(placeholder)
-    });
-    match unknown {
-        None => Ok(filled),
-        Some(placeholder) => Err(EngineError::Placeholder {
-            placeholder,
-            known: values
-                .iter()
-                .map(|(name, _)| *name)
-                .collect::<Vec<_>>()
-                .join(" "),
-        }),
-    }
-}
-
-/// The path of a program, looked up in `PATH` unless it has a slash.
-fn find(program: &str, advice: &'static str) -> Result<PathBuf, EngineError> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<_> = std::env::split_paths(&path).collect();
-    find_in(program, &folders).ok_or_else(|| EngineError::ProgramMissing {
-        program: program.to_owned(),
-        advice,
-    })
-}
-
-fn find_in(program: &str, folders: &[PathBuf]) -> Option<PathBuf> {
-    let runs = |path: &PathBuf| {
-        path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
-    };
-    if program.contains('/') {
-        return Some(PathBuf::from(program)).filter(runs);
-    }
-    folders.iter().map(|folder| folder.join(program)).find(runs)
+    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn plan(model: Option<&str>) -> Plan {
+    pub(crate) fn plan(model: Option<&str>) -> Plan {
         Plan {
             worker: WorkerId::new("gpu-0").unwrap(),
             kind: Kind::Vllm,
             name: "org/model".to_owned(),
             model: model.map(str::to_owned),
-            port: 9000,
+            listen: Listen::Port(9000),
+            ranks: Ranks::One,
+            block_size: None,
             gpus: Some(vec!["GPU-1f".to_owned()]),
+            media_dir: None,
             args: vec!["--extra".to_owned()],
         }
     }
 
-    #[test]
-    fn vllm_is_told_to_publish_what_routing_needs() {
-        let args = plan(Some("/models/x")).vllm_args("ipc:///run/e", "ipc:///run/r");
-        assert_eq!(&args[..2], ["serve", "/models/x"]);
-        let after = |flag: &str| {
-            args.iter()
-                .skip_while(move |arg| *arg != flag)
-                .nth(1)
-                .unwrap()
-        };
-        assert_eq!(after("--port"), "9000");
-        assert_eq!(after("--served-model-name"), "org/model");
-        assert_eq!(after("--host"), "127.0.0.1");
-        assert_eq!(after("--prefix-caching-hash-algo"), "sha256_cbor");
-        let events: serde_json::Value = serde_json::from_str(after("--kv-events-config")).unwrap();
-        assert_eq!(events["endpoint"], "ipc:///run/e");
-        assert_eq!(events["replay_endpoint"], "ipc:///run/r");
-        assert_eq!(events["enable_kv_cache_events"], true);
-        assert_eq!(args.last().unwrap(), "--extra");
-    }
-
-    #[test]
-    fn the_mock_ends_with_us_and_needs_no_model() {
-        let args = plan(None).mock_args("ipc:///run/e", "ipc:///run/r");
-        assert!(args.iter().any(|arg| arg == "--exit-with-stdin"));
-        assert!(!args.iter().any(|arg| arg == "--model"));
-        let environment = plan(None).environment();
-        assert!(environment.contains(&("CUDA_VISIBLE_DEVICES".to_owned(), "GPU-1f".to_owned())));
-    }
-
-    #[test]
-    fn placeholders_are_filled_and_misspelt_ones_refused() {
-        let values = [("{port}", "80"), ("{model}", "m{worker}")];
-        for (word, filled) in [
-            ("--port={port}", Some("--port=80")),
-            ("{port}{port}", Some("8080")),
-            ("{model}", Some("m{worker}")),
-            (r#"{"a": {"b": 1}}"#, Some(r#"{"a": {"b": 1}}"#)),
-            ("{prot}", None),
-            ("plain", Some("plain")),
-        ] {
-            assert_eq!(fill(word, &values).ok().as_deref(), filled, "{word}");
-        }
-    }
-
-    #[test]
-    fn programs_are_found_only_where_they_can_run() {
-        let bin = [PathBuf::from("/nonexistent"), PathBuf::from("/bin")];
-        for (program, found) in [
-            ("sh", Some("/bin/sh")),
-            ("/bin/sh", Some("/bin/sh")),
-            ("/etc/passwd", None),
-            ("no-such-program", None),
-        ] {
-            assert_eq!(
-                find_in(program, &bin),
-                found.map(PathBuf::from),
-                "{program}"
-            );
-        }
+    pub(crate) fn run_dir() -> (tempfile::TempDir, RunDir) {
+        let base = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::create(Some(base.path())).unwrap();
+        (base, run_dir)
     }
 
     #[test]

@@ -3,12 +3,35 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
-/// Binds all ports before it lets any go, so that they differ.
-pub(crate) fn free(count: usize) -> io::Result<Vec<u16>> {
-    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let listeners: Vec<_> = (0..count).map(bind).collect::<io::Result<_>>()?;
-    let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
-    listeners.iter().map(port).collect()
+/// Tries for one run of ports; on a box with free ports the first or second succeeds.
+const TRIES_MAX: usize = 1000;
+
+/// The first ports of `runs` runs of `length` free ports each. All are bound before any is let go, so
+/// that they differ.
+pub(crate) fn free_runs(runs: usize, length: u16) -> io::Result<Vec<u16>> {
+    let mut bound = Vec::with_capacity(runs);
+    for _ in 0..runs {
+        bound.push(bind_run(length)?);
+    }
+    Ok(bound.iter().map(|(first, _)| *first).collect())
+}
+
+fn bind_run(length: u16) -> io::Result<(u16, Vec<TcpListener>)> {
+    let bind = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    let mut failure = io::Error::from(io::ErrorKind::AddrInUse);
+    for _ in 0..TRIES_MAX {
+        let first = bind(0)?;
+        let port = first.local_addr()?.port();
+        let Some(end) = port.checked_add(length) else {
+            continue;
+        };
+        let rest: io::Result<Vec<_>> = (port + 1..end).map(bind).collect();
+        match rest {
+            Ok(rest) => return Ok((port, std::iter::once(first).chain(rest).collect())),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 /// Lets `address` pass when a listener can be bound there now.
@@ -27,9 +50,10 @@ mod tests {
 
     #[test]
     fn ports_differ_and_can_be_bound() {
-        let ports = free(20).unwrap();
-        assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 20);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, ports[0])).unwrap();
+        let runs = free_runs(20, 3).unwrap();
+        let ports: BTreeSet<_> = runs.iter().flat_map(|first| *first..first + 3).collect();
+        assert_eq!(ports.len(), 60);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, runs[0])).unwrap();
         let address = listener.local_addr().unwrap();
         assert!(check_free(address).is_err());
         drop(listener);

@@ -1,6 +1,5 @@
 //! The question whether an engine answers: `GET /health`.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use ::http::StatusCode;
@@ -11,6 +10,9 @@ use crate::dispatch::EngineClient;
 /// An engine that needs longer to say that it is well is not ready.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
+/// Pause before an engine that says it is not well is asked once more.
+const UNWELL_PAUSE: Duration = Duration::from_secs(1);
+
 /// Asks one engine.
 #[derive(Clone, Debug)]
 pub(crate) struct Probe {
@@ -18,40 +20,70 @@ pub(crate) struct Probe {
     address: String,
 }
 
+/// What an engine answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Health {
+    Well,
+    /// 503: its API lives, and what computes does not.
+    Unwell,
+    /// Nothing in time, or something else.
+    Silent,
+}
+
+/// What is wrong with an engine that was ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("it answered twice that it is not well (503)")]
+    Unwell,
+    #[error("it hung: {failures} questions in a row had no good answer within {deadline:?}")]
+    Hung { failures: u32, deadline: Duration },
+}
+
 impl Probe {
-    pub(crate) fn new(address: SocketAddr) -> Self {
+    /// A probe of the engine at `address`.
+    pub(crate) fn new(address: String) -> Self {
         Self {
             client: EngineClient::new(),
-            address: format!("http://{address}"),
+            address,
         }
     }
 
-    /// Whether the engine answers 200 within `deadline`.
-    pub(crate) async fn answers(&self, deadline: Duration) -> bool {
-        let answer = self.client.get(&self.address, "/health", deadline).await;
-        matches!(answer, Ok((StatusCode::OK, _)))
+    async fn ask(&self, deadline: Duration) -> Health {
+        match self.client.get(&self.address, "/health", deadline).await {
+            Ok((StatusCode::OK, _)) => Health::Well,
+            Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => Health::Unwell,
+            _ => Health::Silent,
+        }
     }
 
-    /// Asks every `period` until the engine answers.
+    /// Asks every `period` until the engine is well.
     pub(crate) async fn until_ready(&self, period: Duration) {
-        while !self.answers(ANSWER_MAX).await {
+        while self.ask(ANSWER_MAX).await != Health::Well {
             tokio::time::sleep(period).await;
         }
     }
 
     /// Asks a ready engine from time to time, until it has left the most questions in a row that
-    /// it may without a good answer. Says so.
-    pub(crate) async fn until_hung(&self, config: &EngineConfig) -> String {
+    /// it may without a good answer, or says twice that it is not well.
+    pub(crate) async fn until_fault(&self, config: &EngineConfig) -> Fault {
+        let deadline = config.watch_deadline();
         let mut failures = 0;
         while failures < config.watch_failures_max {
             tokio::time::sleep(config.watch()).await;
-            failures = match self.answers(config.watch_deadline()).await {
-                true => 0,
-                false => failures + 1,
+            let mut health = self.ask(deadline).await;
+            if health == Health::Unwell {
+                tokio::time::sleep(UNWELL_PAUSE).await;
+                health = self.ask(deadline).await;
+                if health == Health::Unwell {
+                    return Fault::Unwell;
+                }
+            }
+            failures = match health {
+                Health::Well => 0,
+                _ => failures + 1,
             };
         }
-        let deadline = config.watch_deadline();
-        format!("it hung: {failures} questions in a row had no good answer within {deadline:?}")
+        Fault::Hung { failures, deadline }
     }
 }
 
@@ -62,27 +94,55 @@ mod tests {
 
     use super::*;
 
+    const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    const BUSY: &str = "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n";
+
+    /// Gives each connection the next answer, and closes it.
+    async fn answer(listener: &TcpListener, answers: &[&str]) {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).await.unwrap();
+            assert!(request[..length].starts_with(b"GET /health HTTP/1.1\r\n"));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    }
+
+    async fn probe() -> (TcpListener, Probe) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        (listener, Probe::new(address))
+    }
+
     #[tokio::test]
     async fn ready_is_200_and_nothing_else() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let probe = Probe::new(listener.local_addr().unwrap());
-        for (answer, ready) in [
-            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", true),
-            ("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n", false),
-            ("SSH-2.0\r\n", false),
-            ("", false),
+        let (listener, probe) = probe().await;
+        for (said, health) in [
+            ([OK], Health::Well),
+            ([BUSY], Health::Unwell),
+            (["SSH-2.0\r\n"], Health::Silent),
+            ([""], Health::Silent),
         ] {
-            let serve = async {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut request = [0; 1024];
-                let length = stream.read(&mut request).await.unwrap();
-                assert!(request[..length].starts_with(b"GET /health HTTP/1.1\r\n"));
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            };
-            let (found, ()) = tokio::join!(probe.answers(ANSWER_MAX), serve);
-            assert_eq!(found, ready, "{answer:?}");
+            let (found, ()) = tokio::join!(probe.ask(ANSWER_MAX), answer(&listener, &said));
+            assert_eq!(found, health, "{said:?}");
         }
         drop(listener);
-        assert!(!probe.answers(ANSWER_MAX).await, "nobody listens");
+        assert_eq!(
+            probe.ask(ANSWER_MAX).await,
+            Health::Silent,
+            "nobody listens"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_says_twice_that_it_is_not_well_is_taken_at_its_word() {
+        let (listener, probe) = probe().await;
+        let config = EngineConfig {
+            watch_millis: 1,
+            ..EngineConfig::default()
+        };
+        let answers = [OK, BUSY, OK, "", BUSY, BUSY];
+        let (fault, ()) = tokio::join!(probe.until_fault(&config), answer(&listener, &answers));
+        assert_eq!(fault, Fault::Unwell);
     }
 }

@@ -1,38 +1,22 @@
-//! The folder of this run: sockets, process ids, and what a killed run before it left behind.
+//! Folders of running programs: sockets, process ids, and what killed runs before them left behind.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Pid, Signal, geteuid, kill_process_group};
 use tracing::warn;
 
+use crate::discovery::engine_file;
+use crate::engine::leftover;
+use crate::engine::shelter::{RunDirError, in_folder, own, prepare};
 use crate::id::WorkerId;
 
 const LOCK: &str = "lock";
 
-/// Why there is no folder for this run.
-#[derive(Debug, thiserror::Error)]
-pub enum RunDirError {
-    #[error("cannot use run folder {path}")]
-    Io { path: String, source: io::Error },
-    #[error(
-        "run folder {path} belongs to uid {owner} with mode {mode:o}, but must belong to uid {uid} \
-         alone (mode 700)"
-    )]
-    NotOurs {
-        path: String,
-        owner: u32,
-        mode: u32,
-        uid: u32,
-    },
-    #[error(
-        "folder {path} belongs to uid {owner} with mode {mode:o}: others could replace the run \
-         folder in it; name another folder as engine.run_dir"
-    )]
-    Open { path: String, owner: u32, mode: u32 },
-}
+/// What an engine's life leaves in the folder: its sockets and the record of its processes.
+const OF_A_LIFE: [&str; 4] = ["kv", "replay", "http.sock", PROCESSES];
+const PROCESSES: &str = "pid";
 
 /// A folder of this process alone, removed when dropped. While the process lives it holds the
 /// folder's lock; a folder whose lock is free is a leftover.
@@ -40,6 +24,8 @@ pub enum RunDirError {
 pub struct RunDir {
     path: PathBuf,
     _lock: File,
+    /// Whether it is the folder of several workers, whose files begin with their names.
+    is_shared: bool,
 }
 
 impl RunDir {
@@ -49,18 +35,44 @@ impl RunDir {
     /// # Errors
     /// When `base` cannot be made, or others may replace what is made there.
     pub fn create(base: Option<&Path>) -> Result<Self, RunDirError> {
-        let base = base.map_or_else(default_base, Path::to_owned);
-        sheltered(&base).map_err(in_folder(&base))??;
-        // What is swept lies in a folder of ours alone: `base` may hold other things.
-        let runs = base.join(format!("kvlens-{}", geteuid().as_raw()));
-        own(&runs).map_err(in_folder(&runs))??;
+        let runs = prepare(base)?;
         Self::create_in(&runs).map_err(in_folder(&runs))
+    }
+
+    /// Takes the folder `engine-<worker>` in `kvlens-<uid>` below `base`, after ending the engine and
+    /// deleting the files that a killed run left in it. Others find the worker's engine there.
+    ///
+    /// # Errors
+    /// When another process holds the folder, it cannot be made, or others may replace it.
+    pub fn of_engine(base: Option<&Path>, worker: &WorkerId) -> Result<Self, RunDirError> {
+        let runs = prepare(base)?;
+        let path = engine_file::folder(base, worker);
+        let failed = in_folder(&path);
+        // Held while the folder is made and locked, because its last owner removes it.
+        let _turn = turn(&runs).map_err(&failed)?;
+        own(&path).map_err(&failed)??;
+        let lock = open_lock(&path, true).map_err(&failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(RunDirError::Running {
+                    worker: worker.clone(),
+                    path: path.display().to_string(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        empty(&path).map_err(failed)?;
+        Ok(Self {
+            path,
+            _lock: lock,
+            is_shared: false,
+        })
     }
 
     fn create_in(runs: &Path) -> io::Result<Self> {
         // Held while folders are swept and made, so that nobody sweeps a folder not yet locked.
-        let turn = open_lock(runs, true)?;
-        turn.lock()?;
+        let _turn = turn(runs)?;
         sweep(runs)?;
         let path = runs.join(std::process::id().to_string());
         // Two runs of one process differ by a number.
@@ -71,7 +83,11 @@ impl RunDir {
         DirBuilder::new().mode(0o700).create(&path)?;
         let lock = open_lock(&path, true)?;
         lock.lock()?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self {
+            path,
+            _lock: lock,
+            is_shared: true,
+        })
     }
 
     /// Where the folder is.
@@ -81,24 +97,27 @@ impl RunDir {
 
     /// The path of a worker's socket.
     pub fn socket(&self, worker: &WorkerId, name: &str) -> PathBuf {
-        self.path.join(format!("{worker}.{name}"))
+        match self.is_shared {
+            true => self.path.join(format!("{worker}.{name}")),
+            false => self.path.join(name),
+        }
     }
 
-    /// Writes down that `pid` leads the process group of a worker's engine.
-    pub(crate) fn record(&self, worker: &WorkerId, pid: Pid) -> io::Result<()> {
-        let start = start_time(pid).unwrap_or_default();
-        let text = format!("{} {start}\n", pid.as_raw_nonzero());
-        fs::write(self.path.join(format!("{worker}.pid")), text)
+    /// Writes down the processes of a worker's engine.
+    pub(crate) fn record(&self, worker: &WorkerId, processes: &str) -> io::Result<()> {
+        fs::write(self.socket(worker, PROCESSES), processes)
     }
 
-    /// Removes what a worker's engine left: its sockets, on which the next one could not bind, and
-    /// the record of its process.
+    /// Removes what a life of a worker's engine left: its sockets, on which the next one could not
+    /// bind, and the record of its processes.
     pub(crate) fn clear(&self, worker: &WorkerId) {
-        // A worker's name has no dot, so the prefix is that of no other worker.
-        let prefix = format!("{worker}.");
-        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                remove(&entry.path());
+        for name in OF_A_LIFE {
+            let path = self.socket(worker, name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    warn!(path = %path.display(), %error, "file stays");
+                }
+                _ => {}
             }
         }
     }
@@ -106,62 +125,19 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
+        // Nobody may take the folder while it goes; without a turn it goes all the same.
+        let _turn = self.path.parent().and_then(|runs| turn(runs).ok());
         if let Err(error) = fs::remove_dir_all(&self.path) {
             warn!(path = %self.path.display(), %error, "run folder stays");
         }
     }
 }
 
-fn in_folder(path: &Path) -> impl Fn(io::Error) -> RunDirError {
-    let path = path.display().to_string();
-    move |source| RunDirError::Io {
-        path: path.clone(),
-        source,
-    }
-}
-
-/// `$XDG_RUNTIME_DIR` where that folder exists, else `/tmp`.
-fn default_base() -> PathBuf {
-    let session = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let session = session.filter(|path| path.is_dir());
-    session.unwrap_or_else(|| PathBuf::from("/tmp"))
-}
-
-const OTHERS_WRITE: u32 = 0o022;
-const STICKY: u32 = 0o1000;
-
-/// Makes `base` unless it is there, and refuses one in which others may rename what is not theirs.
-fn sheltered(base: &Path) -> io::Result<Result<(), RunDirError>> {
-    let mut builder = DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(base)?;
-    let found = fs::metadata(base)?;
-    let by_us = [0, geteuid().as_raw()].contains(&found.uid());
-    let kept = found.mode() & OTHERS_WRITE == 0 || found.mode() & STICKY != 0;
-    Ok((by_us && kept)
-        .then_some(())
-        .ok_or_else(|| RunDirError::Open {
-            path: base.display().to_string(),
-            owner: found.uid(),
-            mode: found.mode() & 0o7777,
-        }))
-}
-
-/// Makes `runs` unless it is there, and refuses one that others could have prepared: whoever may
-/// write there could have us connect to sockets of theirs.
-fn own(runs: &Path) -> io::Result<Result<(), RunDirError>> {
-    match DirBuilder::new().mode(0o700).create(runs) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    let found = fs::symlink_metadata(runs)?;
-    let uid = geteuid().as_raw();
-    let ours = found.is_dir() && found.uid() == uid && found.mode() & 0o077 == 0;
-    Ok(ours.then_some(()).ok_or_else(|| RunDirError::NotOurs {
-        path: runs.display().to_string(),
-        owner: found.uid(),
-        mode: found.mode() & 0o7777,
-        uid,
-    }))
+/// Waits for the turn to make or remove folders of runs.
+fn turn(runs: &Path) -> io::Result<File> {
+    let turn = open_lock(runs, true)?;
+    turn.lock()?;
+    Ok(turn)
 }
 
 fn open_lock(folder: &Path, create: bool) -> io::Result<File> {
@@ -200,71 +176,51 @@ fn is_run(path: &Path) -> bool {
 }
 
 fn sweep_run(path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path)? {
-        let file = entry?.path();
-        if file.extension().is_some_and(|extension| extension == "pid") {
-            end_leftover(&fs::read_to_string(&file)?);
-        }
+    for file in files(path)? {
+        end_recorded(&file)?;
     }
     fs::remove_dir_all(path)
 }
 
-/// Kills the process group of a record, if its leader is the very process that was recorded: a
-/// number alone may by now be another's.
-fn end_leftover(record: &str) {
-    let mut words = record.split_whitespace().map(str::parse::<u64>);
-    let (Some(Ok(number)), Some(Ok(start))) = (words.next(), words.next()) else {
-        return;
-    };
-    let Some(pid) = i32::try_from(number).ok().and_then(Pid::from_raw) else {
-        return;
-    };
-    if start_time(pid) == Some(start) {
-        warn!(pid = number, "ending an engine that a former run left");
-        if let Err(error) = kill_process_group(pid, Signal::KILL) {
-            warn!(pid = number, %error, "the engine cannot be ended");
+/// Ends what a killed run left in an engine's folder, and removes all files but the lock.
+fn empty(path: &Path) -> io::Result<()> {
+    for file in files(path)? {
+        end_recorded(&file)?;
+        if file.file_name().is_none_or(|name| name != LOCK) {
+            fs::remove_file(&file)?;
         }
     }
+    Ok(())
 }
 
-/// When a process started, in clock ticks since the boot: together with its id it names one
-/// process for good.
-fn start_time(pid: Pid) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The second field, the program's name in parentheses, may have spaces and parentheses of its
-    // own; the start time is field 22, the 20th after it.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
+fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    fs::read_dir(path)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect()
 }
 
-fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path) {
-        warn!(path = %path.display(), %error, "file stays");
+/// Ends the engine whose processes are recorded in `file`, if that is such a record.
+fn end_recorded(file: &Path) -> io::Result<()> {
+    // `pid` in an engine's own folder, `<worker>.pid` in that of several.
+    let name = file.extension().or(file.file_name());
+    if name.is_some_and(|name| name == PROCESSES) {
+        leftover::end(&fs::read_to_string(file)?);
     }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::process::CommandExt;
-    use std::process::{Child, Command};
+    use std::os::unix::process::ExitStatusExt;
 
     use super::*;
+    use crate::engine::leftover::tests::sleeper;
 
     fn base() -> tempfile::TempDir {
         let base = tempfile::tempdir().unwrap();
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o700)).unwrap();
         base
-    }
-
-    fn sleeper() -> (Child, Pid) {
-        let child = Command::new("sleep")
-            .arg("60")
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        let pid = Pid::from_child(&child);
-        (child, pid)
     }
 
     #[test]
@@ -282,9 +238,7 @@ mod tests {
 
     /// The folder of all runs below `base`.
     fn runs(base: &tempfile::TempDir) -> PathBuf {
-        let runs = base.path().join(format!("kvlens-{}", geteuid().as_raw()));
-        own(&runs).unwrap().unwrap();
-        runs
+        prepare(Some(base.path())).unwrap()
     }
 
     #[test]
@@ -293,32 +247,55 @@ mod tests {
         let left = runs(&base).join("123.0");
         fs::create_dir(&left).unwrap();
         fs::write(left.join(LOCK), "").unwrap();
-        let (mut engine, pid) = sleeper();
-        let start = start_time(pid).unwrap();
-        fs::write(left.join("gpu-0.pid"), format!("{} {start}\n", engine.id())).unwrap();
+        let (mut engine, kin) = sleeper("run");
+        fs::write(left.join("gpu-0.pid"), kin.record()).unwrap();
         fs::write(left.join("gpu-0.kv"), "").unwrap();
 
         let _run = RunDir::create(Some(base.path())).unwrap();
         assert!(!left.exists());
-        assert_eq!(
-            std::os::unix::process::ExitStatusExt::signal(&engine.wait().unwrap()),
-            Some(9)
-        );
+        assert_eq!(engine.wait().unwrap().signal(), Some(9));
     }
 
     #[test]
-    fn a_foreign_process_with_a_recorded_number_is_left_alone() {
-        let (mut other, pid) = sleeper();
-        let start = start_time(pid).unwrap();
-        for record in [
-            format!("{} {}\n", other.id(), start + 1),
-            "x y\n".to_owned(),
-        ] {
-            end_leftover(&record);
+    fn an_engines_folder_has_one_owner_at_a_time() {
+        let base = base();
+        let worker = WorkerId::new("gpu-0").unwrap();
+        let take = || RunDir::of_engine(Some(base.path()), &worker);
+        let folder = take().unwrap();
+        assert_eq!(
+            folder.path(),
+            engine_file::folder(Some(base.path()), &worker)
+        );
+        assert_eq!(folder.socket(&worker, "kv"), folder.path().join("kv"));
+        let error = take().unwrap_err().to_string();
+        assert!(error.starts_with("engine gpu-0 runs already"), "{error}");
+        let other = WorkerId::new("gpu-1").unwrap();
+        let _neighbour = RunDir::of_engine(Some(base.path()), &other).unwrap();
+        let path = folder.path().to_owned();
+        drop(folder);
+        assert!(!path.exists());
+        take().unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_owner_left_in_an_engines_folder_is_ended() {
+        let base = base();
+        let worker = WorkerId::new("gpu-0").unwrap();
+        let left = engine_file::folder(Some(base.path()), &worker);
+        runs(&base);
+        DirBuilder::new().mode(0o700).create(&left).unwrap();
+        let (mut engine, kin) = sleeper("folder");
+        fs::write(left.join("pid"), kin.record()).unwrap();
+        for name in ["kv", "engine.json", "control.sock", LOCK] {
+            fs::write(left.join(name), "").unwrap();
         }
-        assert_eq!(other.try_wait().unwrap(), None, "it must still run");
-        other.kill().unwrap();
-        other.wait().unwrap();
+        // Another run that sweeps leaves it to its next owner.
+        let _run = RunDir::create(Some(base.path())).unwrap();
+        assert!(left.join("pid").exists());
+        let folder = RunDir::of_engine(Some(base.path()), &worker).unwrap();
+        assert_eq!(engine.wait().unwrap().signal(), Some(9));
+        let kept: Vec<_> = files(folder.path()).unwrap();
+        assert_eq!(kept, [left.join(LOCK)]);
     }
 
     #[test]
@@ -351,39 +328,17 @@ mod tests {
     }
 
     #[test]
-    fn folders_that_others_could_have_prepared_are_refused() {
-        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
-        for (mode, refused) in [(0o755, false), (0o1777, false), (0o777, true)] {
-            let base = base();
-            set(base.path(), mode).unwrap();
-            let made = RunDir::create(Some(base.path()));
-            assert_eq!(made.is_err(), refused, "{mode:o}");
-        }
-        let open = base();
-        set(&runs(&open), 0o755).unwrap();
-        let error = RunDir::create(Some(open.path())).unwrap_err();
-        assert!(error.to_string().contains("with mode 755"), "{error}");
-
-        let linked = base();
-        fs::remove_dir(runs(&linked)).unwrap();
-        let name = format!("kvlens-{}", geteuid().as_raw());
-        std::os::unix::fs::symlink(open.path(), linked.path().join(name)).unwrap();
-        assert!(
-            RunDir::create(Some(linked.path())).is_err(),
-            "a link is refused"
-        );
-    }
-
-    #[test]
     fn clearing_a_worker_leaves_its_neighbours() {
         let base = base();
         let run = RunDir::create(Some(base.path())).unwrap();
         let id = |text| WorkerId::new(text).unwrap();
-        for name in ["gpu-1.kv", "gpu-1.pid", "gpu-10.kv"] {
+        for name in ["gpu-1.kv", "gpu-1.http.sock", "gpu-1.pid", "gpu-10.kv"] {
             fs::write(run.path().join(name), "").unwrap();
         }
         run.clear(&id("gpu-1"));
-        assert!(!run.socket(&id("gpu-1"), "kv").exists());
+        for name in OF_A_LIFE {
+            assert!(!run.socket(&id("gpu-1"), name).exists(), "{name}");
+        }
         assert!(run.socket(&id("gpu-10"), "kv").exists());
     }
 }

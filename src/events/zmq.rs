@@ -1,6 +1,8 @@
 //! Follows the event stream of one vLLM rank over ZeroMQ: subscribes first, replays what it
 //! missed, and tells a gap from a new engine process.
 
+mod behind;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,10 +10,13 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 use zeromq::{
     DealerSocket, Socket, SocketEvent, SocketRecv, SocketSend, SubSocket, ZmqError, ZmqMessage,
 };
+
+use crate::events::codec::PAYLOAD_BYTES_MAX;
+use crate::events::zmq::behind::{Behind, SourceError};
 
 /// Longest wait for a connection. The engine is on this host, and its socket's own thread answers.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -30,10 +35,6 @@ const SILENCE: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(2);
 
-/// After so long behind its engine an operator hears of a source. An engine binds its sockets
-/// before it answers, so that a healthy one is caught up with in less.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// The sequence number that ends a replay: -1.
 const REPLAY_END: u64 = u64::MAX;
 
@@ -42,6 +43,9 @@ const REPLAY_END: u64 = u64::MAX;
 pub struct Source {
     /// The endpoint to subscribe to, as `ipc:///run/kv.sock` or `tcp://127.0.0.1:5557`.
     pub events: String,
+    /// Whether we bind that endpoint and the engine connects to it, as vLLM does with every
+    /// `tcp://` endpoint that has no `*`.
+    pub bind: bool,
     /// The endpoint that replays. Without one a lost message stays lost, each new connection counts
     /// as a new engine process, and only its first message shows what came before it.
     pub replay: Option<String>,
@@ -71,28 +75,15 @@ pub enum Feed {
     Message { sequence: u64, payload: Bytes },
     /// The engine is another process: what was learnt of it is void, and numbers begin again.
     NewLife,
+    /// The next batch, but over [`PAYLOAD_BYTES_MAX`]: not given out, so that no queue holds it.
+    TooLarge { sequence: u64, bytes: usize },
     /// Messages that nobody has any more.
     Lost { first: u64, count: u64 },
     /// All that the engine has published was given out or said to be lost, and the next will come.
     /// A source begins without this.
     CaughtUp,
-    /// That is no longer so, until the next [`Feed::CaughtUp`].
-    Behind,
-}
-
-/// Why a connection to a source ended.
-#[derive(Debug, thiserror::Error)]
-enum SourceError {
-    #[error("no answer from {endpoint} within {waited:?}")]
-    Deadline { endpoint: String, waited: Duration },
-    #[error("connection to {endpoint} broke")]
-    Broken { endpoint: String },
-    #[error("socket of {endpoint} failed")]
-    Socket { endpoint: String, source: ZmqError },
-    #[error("message of {frames} frames is none of vLLM's")]
-    Frames { frames: usize },
-    #[error("nobody takes the messages any more")]
-    Unwanted,
+    /// That is not so, until the next [`Feed::CaughtUp`]; comes again when the cause changes.
+    Behind { cause: String },
 }
 
 /// Follows a source until nobody takes its messages any more. Every batch comes once and in order;
@@ -135,33 +126,6 @@ struct Follower<'a> {
     behind: Option<Behind>,
 }
 
-/// A time of not being caught up.
-struct Behind {
-    since: Instant,
-    /// Whether an operator has heard of it.
-    is_told: bool,
-}
-
-impl Behind {
-    fn now() -> Self {
-        Self {
-            since: Instant::now(),
-            is_told: false,
-        }
-    }
-
-    fn tell(&mut self, endpoint: &str, error: &SourceError) {
-        let waited = self.since.elapsed();
-        let error = error as &(dyn std::error::Error + 'static);
-        if waited < PATIENCE || self.is_told {
-            debug!(endpoint, error, "kv event source lost, trying again");
-        } else {
-            self.is_told = true;
-            warn!(endpoint, error, ?waited, "kv events can't be followed");
-        }
-    }
-}
-
 /// How a replay goes on from the last message.
 #[derive(Debug, PartialEq, Eq)]
 enum Continuity {
@@ -181,34 +145,67 @@ impl Follower<'_> {
     }
 
     async fn run_session(&mut self) -> Result<std::convert::Infallible, SourceError> {
-        let endpoint = self.source.events.as_str();
-        let failed = |source| socket_error(endpoint, source);
+        let Source { events, bind, .. } = self.source;
+        let failed = |source| socket_error(events, source);
         let mut socket = SubSocket::new();
         let mut monitor = socket.monitor();
         socket.subscribe("").await.map_err(failed)?;
-        within(CONNECT_DEADLINE, endpoint, socket.connect(endpoint)).await?;
-        self.is_proven = self.last.is_none();
-        // Subscribed first, replayed second: what comes meanwhile waits in the socket.
-        self.catch_up().await?;
+        // Connections to the engine: without one, nothing would come after what is replayed.
+        let mut peers = 0_usize;
+        if *bind {
+            within(CONNECT_DEADLINE, events, socket.bind(events)).await?;
+        } else {
+            within(CONNECT_DEADLINE, events, socket.connect(events)).await?;
+            peers = 1;
+            // Subscribed first, replayed second: what comes meanwhile waits in the socket.
+            self.prove().await?;
+        }
         let mut check = Instant::now() + SETTLE;
         loop {
-            tokio::select! {
-                message = socket.recv() => {
-                    let (sequence, payload) = parse(message.map_err(failed)?)?;
-                    self.take_live(sequence, payload).await?;
-                    check = check.max(Instant::now() + SETTLE);
-                }
-                () = sleep_until(check) => {
-                    self.catch_up().await?;
-                    check = Instant::now() + if self.is_proven { SILENCE } else { RETRY_LAST };
-                }
-                event = monitor.next() => {
-                    if matches!(event, None | Some(SocketEvent::Disconnected(_))) {
-                        return Err(SourceError::Broken { endpoint: endpoint.to_owned() });
+            let step = tokio::select! {
+                message = socket.recv() => match message.map_err(failed).and_then(parse) {
+                    Ok((sequence, payload)) => {
+                        check = check.max(Instant::now() + SETTLE);
+                        self.take_live(sequence, payload).await
                     }
+                    Err(error) => Err(error),
+                },
+                () = sleep_until(check), if peers > 0 => {
+                    let step = self.catch_up().await;
+                    let is_settled = self.is_proven && self.behind.is_none();
+                    check = Instant::now() + if is_settled { SILENCE } else { RETRY_LAST };
+                    step
                 }
+                event = monitor.next() => match event {
+                    Some(SocketEvent::Accepted(..)) => {
+                        peers += 1;
+                        check = Instant::now() + SETTLE;
+                        self.prove().await
+                    }
+                    None | Some(SocketEvent::Disconnected(_)) => {
+                        peers = peers.saturating_sub(1);
+                        Err(SourceError::Broken { endpoint: events.clone() })
+                    }
+                    Some(_) => Ok(()),
+                }
+            };
+            match step {
+                Ok(()) => {}
+                // The engine connects to this very socket: it stays, for its next life too.
+                Err(error) if *bind && !matches!(error, SourceError::Unwanted) => {
+                    self.is_proven = self.last.is_none();
+                    self.fall_behind(&error).await?;
+                    check = Instant::now() + RETRY_LAST;
+                }
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Catches up over a new connection, which may lead to another engine process.
+    async fn prove(&mut self) -> Result<(), SourceError> {
+        self.is_proven = self.last.is_none();
+        self.catch_up().await
     }
 
     async fn take_live(&mut self, sequence: u64, payload: Bytes) -> Result<(), SourceError> {
@@ -257,7 +254,7 @@ impl Follower<'_> {
 
     /// Says once that all is given out.
     async fn be_caught_up(&mut self) -> Result<(), SourceError> {
-        let Some(Behind { since, is_told }) = self.behind.take() else {
+        let Some(Behind { since, is_told, .. }) = self.behind.take() else {
             return Ok(());
         };
         let (endpoint, waited) = (&self.source.events, since.elapsed());
@@ -269,14 +266,12 @@ impl Follower<'_> {
         self.send(Feed::CaughtUp).await
     }
 
-    /// Says once that it is no longer so; an operator hears of it, once, when it lasts.
+    /// Says that it is no longer so, and why.
     async fn fall_behind(&mut self, error: &SourceError) -> Result<(), SourceError> {
-        let is_new = self.behind.is_none();
         let behind = self.behind.get_or_insert_with(Behind::now);
-        behind.tell(&self.source.events, error);
-        match is_new {
-            true => self.send(Feed::Behind).await,
-            false => Ok(()),
+        match behind.note(&self.source.events, error) {
+            Some(cause) => self.send(Feed::Behind { cause }).await,
+            None => Ok(()),
         }
     }
 
@@ -323,6 +318,10 @@ impl Follower<'_> {
             self.send(Feed::Lost { first, count }).await?;
         }
         self.last = Some(Last::of(sequence, &payload));
+        let bytes = payload.len();
+        if bytes > PAYLOAD_BYTES_MAX {
+            return self.send(Feed::TooLarge { sequence, bytes }).await;
+        }
         self.send(Feed::Message { sequence, payload }).await
     }
 

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ::http::StatusCode;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::frontend::Frontend;
+use crate::frontend::chat::PreparedChat;
 use crate::frontend::prompt::Exactness;
 use crate::http::Call;
 use crate::http::reply::Reply;
 use crate::http::serve::panics_total;
+use crate::media::Image;
 use crate::openai::error::ApiError;
 use crate::telemetry::metrics::{CONTENT_TYPE, Metrics};
 
@@ -48,26 +50,40 @@ impl Frontend {
     }
 
     /// Answers `POST /kvlens/v1/explain`: where a chat request would go now, and every term of
-    /// every candidate's cost. Nothing is placed or sent; image URLs are fetched.
+    /// every candidate's cost; with `return_token_ids` the prompt as far as it is known, too.
+    /// Nothing is placed or sent; image URLs are fetched.
     pub(crate) async fn explain(self: Arc<Self>, call: Call) -> Result<Reply, ApiError> {
         let chat = self.prepare_chat(&call.body).await?;
-        let candidates = self.router.explain(&chat.footprint);
-        let images = chat.images.iter().map(|image| {
-            let size = image.size.map(|size| [size.width, size.height]);
-            json!({"digest": image.digest.to_string(), "size": size, "mime": image.mime})
-        });
         let exactness = match chat.exactness {
             Exactness::Exact => "exact",
             Exactness::TextOnly { .. } => "text_only",
         };
-        let body = json!({
+        let mut body = json!({
             "model": &*chat.footprint.model,
             "mode": self.router.mode(),
             "prompt_tokens": chat.footprint.prompt_tokens,
             "mm": exactness,
-            "images": images.collect::<Vec<_>>(),
-            "candidates": candidates,
+            "images": images(&chat),
+            "candidates": self.router.explain(&chat.footprint),
         });
+        if chat.request.options.passed.get("return_token_ids") == Some(&Value::Bool(true)) {
+            body["prompt_token_ids"] = json!(chat.prompt.tokens);
+        }
         Ok(Reply::json(StatusCode::OK, &body))
     }
+}
+
+/// Each image of a chat, and where its tokens lie in the prompt; null where that is not known.
+fn images(chat: &PreparedChat) -> Vec<Value> {
+    let image = |(index, image): (usize, &Image)| {
+        let size = image.size.map(|size| [size.width, size.height]);
+        let span = chat.prompt.spans.get(index);
+        json!({
+            "digest": image.digest.to_string(),
+            "size": size,
+            "mime": image.mime,
+            "span": span.map(|span| [span.start, span.token_count]),
+        })
+    };
+    chat.images.iter().enumerate().map(image).collect()
 }

@@ -9,9 +9,10 @@ use crate::frontend::relay::Outgoing;
 use crate::frontend::{Frontend, error, prompt};
 use crate::http::Call;
 use crate::http::reply::Reply;
-use crate::media::Image;
+use crate::media::{Image, Media};
 use crate::openai::chat::{ChatRequest, ImagePart};
 use crate::openai::error::ApiError;
+use crate::prompt::ExpandedPrompt;
 use crate::router::Footprint;
 use crate::telemetry::labels::{MediaLabels, MediaOutcome};
 
@@ -22,6 +23,8 @@ pub struct PreparedChat {
     /// In the order of the request's own.
     pub images: Vec<Image>,
     pub(crate) exactness: prompt::Exactness,
+    /// The prompt as far as it is known.
+    pub prompt: ExpandedPrompt,
     pub footprint: Footprint,
     /// What the engine gets as `cache_salt`; empty for none.
     pub salt: String,
@@ -36,22 +39,32 @@ impl Frontend {
 
     async fn outgoing_chat(self: Arc<Self>, call: Call) -> Result<Outgoing, ApiError> {
         let chat = self.prepare_chat(&call.body).await?;
+        let options = &chat.request.options;
         self.metrics
             .unknown_fields
-            .inc_by(u64::from(chat.request.options.dropped_fields));
+            .inc_by(u64::from(options.dropped_fields));
         if chat.exactness != prompt::Exactness::Exact {
             self.metrics.text_only.inc();
         }
+        let (stream, include_usage) = (options.stream, options.include_usage);
+        let wants_choices = options.wants_choices();
+        let body = chat_body(chat.request, &chat.images, &chat.salt);
+        // Where all images go inside, they do so now: the fewer bytes wait for a worker.
+        let body = match self.media.as_ref().and_then(Media::shm) {
+            Some(_) => body,
+            None => body.inlined(),
+        };
         Ok(Outgoing {
             id: call.id,
             received: call.received,
             path: "/v1/chat/completions",
             footprint: chat.footprint,
             exactness: chat.exactness,
-            stream: chat.request.options.stream,
-            include_usage: chat.request.options.include_usage,
+            stream,
+            include_usage,
             has_images: !chat.images.is_empty(),
-            body: chat_body(chat.request, &chat.images, &chat.salt),
+            wants_choices,
+            body: body.into(),
         })
     }
 
@@ -64,7 +77,7 @@ impl Frontend {
         let asked = self.asked(&request.options.model)?;
         let tokens = prompt::chat_tokens(&asked.model, &request)?;
         let images = self.images(&request).await?;
-        let known = prompt::expand(asked.model.family(), tokens, &images, &request)?;
+        let known = prompt::expand(&asked.model, tokens, &images, &request)?;
         check_context(asked.context_tokens_max(), &known, "messages")?;
         let salt = salt(&request.options.cache_salt);
         let cached = !request.options.bypasses_cache;
@@ -73,6 +86,7 @@ impl Frontend {
             request,
             images,
             exactness: known.exactness,
+            prompt: known.prompt,
             footprint,
             salt,
         })

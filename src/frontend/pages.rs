@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ::http::StatusCode;
 use serde_json::json;
 
-use crate::frontend::{Asked, Frontend, error};
+use crate::frontend::{Frontend, error};
 use crate::http::Call;
 use crate::http::reply::Reply;
 use crate::openai::error::ApiError;
@@ -14,21 +14,19 @@ impl Frontend {
     /// Answers `GET /v1/models`: every name a request may use.
     pub(crate) async fn list_models(self: Arc<Self>, _call: Call) -> Result<Reply, ApiError> {
         let entry = |name: String| {
-            let asked = self.asked(&name).ok();
-            let base = asked
-                .as_ref()
-                .map_or(name.as_str(), |asked| &*asked.view.base);
-            let context_tokens_max = asked.as_ref().and_then(Asked::context_tokens_max);
-            json!({
+            // A worker of a model that is not ours is known too.
+            let asked = self.asked(&name).ok()?;
+            Some(json!({
                 "id": name,
                 "object": "model",
                 "created": 0,
                 "owned_by": "kvlens",
-                "root": base,
-                "max_model_len": context_tokens_max,
-            })
+                "root": &*asked.view.base,
+                "max_model_len": asked.context_tokens_max(),
+            }))
         };
-        let models: Vec<_> = self.router.model_names().into_iter().map(entry).collect();
+        let names = self.router.model_names().into_iter();
+        let models: Vec<_> = names.filter_map(entry).collect();
         Ok(Reply::json(
             StatusCode::OK,
             &json!({"object": "list", "data": models}),

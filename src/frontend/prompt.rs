@@ -7,14 +7,15 @@ use serde_json::Value;
 use crate::block::{self, BlockSize};
 use crate::frontend::Asked;
 use crate::media::Image;
-use crate::model::{ChatInput, Model};
-use crate::openai::chat::ChatRequest;
+use crate::model::chat::{Chat, SizedImage};
+use crate::model::{Model, ModelError};
+use crate::openai::chat::{ChatRequest, ImagePart};
 use crate::openai::completion::{CompletionRequest, Prompt};
 use crate::openai::error::ApiError;
-use crate::prompt::placeholder::{self, Media, spelled_media};
-use crate::prompt::{ExpandedPrompt, PromptError};
+use crate::prompt::ExpandedPrompt;
+use crate::prompt::placeholder::spelled_media;
 use crate::router::Footprint;
-use crate::vision::{Family, VisionError};
+use crate::vision::VisionError;
 
 /// Whether a prompt is known to the last token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,28 +73,15 @@ pub(crate) fn chat_tokens(model: &Model, request: &ChatRequest) -> Result<Vec<u3
     if let Some(tools) = &request.tools {
         refuse_spelled_media(model, tools.as_array().map_or(&[], Vec::as_slice), "tools")?;
     }
-    let messages = Value::Array(model.normalise(&request.messages, request.tools.is_some())?);
-    let text = model.render(&ChatInput {
-        messages: &messages,
+    let images = request.images.len();
+    let tokens = model.chat_tokens(&Chat {
+        messages: &request.messages,
         tools: request.tools.as_ref(),
         variables: Some(&Value::Object(request.variables.clone())),
         add_generation_prompt: request.add_generation_prompt,
         continue_final_message: request.continue_final_message,
+        images,
     })?;
-    // The template writes the special tokens itself, as vLLM expects of a chat.
-    let tokens = model.encode(&text, false)?;
-    let images = request.images.len();
-    if let Some(family) = model.family() {
-        let placeholder = family.placeholder();
-        let placeholders = tokens.iter().filter(|token| **token == placeholder).count();
-        if placeholders < images {
-            return Err(PromptError::PlaceholderCount {
-                placeholders,
-                media: images,
-            }
-            .into());
-        }
-    }
     // A token spelled in pieces, or escaped in a tool call, shows only here.
     match model.stray_media_token(&tokens, images) {
         Some(name) => Err(spelled(name, "messages".to_owned())),
@@ -156,54 +144,52 @@ pub(crate) fn footprint(asked: &Asked, known: &Known, salt: &str, cached: bool) 
     }
 }
 
-/// Puts each image's expansion in its place.
+/// Puts each image's expansion in its place, as far as all sizes and the family are known.
 ///
 /// # Errors
 /// When an image has no expansion.
 pub(crate) fn expand(
-    family: Option<&Family>,
+    model: &Model,
     tokens: Vec<u32>,
     images: &[Image],
     request: &ChatRequest,
 ) -> Result<Known, ApiError> {
-    if images.is_empty() && family.is_none() {
-        return Ok(Known::exact(ExpandedPrompt {
-            tokens,
-            spans: Vec::new(),
-        }));
-    }
-    let Some(family) = family else {
+    let placeholder = match model.family() {
+        Some(family) => family.placeholder(),
         // Without a family the placeholder is unknown too, so nothing of the prompt is sure.
-        return Ok(Known::text_only(tokens, 0, images.len(), "family_unknown"));
+        None if !images.is_empty() => {
+            return Ok(Known::text_only(tokens, 0, images.len(), "family_unknown"));
+        }
+        None => return Ok(Known::exact(model.expand(tokens, &[])?)),
     };
-    let mut media = Vec::with_capacity(images.len());
-    for (image, part) in images.iter().zip(&request.images) {
-        let Some(size) = image.size else {
-            // All that is sure is the text before the first image.
-            let first = tokens
-                .iter()
-                .position(|token| *token == family.placeholder());
-            let known = first.unwrap_or(tokens.len());
-            return Ok(Known::text_only(
-                tokens,
-                known,
-                images.len(),
-                "size_unreadable",
-            ));
-        };
-        let expansion = family.expand(size).map_err(|error| match error {
-            VisionError::AspectRatio { .. } => {
-                ApiError::invalid("image_too_large", part.param(), error.to_string())
-            }
-            _ => ApiError::invalid("invalid_image", part.param(), error.to_string()),
-        })?;
-        media.push(Media {
-            id: image.digest.to_string().into(),
-            expansion,
-        });
+    let sized = images.iter().map_while(sized).collect::<Vec<_>>();
+    let media = model.expansions(&sized).map_err(|error| match error {
+        ModelError::Image { index, source } => unusable(&source, &request.images[index]),
+        error => error.into(),
+    })?;
+    if media.len() < images.len() {
+        // All that is sure is the text before the first image.
+        let first = tokens.iter().position(|token| *token == placeholder);
+        let known = first.unwrap_or(tokens.len());
+        let reason = "size_unreadable";
+        return Ok(Known::text_only(tokens, known, images.len(), reason));
     }
-    let prompt = placeholder::expand(&tokens, family.placeholder(), &media)?;
-    Ok(Known::exact(prompt))
+    Ok(Known::exact(model.expand(tokens, &media)?))
+}
+
+fn sized(image: &Image) -> Option<SizedImage> {
+    let size = image.size?;
+    let id = image.digest.to_string().into();
+    Some(SizedImage { id, size })
+}
+
+/// The 400 of an image that the model's family refuses.
+fn unusable(error: &VisionError, part: &ImagePart) -> ApiError {
+    let code = match error {
+        VisionError::AspectRatio { .. } => "image_too_large",
+        _ => "invalid_image",
+    };
+    ApiError::invalid(code, part.param(), error.to_string())
 }
 
 /// Refuses a text that spells a media token: the engine would take it for an image.

@@ -1,18 +1,21 @@
 //! From a footprint to an answer: placed, dispatched, and placed again where an engine failed before
 //! the client's first byte.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use ::http::StatusCode;
 use ::http::header::HeaderName;
-use bytes::Bytes;
 use serde::Deserialize;
 use tracing::{info, warn};
 
+use crate::discovery::ParityScope;
+use crate::dispatch::request::EngineBody;
 use crate::dispatch::stream::Usage;
 use crate::dispatch::{DispatchError, EngineAnswer, EngineRequest};
 use crate::frontend::prompt::Exactness;
 use crate::frontend::stream::{Answer, StreamRelay};
+use crate::frontend::transfer::{Parcel, speaks_of_files};
 use crate::frontend::{Frontend, error};
 use crate::http::reply::Reply;
 use crate::id::{RequestId, WorkerId};
@@ -41,7 +44,30 @@ pub(crate) struct Outgoing {
     /// The client wants to see the usage chunk of its stream.
     pub(crate) include_usage: bool,
     pub(crate) has_images: bool,
-    pub(crate) body: Bytes,
+    /// Several answers are asked for at once.
+    pub(crate) wants_choices: bool,
+    pub(crate) body: Arc<EngineBody>,
+}
+
+impl Outgoing {
+    /// The prompt's length in tokens; `None` where it is not known to the last one.
+    pub(crate) fn exact_tokens(&self) -> Option<u32> {
+        let tokens = self.footprint.prompt_tokens;
+        (self.exactness == Exactness::Exact && tokens > 0).then_some(tokens)
+    }
+
+    /// How much of the prompt counts in routing to the worker it was placed on.
+    fn exactness_at(&self, placement: &Placement) -> Exactness {
+        let is_other = match placement.parity_failed {
+            None => false,
+            Some(ParityScope::Media) => self.has_images,
+            Some(ParityScope::Text) => true,
+        };
+        match self.exactness {
+            Exactness::Exact if is_other => Exactness::TextOnly { reason: "parity" },
+            exactness => exactness,
+        }
+    }
 }
 
 /// Why one worker's answer did not reach the client; nothing has reached the client yet.
@@ -52,6 +78,8 @@ enum Failure {
     Busy(StatusCode),
     /// It broke off, or answered with a fault of its own.
     BrokenOff(String),
+    /// It could not read the files that the request names.
+    Unread(String),
     /// It refused the request itself: so would any other.
     Rejected(ApiError),
 }
@@ -109,7 +137,7 @@ impl Frontend {
                 tries.busy += 1;
                 warn!(%request_id, %worker, %status, "engine is busy");
             }
-            Failure::BrokenOff(reason) => {
+            Failure::BrokenOff(reason) | Failure::Unread(reason) => {
                 tries.deaths += 1;
                 warn!(%request_id, %worker, reason, deaths = tries.deaths, "engine failed");
             }
@@ -158,20 +186,21 @@ impl Frontend {
 
     /// One worker's try.
     async fn attempt(&self, outgoing: &Outgoing, placement: Placement) -> Result<Reply, Failure> {
-        let request = EngineRequest {
-            path: outgoing.path,
-            id: &outgoing.id,
-            rank: (placement.ranks > 1).then_some(placement.rank),
-            body: outgoing.body.clone(),
+        let mut parcel = self.parcel(&outgoing.body, &placement).await;
+        let answer = match self.ask(outgoing, &placement, &parcel).await {
+            Err(Failure::Unread(reason)) => {
+                let body = &outgoing.body;
+                parcel = self.inline_parcel(body, &placement, &reason).await;
+                self.ask(outgoing, &placement, &parcel).await?
+            }
+            answered => answered?,
         };
-        let answer = self.client.send(&placement.address, request).await;
-        let answer = answer.map_err(|error| match error {
-            DispatchError::Refused { .. } => Failure::Refused(error),
-            _ => Failure::BrokenOff(error.to_string()),
-        })?;
-        let answer = accepted(outgoing, answer).await?;
+        if outgoing.exactness_at(&placement) != outgoing.exactness {
+            self.metrics.text_only.inc();
+        }
         let headers = self.routing_headers(outgoing, &placement);
-        let answer = Answer::new(outgoing, placement, self.metrics.clone(), answer);
+        let metrics = self.metrics.clone();
+        let answer = Answer::new(outgoing, placement, metrics, answer).holding(parcel.files);
         let reply = match outgoing.stream {
             true => {
                 let relay = StreamRelay::new(answer, outgoing, self.sse_event_bytes_max);
@@ -184,6 +213,31 @@ impl Frontend {
         }))
     }
 
+    /// Sends a body and waits for the head of its answer.
+    async fn ask(
+        &self,
+        outgoing: &Outgoing,
+        placement: &Placement,
+        parcel: &Parcel,
+    ) -> Result<EngineAnswer, Failure> {
+        let request = EngineRequest {
+            path: outgoing.path,
+            id: &outgoing.id,
+            rank: (placement.ranks > 1).then_some(placement.rank),
+            body: parcel.body.clone(),
+        };
+        let answer = self.client.send(&placement.address, request).await;
+        let answer = answer.map_err(|error| match error {
+            DispatchError::Refused { .. } => Failure::Refused(error),
+            _ => Failure::BrokenOff(error.to_string()),
+        })?;
+        let named = match parcel.files[..] {
+            [] => None,
+            _ => placement.media_dir.as_deref(),
+        };
+        accepted(outgoing, answer, named).await
+    }
+
     fn routing_headers(
         &self,
         outgoing: &Outgoing,
@@ -192,7 +246,7 @@ impl Frontend {
         if !self.expose_routing {
             return Vec::new();
         }
-        let exactness = match outgoing.exactness {
+        let exactness = match outgoing.exactness_at(placement) {
             Exactness::Exact => "exact".to_owned(),
             Exactness::TextOnly { reason } => format!("text_only; reason={reason}"),
         };
@@ -205,14 +259,24 @@ impl Frontend {
     }
 }
 
-/// The answer, if the engine took the request.
-async fn accepted(outgoing: &Outgoing, answer: EngineAnswer) -> Result<EngineAnswer, Failure> {
+/// The answer, if the engine took the request; `folder` where the request names files in it.
+async fn accepted(
+    outgoing: &Outgoing,
+    answer: EngineAnswer,
+    folder: Option<&str>,
+) -> Result<EngineAnswer, Failure> {
     let status = answer.status;
-    match status.as_u16() {
-        200..=299 => Ok(answer),
-        408 | 429 | 503 => Err(Failure::Busy(status)),
-        400..=499 => {
+    match (status.as_u16(), folder) {
+        (200..=299, _) => Ok(answer),
+        (408 | 429 | 503, _) => Err(Failure::Busy(status)),
+        (400..=499, _) | (500, Some(_)) => {
             let body = answer.whole().await.unwrap_or_default();
+            if folder.is_some() && speaks_of_files(&body, folder) {
+                return Err(Failure::Unread(format!("the engine answered {status}")));
+            }
+            if status.as_u16() == 500 {
+                return Err(Failure::BrokenOff(format!("status {status}")));
+            }
             let error = error::rejected(status.as_u16(), &body, outgoing.has_images);
             Err(Failure::Rejected(error))
         }

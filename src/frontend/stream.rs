@@ -13,8 +13,9 @@ use crate::dispatch::stream::{EventKind, Splitter, Usage, classify};
 use crate::frontend::relay::Outgoing;
 use crate::http::reply::Reply;
 use crate::id::RequestId;
+use crate::media::shm::Lent;
 use crate::openai::error::{ApiError, ErrorKind};
-use crate::router::Placement;
+use crate::router::{Answered, Placement};
 use crate::telemetry::metrics::Metrics;
 
 /// A stream whose worker was taken out may still be whole: a busy engine fails its probes and goes
@@ -31,9 +32,16 @@ pub(crate) struct Answer {
 pub(crate) struct Counts {
     request_id: RequestId,
     placement: Placement,
+    /// See [`Outgoing::exact_tokens`].
+    prompt_tokens: Option<u32>,
+    /// Those before the first image.
+    text_tokens: u32,
+    wants_choices: bool,
     metrics: Arc<Metrics>,
     received: Instant,
     last_piece: Option<Instant>,
+    /// What the engine may still read.
+    _files: Vec<Lent>,
 }
 
 impl Answer {
@@ -46,11 +54,21 @@ impl Answer {
         let counts = Counts {
             request_id: outgoing.id.clone(),
             placement,
+            prompt_tokens: outgoing.exact_tokens(),
+            text_tokens: outgoing.footprint.text_tokens,
+            wants_choices: outgoing.wants_choices,
             metrics,
             received: outgoing.received,
             last_piece: None,
+            _files: Vec::new(),
         };
         Self { counts, engine }
+    }
+
+    /// The same, keeping what the engine reads until it ends.
+    pub(crate) fn holding(mut self, files: Vec<Lent>) -> Self {
+        self.counts._files = files;
+        self
     }
 
     pub(crate) fn split(self) -> (Counts, EngineAnswer) {
@@ -78,22 +96,52 @@ impl Counts {
         self.last_piece = Some(now);
     }
 
-    /// Holds what the engine found in its cache against what was predicted.
+    /// Holds what the engine says of the prompt against what was predicted.
     pub(crate) fn usage(&self, usage: Usage) {
         self.metrics
             .output_tokens
             .inc_by(u64::from(usage.completion_tokens));
+        self.check_length(usage.prompt_tokens);
         let Some(cached_tokens) = usage.cached_tokens() else {
             return;
         };
-        let block_tokens = self.placement.block_size.tokens();
-        let predicted_tokens = u64::from(self.placement.overlap_blocks * block_tokens);
+        // Of several answers vLLM reports the last one's, which finds what the first has computed.
+        if self.wants_choices {
+            return;
+        }
+        let block_size = self.placement.block_size;
+        let predicted_tokens = self.placement.overlap_blocks * block_size.tokens();
         self.metrics
             .overlap_predicted_tokens
-            .inc_by(predicted_tokens);
+            .inc_by(u64::from(predicted_tokens));
         self.metrics
             .overlap_cached_tokens
             .inc_by(u64::from(cached_tokens));
+        self.metrics
+            .overlap_difference
+            .observe(f64::from(cached_tokens) - f64::from(predicted_tokens));
+        let booking = &self.placement.booking;
+        booking.found_cached(cached_tokens / block_size.tokens());
+        // Of a prompt known in part the counts are not those of the blocks we named.
+        if self.prompt_tokens.is_some() {
+            booking.answered(Answered {
+                block_size,
+                text_tokens: self.text_tokens,
+                cached_tokens,
+            });
+        }
+    }
+
+    /// A prompt of another length is another prompt: the overlap was another one's.
+    fn check_length(&self, engine_tokens: u32) {
+        // 0: the engine did not say.
+        let is_other = |tokens: &u32| engine_tokens > 0 && *tokens != engine_tokens;
+        let Some(prompt_tokens) = self.prompt_tokens.filter(is_other) else {
+            return;
+        };
+        self.metrics.prompt_length_mismatch.inc();
+        let (request_id, worker) = (&self.request_id, &self.placement.worker);
+        warn!(%request_id, %worker, prompt_tokens, engine_tokens, "engine counts another prompt length");
     }
 }
 

@@ -40,7 +40,8 @@ impl Frontend {
             stream: request.options.stream,
             include_usage: request.options.include_usage,
             has_images: false,
-            body: completion_body(request, &salt),
+            wants_choices: request.options.wants_choices(),
+            body: completion_body(request, &salt).into(),
         })
     }
 
@@ -65,7 +66,8 @@ impl Frontend {
             stream: false,
             include_usage: false,
             has_images: false,
-            body: embeddings_body(request),
+            wants_choices: false,
+            body: embeddings_body(request).into(),
         };
         self.relay(outgoing).await
     }

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,15 +21,16 @@ use axum::routing::any;
 use futures_util::FutureExt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
 
 use crate::http::body::HeldBody;
 use crate::http::reply::{Reply, ReplyBody, internal_error};
-use crate::http::{Call, Handler, Limits, Routes, body};
+use crate::http::{Call, Guard, Handler, Limits, Routes, body};
 use crate::id::RequestId;
 use crate::openai::error::{ApiError, ErrorKind};
 
@@ -54,9 +56,60 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
+/// Binds a listener on a unix socket, which nothing may stand at yet.
+///
+/// # Errors
+/// When something stands at the path, or it cannot be made.
+pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    UnixListener::bind(path)
+}
+
+/// Where requests come in.
+#[derive(Debug)]
+pub enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Self {
+        Self::Unix(listener)
+    }
+}
+
+type Stream = Either<TcpStream, UnixStream>;
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // A small chunk waits for nothing: Nagle's algorithm would hold it 40 ms.
+                if let Err(error) = stream.set_nodelay(true) {
+                    debug!(%error, "cannot set TCP_NODELAY");
+                }
+                Ok(Either::Left(stream))
+            }
+            Self::Unix(listener) => Ok(Either::Right(listener.accept().await?.0)),
+        }
+    }
+}
+
 /// Serves `routes` on `listener` until `stop`, then closes the listener and returns when every
 /// request in flight has ended. A caller that cannot wait so long drops the future.
-pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: CancellationToken) {
+pub async fn serve(
+    listener: impl Into<Listener>,
+    routes: Routes,
+    limits: Limits,
+    stop: CancellationToken,
+) {
+    let listener = listener.into();
     let slots = Arc::new(Semaphore::new(limits.connections_max));
     let mut server = hyper::server::conn::http1::Builder::new();
     // Over this hyper answers 431 without a body; up to it `check_headers` says why.
@@ -75,7 +128,7 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
             break;
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok(stream) => stream,
             Err(error) => {
                 warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -96,14 +149,10 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
 /// One connection until it ends; after `stop` it ends with its current request.
 fn connection(
     server: hyper::server::conn::http1::Builder,
-    stream: TcpStream,
+    stream: Stream,
     router: Router,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> {
-    // A small chunk waits for nothing: Nagle's algorithm would hold it 40 ms.
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "cannot set TCP_NODELAY");
-    }
     let service = TowerToHyperService::new(router);
     async move {
         let connection = server.serve_connection(TokioIo::new(stream), service);
@@ -121,17 +170,27 @@ fn connection(
     }
 }
 
+/// What the requests of a listener share.
+struct Hall {
+    limits: Limits,
+    room: Arc<Semaphore>,
+    guard: Option<Guard>,
+}
+
 fn router(routes: Routes, limits: Limits) -> Router {
-    let room = body::room(&limits);
-    let limits = Arc::new(limits);
+    let hall = Arc::new(Hall {
+        room: body::room(&limits),
+        limits,
+        guard: routes.guard,
+    });
     let mut router = Router::new();
     for (path, methods) in routes.paths {
         let methods: Arc<[(Method, Handler)]> = methods.into();
-        let (limits, room) = (limits.clone(), room.clone());
+        let hall = hall.clone();
         let answer = move |request: Request| {
-            identified(request, {
-                let (methods, limits, room) = (methods.clone(), limits.clone(), room.clone());
-                move |id, request| answer(id, request, methods, limits, room)
+            let (methods, hall) = (methods.clone(), hall.clone());
+            identified(request, move |id, request| {
+                answer(id, request, methods, hall)
             })
         };
         router = router.route(&path, any(answer));
@@ -173,14 +232,13 @@ async fn answer(
     id: RequestId,
     request: Request,
     methods: Arc<[(Method, Handler)]>,
-    limits: Arc<Limits>,
-    room: Arc<Semaphore>,
+    hall: Arc<Hall>,
 ) -> Reply {
     let (parts, mut body) = request.into_parts();
-    let (handler, held) = match admit(&parts, &mut body, &methods, &limits, &room).await {
+    let (handler, held) = match admit(&parts, &mut body, &methods, &hall).await {
         Ok(admitted) => admitted,
         Err(refusal) => {
-            body::discard(&parts.headers, body, &limits).await;
+            body::discard(&parts.headers, body, &hall.limits).await;
             return refusal;
         }
     };
@@ -198,17 +256,20 @@ async fn admit<'a>(
     parts: &Parts,
     body: &mut Body,
     methods: &'a [(Method, Handler)],
-    limits: &Limits,
-    room: &Arc<Semaphore>,
+    hall: &Hall,
 ) -> Result<(&'a Handler, HeldBody), Reply> {
+    let limits = &hall.limits;
     body::check_headers(&parts.headers, limits)?;
+    if let Some(refusal) = hall.guard.as_ref().and_then(|guard| guard(&parts.headers)) {
+        return Err(refusal);
+    }
     let Some((_, handler)) = methods.iter().find(|(method, _)| *method == parts.method) else {
         return Err(method_not_allowed(&parts.method, methods));
     };
     if parts.method == Method::POST {
         body::check_json(&parts.headers)?;
     }
-    let reading = body::read(&parts.headers, body, limits, room);
+    let reading = body::read(&parts.headers, body, limits, &hall.room);
     match tokio::time::timeout(limits.body_read, reading).await {
         Ok(held) => Ok((handler, held?)),
         Err(_) => {

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use serde::{Deserialize, Serialize};
+
 use crate::block::SequenceHash;
 use crate::ledger::counts::{Alarm, Counts};
 use crate::ledger::naming::{Before, Block, Named, Namer, Open};
@@ -19,7 +21,7 @@ struct Held {
     open: Option<Box<Open>>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Name {
     Known(SequenceHash),
     /// Its extra keys, or an ancestor's, were not understood.
@@ -43,6 +45,15 @@ impl Change {
             self.order.push(hash);
         }
     }
+}
+
+/// One block of the engine, as it is kept while no agent runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedBlock {
+    hash: EngineHash,
+    name: Name,
+    copies: u32,
+    open: Option<Box<Open>>,
 }
 
 /// One block on its way into the books.
@@ -81,6 +92,44 @@ impl Book {
             copies: 0,
             change: Change::default(),
         }
+    }
+
+    /// Whether no block of the engine is known, not even one without a name.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Every block. The content of those that wait for a parent is left out: they go on without a
+    /// name until the engine reports them.
+    pub fn save(&self) -> Vec<SavedBlock> {
+        let saved = |(hash, held): (&EngineHash, &Held)| SavedBlock {
+            hash: hash.clone(),
+            name: held.name,
+            copies: held.copies,
+            open: held.open.clone(),
+        };
+        self.held.iter().map(saved).collect()
+    }
+
+    /// Puts saved blocks into empty books; false when they contradict each other.
+    pub fn restore(&mut self, blocks: Vec<SavedBlock>) -> bool {
+        for block in blocks {
+            if let Name::Known(name) = block.name
+                && self.owners.insert(name, block.hash.clone()).is_some()
+            {
+                return false;
+            }
+            self.copies += u64::from(block.copies);
+            let held = Held {
+                name: block.name,
+                copies: block.copies,
+                open: block.open,
+            };
+            if block.copies == 0 || self.held.insert(block.hash, held).is_some() {
+                return false;
+            }
+        }
+        true
     }
 
     /// Enters a block; false when its parent is not known and it has to wait.
@@ -227,15 +276,15 @@ impl Book {
         }
     }
 
-    /// Takes out one copy of a block.
-    pub fn release(&mut self, hash: &EngineHash) {
+    /// Takes out one copy of a block; false when the block is not known.
+    pub fn release(&mut self, hash: &EngineHash) -> bool {
         let Some(held) = self.held.get_mut(hash) else {
-            return self.counts.add(Alarm::RemovedUnknown);
+            return false;
         };
         self.copies -= 1;
         held.copies -= 1;
         if held.copies > 0 {
-            return;
+            return true;
         }
         let name = held.name;
         self.held.remove(hash);
@@ -244,6 +293,7 @@ impl Book {
             Name::Waiting => self.waiting.forget(hash),
             Name::Unhashable => {}
         }
+        true
     }
 
     /// Forgets every block.

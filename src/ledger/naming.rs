@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::block::{self, BlockItem, SequenceHash};
 use crate::ledger::ExtraKey;
 
@@ -16,7 +18,7 @@ pub struct Block {
 
 /// The media item that runs to the end of a block and maybe on. Kept only for engines that send
 /// media ids without offsets.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
     pub id: Arc<str>,
     /// Where it starts, in tokens from the next block's first: below zero.

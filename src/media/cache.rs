@@ -1,10 +1,9 @@
 //! Fetched images, kept while their servers say that they have not changed.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::id::MediaDigest;
+use crate::media::lru::Lru;
 use crate::media::{CacheCounts, Image, UrlKey};
 
 /// What to ask a server with, to hear whether an image has changed.
@@ -85,82 +84,13 @@ impl Cache {
         CacheCounts {
             hits: held.hits,
             misses: held.misses,
-            bytes: held.images.weight,
+            bytes: held.images.weight(),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
         // A cache that a panic left behind is at worst short of an entry.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A map whose weights sum to at most `weight_max`; the least recently used go first.
-#[derive(Debug)]
-struct Lru<K, V> {
-    entries: HashMap<K, Entry<V>>,
-    by_age: BTreeMap<u64, K>,
-    clock: u64,
-    weight: usize,
-    weight_max: usize,
-}
-
-#[derive(Debug)]
-struct Entry<V> {
-    used: u64,
-    weight: usize,
-    value: V,
-}
-
-impl<K: Copy + Eq + Hash, V> Lru<K, V> {
-    fn new(weight_max: usize) -> Self {
-        Self {
-            entries: HashMap::new(),
-            by_age: BTreeMap::new(),
-            clock: 0,
-            weight: 0,
-            weight_max,
-        }
-    }
-
-    fn get(&mut self, key: &K) -> Option<&V> {
-        let entry = self.entries.get_mut(key)?;
-        self.clock += 1;
-        self.by_age.remove(&entry.used);
-        self.by_age.insert(self.clock, *key);
-        entry.used = self.clock;
-        Some(&entry.value)
-    }
-
-    /// Puts `value` in the place of an older one. One heavier than the whole map is not kept.
-    fn insert(&mut self, key: K, value: V, weight: usize) {
-        self.remove(&key);
-        if weight > self.weight_max {
-            return;
-        }
-        while self.weight_max - self.weight < weight {
-            let Some(oldest) = self.by_age.first_key_value().map(|(_, key)| *key) else {
-                break;
-            };
-            self.remove(&oldest);
-        }
-        self.clock += 1;
-        let used = self.clock;
-        self.by_age.insert(used, key);
-        let entry = Entry {
-            used,
-            weight,
-            value,
-        };
-        self.entries.insert(key, entry);
-        self.weight += weight;
-    }
-
-    fn remove(&mut self, key: &K) {
-        if let Some(entry) = self.entries.remove(key) {
-            self.by_age.remove(&entry.used);
-            self.weight -= entry.weight;
-        }
     }
 }
 
@@ -215,21 +145,5 @@ mod tests {
         cache.insert(key, page(2), &image(2, 5));
         let (held, shown) = cache.page(key).unwrap();
         assert_eq!((held, shown.digest), (page(2), image(2, 5).digest));
-    }
-
-    #[test]
-    fn ages_and_entries_agree_whatever_is_done() {
-        let mut lru = Lru::new(50);
-        for step in 0_usize..2000 {
-            let key = step * 7 % 31;
-            match step % 3 {
-                0 => drop(lru.get(&key)),
-                _ => lru.insert(key, step, step * 13 % 60),
-            }
-            let weights: usize = lru.entries.values().map(|entry| entry.weight).sum();
-            assert_eq!(weights, lru.weight);
-            assert_eq!(lru.entries.len(), lru.by_age.len());
-            assert!(lru.weight <= 50);
-        }
     }
 }

@@ -10,7 +10,7 @@ use crate::http::reply::Reply;
 use crate::http::{Answer, Call, Routes};
 use crate::mock::generation::Generation;
 use crate::mock::metrics;
-use crate::mock::prompt::Prompt;
+use crate::mock::prompt::{Fault, Prompt};
 use crate::mock::refusal::Refusal;
 use crate::mock::reply::{self, Shape};
 use crate::mock::server::Server;
@@ -90,7 +90,7 @@ where
 async fn chat(server: Arc<Server>, call: Call) -> Result<Reply, Refusal> {
     let mut body = object(&call)?;
     let terms = server.terms(&call.headers, &body)?;
-    let prompt = Prompt::chat(&server.model, &server.images, &mut body)?;
+    let prompt = Prompt::chat(&server.model, &server.images, &mut body, server.fault)?;
     server.check_length(prompt.tokens.len(), &terms.wishes)?;
     let generation = Generation::start(&server, &terms, vec![prompt]);
     Ok(reply::answer(Shape::Chat, call.id.as_str(), terms, generation).await)
@@ -146,7 +146,10 @@ fn tokenize(server: &Server, call: &Call) -> Result<Reply, Refusal> {
             let special = body.get("add_special_tokens").and_then(Value::as_bool);
             encode(server, text, special.unwrap_or(true))?
         }
-        None => Prompt::chat(&server.model, &server.images, &mut body)?.tokens,
+        None => {
+            let fault = server.fault.and_then(Fault::of_tokenize);
+            Prompt::chat(&server.model, &server.images, &mut body, fault)?.tokens
+        }
     };
     let answer = json!({
         "count": tokens.len(),

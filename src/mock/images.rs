@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Cursor;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use image::metadata::Orientation;
@@ -30,6 +31,8 @@ pub struct Seen {
 #[derive(Debug)]
 pub struct Images {
     model: String,
+    /// Links followed; `None` where no file may be read.
+    folder: Option<PathBuf>,
     remembered: Mutex<Remembered>,
 }
 
@@ -43,10 +46,11 @@ struct Remembered {
 }
 
 impl Images {
-    /// An empty cache. `model` goes into the digests, as in vLLM.
-    pub fn new(model: &str) -> Self {
+    /// An empty cache. `model` goes into the digests, as in vLLM; files are read below `folder`.
+    pub fn new(model: &str, folder: Option<PathBuf>) -> Self {
         Self {
             model: model.to_owned(),
+            folder,
             remembered: Mutex::default(),
         }
     }
@@ -57,15 +61,21 @@ impl Images {
     /// When there is neither a known uuid nor an image that can be decoded.
     pub fn see(&self, part: &Value, index: usize) -> Result<Seen, Refusal> {
         let uuid = part["uuid"].as_str();
-        if let Some(seen) = uuid.and_then(|id| self.recall(id)) {
-            return Ok(seen);
-        }
         let url = match &part["image_url"] {
             Value::String(url) => Some(url.as_str()),
             image => image["url"].as_str(),
         };
-        let url = url.ok_or(Refusal::MediaNotCached { index })?;
-        let bytes = data_uri(url, index)?;
+        // A file is read whether or not the uuid is known, as vLLM does: one that is gone shows.
+        let file = url.and_then(|url| url.strip_prefix("file://"));
+        let file = file.map(|path| self.file(path)).transpose()?;
+        if let Some(seen) = uuid.and_then(|id| self.recall(id)) {
+            return Ok(seen);
+        }
+        let bytes = match (file, url) {
+            (Some(bytes), _) => bytes,
+            (None, Some(url)) => data_uri(url, index)?,
+            (None, None) => return Err(Refusal::MediaNotCached { index }),
+        };
         let digest = uuid.is_none().then(|| self.digest(&bytes));
         if let Some(seen) = digest.as_deref().and_then(|id| self.recall(id)) {
             return Ok(seen);
@@ -84,6 +94,23 @@ impl Images {
     pub fn queries_and_hits(&self) -> (u64, u64) {
         let remembered = self.lock();
         (remembered.queries, remembered.hits)
+    }
+
+    /// The bytes of a file below the folder, in vLLM's words where there are none.
+    fn file(&self, path: &str) -> Result<Vec<u8>, Refusal> {
+        let Some(folder) = &self.folder else {
+            let message = "Cannot load local files without `--allowed-local-media-path`.";
+            return Err(Refusal::Broken(message.to_owned()));
+        };
+        let failed = |error: std::io::Error| Refusal::Broken(format!("{error}: '{path}'"));
+        let resolved = Path::new(path).canonicalize().map_err(failed)?;
+        if resolved == *folder || !resolved.starts_with(folder) {
+            return Err(Refusal::invalid(format!(
+                "The file path {path} must be a subpath of `--allowed-local-media-path {}`.",
+                folder.display()
+            )));
+        }
+        std::fs::read(&resolved).map_err(failed)
     }
 
     fn recall(&self, id: &str) -> Option<Seen> {
@@ -201,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_known_uuid_is_trusted() {
-        let images = Images::new("demo");
+        let images = Images::new("demo", None);
         let first = images.see(&part(12, 8, Some("dup")), 0).unwrap();
         assert_eq!((first.size.width, first.size.height), (12, 8));
         assert_eq!(images.see(&part(40, 40, Some("dup")), 0).unwrap(), first);
@@ -212,7 +239,7 @@ mod tests {
 
     #[test]
     fn bytes_without_uuid_are_named_by_content() {
-        let images = Images::new("demo");
+        let images = Images::new("demo", None);
         let first = images.see(&part(12, 8, None), 0).unwrap();
         assert_eq!(first.id.len(), 64);
         assert_eq!(images.see(&part(12, 8, None), 0).unwrap(), first);
@@ -221,7 +248,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_seen_is_refused() {
-        let images = Images::new("demo");
+        let images = Images::new("demo", None);
         let rows = [
             (
                 json!({ "image_url": null, "uuid": "new" }),
@@ -244,6 +271,53 @@ mod tests {
             let refusal = images.see(&part, 3).unwrap_err().to_string();
             assert!(refusal.contains(expected), "{refusal}");
         }
+    }
+
+    #[test]
+    fn files_are_read_below_the_folder_alone() {
+        let base = tempfile::tempdir().unwrap();
+        let at = |name: &str| base.path().join(name);
+        std::fs::create_dir(at("in")).unwrap();
+        let mut png = Cursor::new(Vec::new());
+        let image = DynamicImage::new_rgb8(12, 8);
+        image.write_to(&mut png, ImageFormat::Png).unwrap();
+        for name in ["in/a.png", "b.png"] {
+            std::fs::write(at(name), png.get_ref()).unwrap();
+        }
+        std::os::unix::fs::symlink(at("b.png"), at("in/link.png")).unwrap();
+        let images = Images::new("demo", Some(at("in").canonicalize().unwrap()));
+        let see = |images: &Images, name: &str, uuid: Option<&str>| {
+            let url = format!("file://{}", at(name).display());
+            let part = json!({ "image_url": { "url": url }, "uuid": uuid });
+            images.see(&part, 0)
+        };
+        let seen = see(&images, "in/a.png", None).unwrap();
+        assert_eq!((seen.size.width, seen.format), (12, "png"));
+        see(&images, "in/a.png", Some("known")).unwrap();
+        let refused = |images: &Images, name| {
+            let refusal = see(images, name, Some("known")).unwrap_err();
+            (refusal.reply().status.as_u16(), refusal.to_string())
+        };
+        for (name, status, words) in [
+            (
+                "b.png",
+                400,
+                "must be a subpath of `--allowed-local-media-path",
+            ),
+            ("in/../b.png", 400, "must be a subpath"),
+            ("in/link.png", 400, "must be a subpath"),
+            ("in/gone.png", 500, "gone.png'"),
+        ] {
+            let (answered, text) = refused(&images, name);
+            assert_eq!(answered, status, "{name}");
+            assert!(text.contains(words), "{text}");
+        }
+        let (answered, text) = refused(&Images::new("demo", None), "in/a.png");
+        assert_eq!(answered, 500);
+        assert!(
+            text.starts_with("Cannot load local files without"),
+            "{text}"
+        );
     }
 
     #[test]

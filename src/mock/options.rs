@@ -1,9 +1,11 @@
 //! The command line of `kvlens mock-engine`, close to that of `vllm serve`.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::mock::hash::Lora;
+use crate::mock::prompt::Fault;
 use crate::mock::publisher::Plan;
 use crate::mock::rank::Speeds;
 use crate::mock::scheduler::Bounds;
@@ -36,6 +38,9 @@ pub struct Options {
     /// Port to listen on; 0 lets the system choose.
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
+    /// Path of a unix socket to listen on instead.
+    #[arg(long, value_name = "PATH")]
+    pub uds: Option<PathBuf>,
     /// Tokens per KV-cache block.
     #[arg(long, default_value_t = 16)]
     pub block_size: u32,
@@ -45,8 +50,9 @@ pub struct Options {
     /// Engine ranks, each with its own cache and stream of events.
     #[arg(long, default_value_t = 1)]
     pub data_parallel_size: u32,
-    /// Where KV events are published: tcp://host:port (a rank adds its number to the port) or
-    /// ipc://path (a rank adds _dp and its number). Without it none are.
+    /// Where KV events are published: tcp://host:port (a rank adds its number to the port; connected
+    /// to, unless the host is * or the port 0) or ipc://path (a rank adds _dp and its number).
+    /// Without it none are.
     #[arg(long)]
     pub kv_events_endpoint: Option<String>,
     /// Where past KV events are asked for.
@@ -82,9 +88,15 @@ pub struct Options {
     /// Name of a LoRA adapter to serve; may be repeated.
     #[arg(long)]
     pub lora: Vec<String>,
+    /// Folder below which images may be read by file:// URL.
+    #[arg(long, value_name = "FOLDER")]
+    pub allowed_local_media_path: Option<PathBuf>,
     /// Also answers /reset_prefix_cache.
     #[arg(long)]
     pub dev: bool,
+    /// Makes prompts wrongly, for tests of those who must notice it.
+    #[arg(long, value_enum)]
+    pub fault: Option<Fault>,
     /// Stops when standard input closes, so that none is left behind by a killed parent.
     #[arg(long)]
     pub exit_with_stdin: bool,

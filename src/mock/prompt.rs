@@ -7,6 +7,24 @@ use crate::mock::images::{Images, Seen};
 use crate::mock::refusal::Refusal;
 use crate::model::{ChatInput, Model, ModelError};
 
+/// A fault of the engine's own, for tests of those who must notice it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Fault {
+    /// Every chat has one token more, in front of all others.
+    Tokens,
+    /// Every image expands to one token more.
+    Expansion,
+    /// The same, but not in what /tokenize answers.
+    ServedExpansion,
+}
+
+impl Fault {
+    /// The fault as it shows in the answers of /tokenize.
+    pub fn of_tokenize(self) -> Option<Self> {
+        (self != Self::ServedExpansion).then_some(self)
+    }
+}
+
 /// A prompt in the engine's tokens.
 #[derive(Clone, Debug, Default)]
 pub struct Prompt {
@@ -32,6 +50,7 @@ impl Prompt {
         model: &Model,
         images: &Images,
         body: &mut Map<String, Value>,
+        fault: Option<Fault>,
     ) -> Result<Self, Refusal> {
         let Some(Value::Array(mut messages)) = body.remove("messages") else {
             return Err(Refusal::invalid("messages must be a list"));
@@ -56,10 +75,14 @@ impl Prompt {
         let text = model
             .render(&input)
             .map_err(|error| Refusal::invalid(error.to_string()))?;
-        let tokens = model
+        let mut tokens = model
             .encode(&text, flag("add_special_tokens", false))
             .map_err(|error| Refusal::invalid(error.to_string()))?;
-        expand(model, &tokens, seen)
+        if fault == Some(Fault::Tokens) {
+            tokens.insert(0, tokens.first().copied().unwrap_or_default());
+        }
+        let is_longer = matches!(fault, Some(Fault::Expansion | Fault::ServedExpansion));
+        expand(model, &tokens, seen, usize::from(is_longer))
     }
 
     /// What the answer says about the prompt.
@@ -108,8 +131,13 @@ fn take_images(messages: &mut [Value], images: &Images) -> Result<Vec<Seen>, Ref
     Ok(seen)
 }
 
-/// Puts each image's tokens in the place of its placeholder.
-fn expand(model: &Model, tokens: &[u32], images: Vec<Seen>) -> Result<Prompt, Refusal> {
+/// Puts each image's tokens, and so many more, in the place of its placeholder.
+fn expand(
+    model: &Model,
+    tokens: &[u32],
+    images: Vec<Seen>,
+    more: usize,
+) -> Result<Prompt, Refusal> {
     let Some(family) = model.family() else {
         if images.is_empty() {
             return Ok(Prompt::text(tokens.to_vec()));
@@ -136,6 +164,7 @@ fn expand(model: &Model, tokens: &[u32], images: Vec<Seen>) -> Result<Prompt, Re
             let end = prompt.tokens.len() + run.count as usize;
             prompt.tokens.resize(end, run.token);
         }
+        prompt.tokens.resize(prompt.tokens.len() + more, token);
         prompt.media.push(MediaSpan {
             id: std::sync::Arc::clone(&image.id),
             start,

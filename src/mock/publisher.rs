@@ -1,13 +1,18 @@
 //! A rank's KV events on ZMQ: the stream, and the replay of what is still buffered.
+//!
+//! As in vLLM a stream's endpoint is listened on where it is `ipc://` or names a wildcard address or
+//! port, and connected to otherwise; replays are always listened for.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use zeromq::{PubSocket, RouterSocket, Socket, SocketRecv, SocketSend, ZmqError, ZmqMessage};
 
+use crate::mock::dialler::Dialler;
 use crate::mock::pool::Event;
 use crate::mock::wire::Wire;
 
@@ -32,7 +37,7 @@ pub struct Plan {
 
 /// One rank's stream of events.
 pub struct Publisher {
-    socket: PubSocket,
+    way: Way,
     topic: Bytes,
     wire: Wire,
     next_sequence: u64,
@@ -48,6 +53,22 @@ pub struct Replayer {
     endpoint: String,
 }
 
+/// A rank's publisher, and the tasks that it needs to run.
+#[derive(Debug)]
+pub struct Bound {
+    pub publisher: Publisher,
+    pub replayer: Option<Replayer>,
+    /// There where the endpoint is one to connect to.
+    pub dialler: Option<Dialler>,
+}
+
+/// How messages leave.
+enum Way {
+    Listening(PubSocket),
+    /// To a task that connects.
+    Dialling(mpsc::Sender<ZmqMessage>),
+}
+
 struct Buffer {
     batches: Mutex<VecDeque<(u64, Bytes)>>,
     max: usize,
@@ -57,18 +78,25 @@ struct Buffer {
 const END: [u8; 8] = [0xff; 8];
 
 impl Publisher {
-    /// Listens on the rank's endpoints.
+    /// Listens on the rank's endpoints, but for a stream's that is to be connected to.
     ///
     /// # Errors
     /// When an endpoint is malformed or taken.
-    pub async fn bind(plan: &Plan, wire: Wire) -> Result<(Self, Option<Replayer>), PublishError> {
+    pub async fn bind(plan: &Plan, wire: Wire) -> Result<Bound, PublishError> {
         let topic = Bytes::from(plan.topic.clone().into_bytes());
         let buffer = Arc::new(Buffer {
             batches: Mutex::default(),
             max: plan.buffered_batches_max,
         });
-        let mut socket = PubSocket::new();
-        let endpoint = listen(&mut socket, &plan.endpoint, wire.rank).await?;
+        let (way, endpoint, dialler) = if is_listened_on(&plan.endpoint) {
+            let mut socket = PubSocket::new();
+            let endpoint = listen(&mut socket, &plan.endpoint, wire.rank).await?;
+            (Way::Listening(socket), endpoint, None)
+        } else {
+            let endpoint = rank_endpoint(&plan.endpoint, wire.rank)?;
+            let (dialler, messages) = Dialler::new(endpoint.clone());
+            (Way::Dialling(messages), endpoint, Some(dialler))
+        };
         let mut replayer = None;
         if let Some(base) = &plan.replay {
             let mut socket = RouterSocket::new();
@@ -81,17 +109,21 @@ impl Publisher {
             });
         }
         let publisher = Self {
-            socket,
+            way,
             topic,
             wire,
             next_sequence: 0,
             buffer,
             endpoint,
         };
-        Ok((publisher, replayer))
+        Ok(Bound {
+            publisher,
+            replayer,
+            dialler,
+        })
     }
 
-    /// Where subscribers connect, the port the system chose included.
+    /// Where subscribers connect, the port the system chose included, or where one is to listen.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
@@ -108,8 +140,16 @@ impl Publisher {
         self.next_sequence += 1;
         self.buffer.push(sequence, payload.clone());
         let message = message(self.topic.clone(), [number(sequence), payload]);
-        if let Err(error) = self.socket.send(message).await {
-            tracing::warn!(sequence, %error, "kv events not sent");
+        match &mut self.way {
+            Way::Listening(socket) => {
+                if let Err(error) = socket.send(message).await {
+                    tracing::warn!(sequence, %error, "kv events not sent");
+                }
+            }
+            // A full queue loses it; a replay has it still.
+            Way::Dialling(messages) => {
+                let _ = messages.try_send(message);
+            }
         }
     }
 }
@@ -197,6 +237,12 @@ async fn listen(socket: &mut impl Socket, base: &str, rank: u32) -> Result<Strin
     }
 }
 
+/// Whether a stream's endpoint is one to listen on.
+fn is_listened_on(endpoint: &str) -> bool {
+    let is_wild = endpoint.contains('*') || endpoint.contains("::") || endpoint.ends_with(":0");
+    is_wild || endpoint.starts_with("ipc://")
+}
+
 /// A rank's own endpoint: the port counts up, a path gets a suffix.
 fn rank_endpoint(base: &str, rank: u32) -> Result<String, PublishError> {
     let malformed = || PublishError::Endpoint {
@@ -245,6 +291,20 @@ impl std::fmt::Debug for Replayer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoint_without_a_wildcard_is_connected_to() {
+        for (endpoint, listened_on) in [
+            ("tcp://*:5557", true),
+            ("tcp://[::]:5557", true),
+            ("ipc:///run/kv", true),
+            ("tcp://127.0.0.1:0", true),
+            ("tcp://127.0.0.1:5557", false),
+            ("tcp://127.0.0.1:5550", false),
+        ] {
+            assert_eq!(is_listened_on(endpoint), listened_on, "{endpoint}");
+        }
+    }
 
     #[test]
     fn every_rank_has_its_own_endpoint() {

@@ -1,5 +1,6 @@
 //! What all requests share: the model, the ranks, the names it serves, and its bounds.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -9,6 +10,7 @@ use serde_json::{Map, Value};
 use crate::mock::answer::{Wishes, Writer};
 use crate::mock::hash::Lora;
 use crate::mock::images::Images;
+use crate::mock::prompt::Fault;
 use crate::mock::rank::Rank;
 use crate::mock::refusal::Refusal;
 use crate::mock::scheduler::{Bounds, SequenceId};
@@ -26,6 +28,7 @@ pub struct Server {
     pub ranks: Vec<Arc<Rank>>,
     pub bounds: Bounds,
     pub context_tokens_max: usize,
+    pub fault: Option<Fault>,
     /// Answer of `/kv_event_sources`.
     pub sources: Value,
     /// Unix seconds at which it started.
@@ -41,6 +44,9 @@ pub struct Setting {
     pub loras: Vec<Arc<Lora>>,
     pub bounds: Bounds,
     pub context_tokens_max: usize,
+    pub fault: Option<Fault>,
+    /// Images may be read from files below it.
+    pub media_dir: Option<PathBuf>,
 }
 
 /// What all choices of one request agreed on.
@@ -68,13 +74,17 @@ impl Server {
     pub fn new(model: Model, setting: Setting, ranks: Vec<Arc<Rank>>, sources: Value) -> Self {
         Self {
             writer: Writer::new(&model),
-            images: Images::new(setting.names.first().map_or("", String::as_str)),
+            images: Images::new(
+                setting.names.first().map_or("", String::as_str),
+                setting.media_dir,
+            ),
             model,
             names: setting.names,
             loras: setting.loras,
             ranks,
             bounds: setting.bounds,
             context_tokens_max: setting.context_tokens_max,
+            fault: setting.fault,
             sources,
             started: unix_seconds(),
             next_rank: AtomicUsize::new(0),

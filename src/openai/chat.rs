@@ -137,12 +137,12 @@ fn take_messages(
 
 fn check_role(index: usize, message: &Value) -> Result<(), ApiError> {
     let param = format!("messages[{index}]");
-    let Some(fields) = message.as_object() else {
+    let Some(message) = message.as_object() else {
         return Err(fields::invalid_type(&param, "an object"));
     };
     const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
-    match fields.get("role").and_then(Value::as_str) {
-        Some(role) if ROLES.contains(&role) => Ok(()),
+    match message.get("role").and_then(Value::as_str) {
+        Some(role) if ROLES.contains(&role) => fields::refuse_inside(message, &param),
         _ => {
             let message = format!("{param}.role must be one of {}", ROLES.join(", "));
             Err(ApiError::invalid(
@@ -177,20 +177,20 @@ fn take_images(messages: &mut [Value], limits: RequestLimits) -> Result<Vec<Imag
     Ok(images)
 }
 
-/// Checks one part; the URL of an image part is taken out, and its `uuid` dropped: identity comes
-/// from the bytes alone.
+/// Checks one part; the URL of an image part is taken out, and any `uuid` dropped: identity comes
+/// from the bytes alone, and beside a `uuid` vLLM looks for media in a part of any type.
 fn take_part(part: &mut Value, param: &str) -> Result<Option<String>, ApiError> {
     let Some(fields) = part.as_object_mut() else {
         return Err(fields::invalid_type(param, "an object"));
     };
-    match fields.get("type").and_then(Value::as_str) {
+    fields.shift_remove("uuid");
+    let kind = fields.get("type").and_then(Value::as_str);
+    fields::refuse_in_part(fields, kind.unwrap_or_default(), param)?;
+    match kind {
         Some("text") if fields.get("text").is_some_and(Value::is_string) => Ok(None),
         Some("text") => Err(fields::invalid_type(&format!("{param}.text"), "a string")),
         Some("refusal") if fields.get("refusal").is_some_and(Value::is_string) => Ok(None),
-        Some("image_url") => {
-            fields.shift_remove("uuid");
-            take_url(fields, param).map(Some)
-        }
+        Some("image_url") => take_url(fields, param).map(Some),
         Some(other) => {
             let message =
                 format!("{param}.type {other:?} is not supported; text and image_url are");
@@ -206,7 +206,11 @@ fn take_part(part: &mut Value, param: &str) -> Result<Option<String>, ApiError> 
 
 fn take_url(fields: &mut Map<String, Value>, param: &str) -> Result<String, ApiError> {
     let url = match fields.get_mut("image_url") {
-        Some(Value::Object(image_url)) => image_url.get_mut("url").map(Value::take),
+        Some(Value::Object(image_url)) => {
+            // The rest is for an engine's own loading of images, which is done here.
+            image_url.retain(|name, _| ["url", "detail"].contains(&name.as_str()));
+            image_url.get_mut("url").map(Value::take)
+        }
         Some(url @ Value::String(_)) => {
             let taken = url.take();
             *url = Value::Object(Map::new());

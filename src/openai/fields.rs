@@ -106,6 +106,59 @@ const REFUSED: &[&str] = &[
     "vllm_xargs",
 ];
 
+/// Fields of a content part that an engine would take for media of its own finding: vLLM reads some
+/// of them in a part of any type.
+const MEDIA: &[&str] = &[
+    "audio_embeds",
+    "audio_url",
+    "image_embeds",
+    "image_pil",
+    "image_url",
+    "input_audio",
+    "video_embeds",
+    "video_url",
+];
+
+/// Refuses in a message what is refused beside it.
+///
+/// # Errors
+/// Names the field.
+pub(crate) fn refuse_inside(fields: &Map<String, Value>, param: &str) -> Result<(), ApiError> {
+    refuse(fields, param, |name| REFUSED.contains(&name))
+}
+
+/// Refuses in a content part what is refused beside the messages, and media that are not those of
+/// its own `kind`.
+///
+/// # Errors
+/// Names the field.
+pub(crate) fn refuse_in_part(
+    fields: &Map<String, Value>,
+    kind: &str,
+    param: &str,
+) -> Result<(), ApiError> {
+    refuse_inside(fields, param)?;
+    refuse(fields, param, |name| MEDIA.contains(&name) && name != kind)
+}
+
+/// `null` counts as absent here too.
+fn refuse(
+    fields: &Map<String, Value>,
+    param: &str,
+    is_refused: impl Fn(&str) -> bool,
+) -> Result<(), ApiError> {
+    let mut names = fields.iter().filter(|(_, value)| !value.is_null());
+    match names.find(|(name, _)| is_refused(name)) {
+        Some((name, _)) => Err(not_accepted(format!("{param}.{name}"))),
+        None => Ok(()),
+    }
+}
+
+fn not_accepted(param: String) -> ApiError {
+    let message = format!("{param} is not accepted");
+    ApiError::invalid("field_not_accepted", param, message)
+}
+
 /// Sorts the fields of a request that its parser has not taken: returns what passes to the engine
 /// and the number of fields dropped. `null` counts as absent.
 ///
@@ -122,8 +175,7 @@ pub(crate) fn sort(
             continue;
         }
         if REFUSED.contains(&name.as_str()) {
-            let message = format!("{name} is not accepted");
-            return Err(ApiError::invalid("field_not_accepted", name, message));
+            return Err(not_accepted(name));
         }
         match (PASSED.iter().find(|(known, _)| *known == name), unknown) {
             (Some((_, check)), _) => {

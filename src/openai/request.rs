@@ -52,6 +52,15 @@ pub fn parse_object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
 }
 
 impl RequestOptions {
+    /// Whether several answers are wanted of the one prompt, which then is computed several times.
+    pub fn wants_choices(&self) -> bool {
+        let several = |name: &&str| {
+            let number = self.passed.get(*name).and_then(Value::as_u64);
+            number.is_some_and(|number| number > 1)
+        };
+        ["n", "best_of"].iter().any(several)
+    }
+
     /// Takes the shared fields out of `fields` and sorts all that are left.
     ///
     /// # Errors

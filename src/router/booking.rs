@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::router::Router;
 use crate::router::state::BookingKey;
+use crate::router::{Answered, Router};
 
 /// What one placed request holds on its worker. A client that goes away drops it, and cannot leak
 /// capacity.
@@ -21,6 +21,23 @@ impl Booking {
     /// Frees the prefill share: the first token has come.
     pub fn first_token(&self) {
         self.router.lock().prefill_done(self.key);
+    }
+
+    /// Holds what the engine says of its cache against the events that it sends.
+    pub fn answered(&self, answered: Answered) {
+        self.router.answered(self.key, answered);
+    }
+
+    /// Holds what the engine found in its cache against what the index had said when the request was
+    /// booked. Blocks that it did not find are counted; those of a worker whose ledger is partial
+    /// are taken out of the index as well, for such a ledger may have missed their removal. A
+    /// complete one has not: there they were evicted between the booking and the computing, and its
+    /// events say so themselves. A block that the engine stored while the request was under way is
+    /// true again, by the request's own computing, and stays; engines publish most of them before
+    /// the answer's end. To be called for a request of one choice alone: of several the engine
+    /// reports one, which may have found what another had just computed.
+    pub fn found_cached(&self, cached_blocks: u32) {
+        self.router.disprove(self.key, cached_blocks);
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::discovery::WorkerRecord;
+use crate::discovery::{Parity, ParityScope, WorkerRecord};
+use crate::router::confirm::{Confirm, MISSED_MAX, PATIENCE};
 use crate::router::state::{BookingKey, Chosen};
 use crate::select::load::{InFlight, Load, Share};
 
@@ -20,6 +21,8 @@ pub(crate) struct Member {
     report_session: Option<Arc<str>>,
     /// At least one.
     pub(crate) ranks: Vec<RankState>,
+    /// What its engine stores, held against what it says that it computed.
+    pub(crate) confirm: Confirm,
     /// Gets no requests before this instant.
     pub(crate) paused_until: Option<Instant>,
     /// Cancelled when the worker is taken out or its engine is away.
@@ -45,6 +48,7 @@ impl Member {
                 .take(ranks)
                 .collect(),
             record,
+            confirm: Confirm::default(),
             paused_until: None,
             gone: CancellationToken::new(),
         }
@@ -73,7 +77,37 @@ impl Member {
         chosen.address = self.address.clone();
         chosen.media_dir = self.media_dir.clone();
         chosen.report_session = self.report_session.clone();
+        chosen.parity_failed = self.parity_failed();
         chosen.gone = self.gone.clone();
+    }
+
+    /// Which prompts the engine makes otherwise than we do, as its agent found or its events show.
+    pub(crate) fn parity_failed(&self) -> Option<ParityScope> {
+        let found = match self.record.parity {
+            Parity::Failed { scope, .. } => Some(scope),
+            Parity::Unchecked | Parity::Exact => None,
+        };
+        match (found, self.confirm.failed()) {
+            (Some(ParityScope::Text), _) | (_, Some(ParityScope::Text)) => Some(ParityScope::Text),
+            (found, shown) => found.or(shown),
+        }
+    }
+
+    /// The record as operators see it: with the parity that the router goes by.
+    pub(crate) fn shown(&self) -> WorkerRecord {
+        let mut record = self.record.clone();
+        let found = match record.parity {
+            Parity::Failed { scope, .. } => Some(scope),
+            Parity::Unchecked | Parity::Exact => None,
+        };
+        if let Some(scope) = self.parity_failed().filter(|scope| found != Some(*scope)) {
+            let reason = format!(
+                "{MISSED_MAX} blocks in a row that the engine said it computed were not stored \
+                 under our names within {PATIENCE:?}"
+            );
+            record.parity = Parity::Failed { scope, reason };
+        }
+        record
     }
 
     /// Why no request goes there now; `None` where one may.

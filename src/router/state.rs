@@ -1,27 +1,26 @@
 //! The router's state and every change to it; no await, no I/O.
 
+pub(crate) mod disproof;
+mod events;
+mod views;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::block::{BlockSize, SequenceHash};
-use crate::discovery::{Parity, ParityScope, WorkerRecord};
+use crate::block::BlockSize;
+use crate::discovery::{Completeness, ParityScope, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
-use crate::index::gap::BEFORE_FIRST;
+use crate::index::Index;
 use crate::index::holders::Slot;
-use crate::index::{Applied, Index, KvEvent};
 use crate::router::member::{Member, RankState};
-use crate::router::view::{CandidateView, ModelView, WorkerView};
+use crate::router::view::CandidateView;
 use crate::router::{Footprint, RouteError};
 use crate::select::load::Share;
-use crate::select::{Candidate, Cost, Policy, cost, select};
-
-/// Most distinct block sizes hashed for one request; workers of further sizes are chosen by load
-/// alone, so that a fleet of many sizes cannot multiply a request's hashing.
-const BLOCK_SIZES_MAX: usize = 4;
+use crate::select::{Ask, Candidate, Cost, Policy, cost, select};
 
 /// Names one booking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,6 +39,7 @@ pub(crate) struct Chosen {
     pub(crate) cost: Cost,
     pub(crate) media_dir: Option<Arc<str>>,
     pub(crate) report_session: Option<Arc<str>>,
+    pub(crate) parity_failed: Option<ParityScope>,
     pub(crate) gone: CancellationToken,
     pub(crate) booking: BookingKey,
 }
@@ -51,16 +51,17 @@ struct Seat {
     rank: DpRank,
     prompt_blocks: u32,
     not_eligible: Option<&'static str>,
+    /// As much of the overlap as the index vouches for.
+    indexed_blocks: u32,
     candidate: Candidate,
-    cost: Cost,
 }
 
 /// The only owner of index, load and the set of workers.
 #[derive(Debug)]
 pub(crate) struct State {
     policy: Policy,
-    workers: BTreeMap<WorkerId, Member>,
-    index: Index,
+    pub(crate) workers: BTreeMap<WorkerId, Member>,
+    pub(crate) index: Index,
     /// Which rank each booking in flight stands on.
     seats: HashMap<BookingKey, (WorkerId, DpRank)>,
     next_booking: u64,
@@ -98,24 +99,23 @@ impl State {
             .into_iter()
             .filter(|seat| seat.not_eligible.is_none() && !excluded.contains(&seat.worker))
             .collect();
-        let Some(seat) = self.choose(eligible) else {
+        let Some((seat, cost)) = self.choose(eligible, footprint) else {
             return Err(RouteError::NoEligibleWorker {
                 model: footprint.model.to_string(),
                 workers,
             });
         };
         self.turn += 1;
-        Ok(self.book(seat, footprint))
+        Ok(self.book(seat, cost, footprint))
     }
 
     /// Every candidate with its cost; see [`crate::router::Router::explain`].
     pub(crate) fn explain(&self, footprint: &Footprint, now: Instant) -> Vec<CandidateView> {
         let seats = self.seats(footprint, now);
         let eligible = seats.iter().filter(|seat| seat.not_eligible.is_none());
-        let (candidates, costs): (Vec<_>, Vec<_>) = eligible
-            .clone()
-            .map(|seat| (seat.candidate, seat.cost))
-            .unzip();
+        let candidates: Vec<_> = eligible.clone().map(|seat| seat.candidate).collect();
+        let ask = Ask::of(footprint.all_tokens(), candidates.iter());
+        let costs = self.costs(ask, &candidates);
         let chosen = select(&candidates, &costs, self.policy, self.turn).and_then(|at| {
             eligible
                 .map(|seat| (seat.worker.clone(), seat.rank))
@@ -131,7 +131,7 @@ impl State {
             overlap_blocks: seat.candidate.overlap_blocks,
             prompt_blocks: seat.prompt_blocks,
             load: seat.candidate.load,
-            cost: seat.cost,
+            cost: cost(ask, &seat.candidate, self.policy),
         };
         seats.into_iter().map(view).collect()
     }
@@ -157,15 +157,6 @@ impl State {
         self.seats.retain(|_, (on, _)| on != worker);
         let removed = self.workers.remove(worker);
         removed.inspect(|member| member.gone.cancel()).is_some()
-    }
-
-    /// Applies one event; one of a worker we do not know is dropped, for its blocks could never be
-    /// placed on.
-    pub(crate) fn apply_event(&mut self, event: &KvEvent) -> Applied {
-        if !self.workers.contains_key(&event.worker) {
-            return Applied::Duplicate;
-        }
-        self.index.apply(event)
     }
 
     pub(crate) fn pause(&mut self, worker: &WorkerId, until: Instant) {
@@ -206,78 +197,20 @@ impl State {
         Verdict::ALL.map(|verdict| (verdict, of(verdict).count() as i64))
     }
 
-    pub(crate) fn worker_views(&self) -> Vec<WorkerView> {
-        let view = |member: &Member| {
-            let worker = &member.record.worker;
-            let ranks = (0..member.ranks.len()).map(|rank| DpRank(rank as u32));
-            WorkerView {
-                record: member.record.clone(),
-                indexed_blocks: self.index.worker_blocks(worker),
-                applied_sequences: ranks
-                    .map(|rank| self.applied_sequence(worker, rank))
-                    .collect(),
-                load: member.loads(),
-            }
-        };
-        self.workers.values().map(view).collect()
-    }
-
-    fn applied_sequence(&self, worker: &WorkerId, rank: DpRank) -> Option<u64> {
-        let slot = self.index.slot(worker, rank)?;
-        let (_, sequence) = self.index.progress(slot)?.last()?;
-        (sequence != BEFORE_FIRST).then_some(sequence)
-    }
-
-    pub(crate) fn model_view(&self, name: &str) -> Option<ModelView> {
-        let serves = |member: &&Member| member.record.serves(name);
-        let first = &self.workers.values().find(serves)?.record;
-        let adapter = first
-            .adapters
-            .iter()
-            .any(|adapter| adapter == name)
-            .then(|| name.into());
-        let mut sizes: BTreeMap<BlockSize, usize> = BTreeMap::new();
-        for member in self.workers.values().filter(serves) {
-            if let Some(size) = member.record.block_size {
-                *sizes.entry(size).or_default() += 1;
-            }
-        }
-        let mut block_sizes: Vec<BlockSize> = sizes.keys().copied().collect();
-        block_sizes.sort_by_key(|size| std::cmp::Reverse(sizes[size]));
-        block_sizes.truncate(BLOCK_SIZES_MAX);
-        let contexts = self.workers.values().filter(serves);
-        let contexts = contexts.filter_map(|member| member.record.context_tokens_max);
-        Some(ModelView {
-            base: first.model.as_str().into(),
-            adapter,
-            block_sizes,
-            context_tokens_max: contexts.min(),
-        })
-    }
-
-    pub(crate) fn model_names(&self) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
-        let records = || self.workers.values().map(|member| &member.record);
-        let bases = records().map(|record| &record.model);
-        let others = records().flat_map(|record| record.aliases.iter().chain(&record.adapters));
-        for name in bases.chain(others) {
-            if !names.contains(name) {
-                names.push(name.clone());
-            }
-        }
-        names
-    }
-
-    fn choose(&self, mut eligible: Vec<Seat>) -> Option<Seat> {
-        let (candidates, costs): (Vec<_>, Vec<_>) = eligible
-            .iter()
-            .map(|seat| (seat.candidate, seat.cost))
-            .unzip();
+    fn choose(&self, mut eligible: Vec<Seat>, footprint: &Footprint) -> Option<(Seat, Cost)> {
+        let candidates: Vec<_> = eligible.iter().map(|seat| seat.candidate).collect();
+        let ask = Ask::of(footprint.all_tokens(), candidates.iter());
+        let costs = self.costs(ask, &candidates);
         let at = select(&candidates, &costs, self.policy, self.turn)?;
-        Some(eligible.swap_remove(at))
+        Some((eligible.swap_remove(at), costs[at]))
     }
 
-    fn book(&mut self, seat: Seat, footprint: &Footprint) -> Chosen {
+    fn costs(&self, ask: Ask, candidates: &[Candidate]) -> Vec<Cost> {
+        let costs = candidates.iter().map(|c| cost(ask, c, self.policy));
+        costs.collect()
+    }
+
+    fn book(&mut self, seat: Seat, cost: Cost, footprint: &Footprint) -> Chosen {
         let key = BookingKey(self.next_booking);
         self.next_booking += 1;
         let block_size = seat.candidate.block_size;
@@ -287,6 +220,7 @@ impl State {
             prefill_tokens: u64::from(footprint.all_tokens().saturating_sub(cached_tokens)),
             blocks: footprint.all_tokens().div_ceil(block_size.tokens()),
             hashes: hashes.unwrap_or_default(),
+            indexed_blocks: seat.indexed_blocks,
         };
         let mut chosen = Chosen {
             worker: seat.worker,
@@ -296,9 +230,10 @@ impl State {
             block_size,
             overlap_blocks: seat.candidate.overlap_blocks,
             prompt_blocks: seat.prompt_blocks,
-            cost: seat.cost,
+            cost,
             media_dir: None,
             report_session: None,
+            parity_failed: None,
             gone: CancellationToken::new(),
             booking: key,
         };
@@ -315,7 +250,8 @@ impl State {
 
     fn rank_of(&mut self, key: BookingKey) -> Option<&mut RankState> {
         let (worker, rank) = self.seats.get(&key)?;
-        self.workers.get_mut(worker)?.ranks.get_mut(rank.0 as usize)
+        let member = self.workers.get_mut(worker)?;
+        member.ranks.get_mut(rank.0 as usize)
     }
 
     /// Every rank of every worker that serves the model.
@@ -363,21 +299,19 @@ impl State {
         let block_size = member.record.block_size.unwrap_or(BlockSize::ONE);
         let hashes = footprint.hashes_for(block_size);
         let shared_blocks = hashes.map_or(0, |hashes| state.in_flight.shared_blocks(hashes));
-        let nameable_blocks = match member.record.parity {
-            Parity::Unchecked | Parity::Exact => u32::MAX,
-            Parity::Failed { scope, .. } => match scope {
-                ParityScope::Text => 0,
-                ParityScope::Media => block_size.full_blocks(footprint.text_tokens),
-            },
+        let nameable_blocks = match member.parity_failed() {
+            None => u32::MAX,
+            Some(ParityScope::Text) => 0,
+            Some(ParityScope::Media) => block_size.full_blocks(footprint.text_tokens),
         };
-        let overlap_blocks = held_blocks
-            .max(shared_blocks)
-            .min(block_size.cacheable_blocks(prompt_tokens))
-            .min(nameable_blocks);
+        let most_blocks = block_size.cacheable_blocks(prompt_tokens);
+        let most_blocks = most_blocks.min(nameable_blocks);
+        let overlap_blocks = held_blocks.max(shared_blocks).min(most_blocks);
         let candidate = Candidate {
             block_size,
             overlap_blocks,
             shared_blocks,
+            free_blocks: self.free_blocks(member, rank, state),
             load: state.in_flight.load(),
         };
         Seat {
@@ -385,21 +319,22 @@ impl State {
             rank,
             prompt_blocks: block_size.full_blocks(prompt_tokens),
             not_eligible: member.not_eligible(now),
-            cost: cost(footprint.all_tokens(), &candidate, self.policy),
+            indexed_blocks: held_blocks.min(most_blocks),
             candidate,
         }
     }
-}
 
-impl Footprint {
-    fn all_tokens(&self) -> u32 {
-        self.prompt_tokens.saturating_add(self.estimated_tokens)
-    }
-
-    fn hashes_for(&self, size: BlockSize) -> Option<&Arc<[SequenceHash]>> {
-        self.hashes
-            .iter()
-            .find(|(known, _)| *known == size)
-            .map(|(_, hashes)| hashes)
+    /// Blocks of a rank's cache that hold nothing and are not about to; `None` where its ledger may
+    /// not know them all.
+    fn free_blocks(&self, member: &Member, rank: DpRank, state: &RankState) -> Option<u64> {
+        let record = &member.record;
+        let (capacity, size) = (record.capacity_blocks?, record.block_size?);
+        if record.ledger.completeness == Completeness::Partial {
+            return None;
+        }
+        let slot = self.index.slot(&record.worker, rank);
+        let held = slot.map_or(0, |slot| self.index.blocks(slot));
+        let coming = state.in_flight.load().prefill_tokens / u64::from(size.tokens());
+        Some(capacity.saturating_sub(held + coming))
     }
 }

@@ -24,14 +24,25 @@ pub struct Share {
     pub blocks: u32,
     /// Names of the full ones; empty where they have none, and then they are shared with nobody.
     pub hashes: Arc<[SequenceHash]>,
+    /// Leading blocks that the index said the rank held when the request was booked.
+    pub indexed_blocks: u32,
 }
 
 /// The requests in flight on one rank.
 #[derive(Debug, Default)]
 pub struct InFlight {
     load: Load,
-    /// How many prompts in flight have a block.
-    prompts_with: BlockMap<u32>,
+    /// The blocks of the prompts in flight.
+    prompts_with: BlockMap<Tentative>,
+}
+
+/// A block that prompts in flight have.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tentative {
+    /// How many of them.
+    prompts: u32,
+    /// Whether the engine has said since that it stored it.
+    is_stored: bool,
 }
 
 impl InFlight {
@@ -46,9 +57,9 @@ impl InFlight {
         self.load.requests += 1;
         self.load.decode_blocks += u64::from(share.unnamed_blocks());
         for hash in &*share.hashes {
-            let prompts = self.prompts_with.entry(*hash).or_default();
-            *prompts += 1;
-            self.load.decode_blocks += u64::from(*prompts == 1);
+            let block = self.prompts_with.entry(*hash).or_default();
+            block.prompts += 1;
+            self.load.decode_blocks += u64::from(block.prompts == 1);
         }
     }
 
@@ -70,9 +81,9 @@ impl InFlight {
         self.load.requests = self.load.requests.saturating_sub(1);
         let mut freed_blocks = u64::from(share.unnamed_blocks());
         for hash in &*share.hashes {
-            if let Some(prompts) = self.prompts_with.get_mut(hash) {
-                *prompts -= 1;
-                if *prompts == 0 {
+            if let Some(block) = self.prompts_with.get_mut(hash) {
+                block.prompts -= 1;
+                if block.prompts == 0 {
                     self.prompts_with.remove(hash);
                     freed_blocks += 1;
                 }
@@ -81,12 +92,41 @@ impl InFlight {
         self.load.decode_blocks = self.load.decode_blocks.saturating_sub(freed_blocks);
     }
 
+    /// Notes which blocks of prompts in flight are among those that the engine has stored.
+    pub fn note_stored(&mut self, stored: &[SequenceHash]) {
+        if self.prompts_with.is_empty() {
+            return;
+        }
+        for hash in stored {
+            if let Some(block) = self.prompts_with.get_mut(hash) {
+                block.is_stored = true;
+            }
+        }
+    }
+
+    /// Whether a block of a prompt in flight was stored since the first that has it was booked,
+    /// even if it was removed again.
+    pub fn was_stored(&self, hash: SequenceHash) -> bool {
+        let block = self.prompts_with.get(&hash);
+        block.is_some_and(|block| block.is_stored)
+    }
+
     /// Counts the leading blocks of a prompt that a prompt in flight has too: the engine holds
     /// them, or is about to.
     pub fn shared_blocks(&self, hashes: &[SequenceHash]) -> u32 {
         // A sequence hash covers all before it: who has a block has all before it, so the shared
         // lead can be bisected.
         hashes.partition_point(|hash| self.prompts_with.contains_key(hash)) as u32
+    }
+}
+
+impl InFlight {
+    /// Which of a booked prompt's blocks the index was wrong about, when its engine found the first
+    /// `cached_blocks` of them in its cache; those stored since are true again, and left out.
+    pub fn disproved(&self, share: &Share, cached_blocks: u32) -> Vec<SequenceHash> {
+        let indexed = share.hashes.iter().take(share.indexed_blocks as usize);
+        let missing = indexed.skip(cached_blocks as usize).copied();
+        missing.filter(|hash| !self.was_stored(*hash)).collect()
     }
 }
 
@@ -106,6 +146,7 @@ mod tests {
             prefill_tokens,
             blocks,
             hashes,
+            indexed_blocks: 0,
         }
     }
 
@@ -134,6 +175,51 @@ mod tests {
         in_flight.free(&second);
         assert_eq!(in_flight.load(), Load::default());
         assert!(in_flight.prompts_with.is_empty());
+    }
+
+    #[test]
+    fn what_is_stored_is_noted_while_a_prompt_has_it() {
+        let mut in_flight = InFlight::default();
+        let stored = [1, 9].map(SequenceHash);
+        in_flight.note_stored(&stored); // nobody has it yet
+        let (first, second) = (share(0, 2, &[1, 2]), share(0, 1, &[1]));
+        in_flight.book(&first);
+        assert!(!in_flight.was_stored(SequenceHash(1)));
+        in_flight.note_stored(&stored);
+        in_flight.book(&second);
+        in_flight.free(&first);
+        let noted = [1, 2, 9].map(|hash| in_flight.was_stored(SequenceHash(hash)));
+        assert_eq!(noted, [true, false, false]);
+        in_flight.free(&second);
+        assert!(!in_flight.was_stored(SequenceHash(1)));
+    }
+
+    #[test]
+    fn only_what_was_not_stored_since_is_disproved() {
+        let names = |hashes: &[u64]| hashes.iter().copied().map(SequenceHash).collect::<Vec<_>>();
+        for (indexed_blocks, cached_blocks, stored, disproved) in [
+            (3, 3, &[][..], &[][..]),
+            (3, 4, &[], &[]),
+            (3, 1, &[], &[2, 3]),
+            (2, 0, &[], &[1, 2]),
+            (0, 0, &[], &[]),
+            // Evicted and computed anew while the request was under way.
+            (4, 1, &[2, 3, 9], &[4]),
+        ] {
+            let mut in_flight = InFlight::default();
+            let booked = Share {
+                indexed_blocks,
+                ..share(0, 4, &[1, 2, 3, 4])
+            };
+            // What was stored for a prompt before it says nothing of this one's time.
+            in_flight.note_stored(&names(&[1, 2, 3, 4]));
+            in_flight.book(&booked);
+            in_flight.note_stored(&names(stored));
+            assert_eq!(
+                in_flight.disproved(&booked, cached_blocks),
+                names(disproved)
+            );
+        }
     }
 
     #[test]

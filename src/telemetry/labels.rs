@@ -56,6 +56,39 @@ label! {
     }
 }
 
+label! {
+    /// What showed that an engine's prompts are not ours.
+    ParityCheck {
+        /// The prompts it was asked for when it came up.
+        Registration = "registration",
+        /// The blocks it stores.
+        Operation = "operation",
+    }
+}
+
+label! {
+    /// How an image went to an engine.
+    Transfer {
+        /// Inside the request: files are not asked for, or the worker has no folder for them.
+        Inline = "inline",
+        Shm = "shm",
+        /// Inside the request, because files in use left no room.
+        ShmFull = "shm_full",
+        /// Inside the request, because the folder cannot be used.
+        ShmUnusable = "shm_unusable",
+        /// Inside the request once again, because the engine could not read the file.
+        ShmUnread = "shm_unread",
+    }
+}
+
+label! {
+    /// Whether a ledger names all that its engine holds.
+    Ledger {
+        Complete = "complete",
+        Partial = "partial",
+    }
+}
+
 impl EncodeLabelValue for RouterMode {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
         encoder.write_str(match self {
@@ -136,8 +169,26 @@ pub struct VerdictLabels {
     pub verdict: Verdict,
 }
 
+/// What showed a difference in prompts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ParityLabels {
+    pub check: ParityCheck,
+}
+
 /// How an image was come by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct MediaLabels {
     pub outcome: MediaOutcome,
+}
+
+/// How an image went to an engine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TransferLabels {
+    pub way: Transfer,
+}
+
+/// What a worker's ledger is worth.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LedgerLabels {
+    pub ledger: Ledger,
 }

@@ -9,8 +9,8 @@ use prometheus_client::registry::Registry;
 
 use crate::ledger::counts::Alarm;
 use crate::telemetry::labels::{
-    AlarmLabels, EndpointLabels, KvEventLabels, MediaLabels, ModeLabels, RequestLabels,
-    VerdictLabels,
+    AlarmLabels, EndpointLabels, KvEventLabels, LedgerLabels, MediaLabels, ModeLabels, ParityCheck,
+    ParityLabels, RequestLabels, TransferLabels, VerdictLabels,
 };
 
 /// The media type of [`Metrics::encode`]'s text.
@@ -70,6 +70,14 @@ metrics! {
         "overlap_predicted_tokens", "Prompt tokens that the router expected the engine to find in its cache.";
     overlap_cached_tokens: Counter = Counter::default(),
         "overlap_cached_tokens", "Prompt tokens that the engine says it found in its cache.";
+    overlap_difference: Histogram = signed_tokens(),
+        "overlap_difference_tokens", "Prompt tokens that the engine says it found in its cache beyond those predicted, by request; below 0 where it found fewer.";
+    overlap_disproved_blocks: Family<LedgerLabels, Counter> = Family::default(),
+        "overlap_disproved_blocks", "Blocks that the index said a worker held and its engine did not find; those of a partial ledger are taken out.";
+    prompt_length_mismatch: Counter = Counter::default(),
+        "prompt_length_mismatch", "Answers whose engine counts another number of prompt tokens than we do.";
+    parity_failures: Family<ParityLabels, Counter> = Family::default(),
+        "parity_failures", "Times that an engine was found to make other prompts than we do, by what showed it.";
     placements: Family<ModeLabels, Counter> = Family::default(),
         "placements", "Requests placed on a worker, by the way of choosing.";
     no_worker: Counter = Counter::default(),
@@ -81,13 +89,17 @@ metrics! {
     unknown_fields: Counter = Counter::default(),
         "unknown_fields", "Fields of requests that nobody knows.";
     text_only: Counter = Counter::default(),
-        "text_only", "Requests routed on their text before the first image, because an image's expansion is unknown.";
+        "text_only", "Requests routed on their text before the first image, because an image's expansion is unknown or the engine's is another.";
     kv_events: Family<KvEventLabels, Counter> = Family::default(),
         "kv_events", "KV events read from engines, by kind.";
     kv_event_gaps: Counter = Counter::default(),
         "kv_event_gaps", "Times that events were found missing from an engine's sequence.";
+    feed_breaks: Counter = Counter::default(),
+        "feed_breaks", "Times that the feed of a known worker's agent broke off.";
     ledger_alarms: Family<AlarmLabels, Counter> = Family::default(),
         "ledger_alarms", "What ledgers met that cannot be taken at face value, by kind.";
+    partial_ledgers: Gauge = Gauge::default(),
+        "partial_ledgers", "Workers whose blocks are not all known, so that more may be cached there than is expected.";
     index_blocks: Gauge = Gauge::default(),
         "index_blocks", "Blocks in the index, summed over workers.";
     workers: Family<VerdictLabels, Gauge> = Family::default(),
@@ -100,6 +112,8 @@ metrics! {
         "media_cache_hits", "Image fetches answered \"not modified\", so that the bytes held serve again.";
     media_cache: Gauge = Gauge::default(),
         "media_cache_bytes", "Bytes of fetched images that are held.";
+    media_transfers: Family<TransferLabels, Counter> = Family::default(),
+        "media_transfers", "Images sent to engines, by the way they went, where media.transfer is not inline.";
     panics: Counter = Counter::default(),
         "panics", "Requests answered 500 because their code panicked.";
 }
@@ -111,6 +125,9 @@ impl Metrics {
         for alarm in Alarm::ALL {
             drop(self.ledger_alarms.get_or_create(&AlarmLabels { alarm }));
         }
+        for check in [ParityCheck::Registration, ParityCheck::Operation] {
+            drop(self.parity_failures.get_or_create(&ParityLabels { check }));
+        }
     }
 
     /// All metrics as OpenMetrics text.
@@ -121,8 +138,27 @@ impl Metrics {
         if let Err(error) = text::encode(&mut out, &self.registry) {
             tracing::error!(%error, "metrics cannot be written");
         }
-        out
+        without_signed_sum(out)
     }
+}
+
+/// OpenMetrics allows no sum of a histogram with buckets below 0, for it would not only grow, and
+/// strict readers refuse the whole page; the encoder writes one all the same.
+fn without_signed_sum(mut page: String) -> String {
+    const SUM: &str = "\nkvlens_overlap_difference_tokens_sum ";
+    if let Some(at) = page.find(SUM) {
+        let line = page[at + 1..].find('\n');
+        let end = line.map_or(page.len(), |length| at + 1 + length);
+        page.replace_range(at..end, "");
+    }
+    page
+}
+
+/// From 4,096 tokens too few to as many too many; 0 stands alone.
+fn signed_tokens() -> Histogram {
+    Histogram::new([
+        -4096.0, -1024.0, -256.0, -64.0, -16.0, -1.0, 0.0, 16.0, 64.0, 256.0, 1024.0, 4096.0,
+    ])
 }
 
 /// 1 ms to 16 s, for what a token waits for.
@@ -158,7 +194,11 @@ mod tests {
         let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         for (name, kind) in kinds.filter_map(|line| line.split_once(' ')) {
             assert!(names.contains(&name), "{name}");
-            assert_eq!(kind == "histogram", name.ends_with("_seconds"), "{name}");
+            let is_histogram = kind == "histogram";
+            assert!(is_histogram || !name.ends_with("_seconds"), "{name}");
+            let units = ["_seconds", "_tokens"];
+            let has_unit = units.iter().any(|unit| name.ends_with(unit));
+            assert!(!is_histogram || has_unit, "{name}");
         }
         assert!(!text.contains(".."), "{text}");
     }
@@ -179,15 +219,26 @@ mod tests {
             .get_or_create(&EndpointLabels { endpoint })
             .observe(0.2);
         metrics.overlap_blocks.inc_by(3);
+        for tokens in [-32.0, 0.0, 0.0, 48.0] {
+            metrics.overlap_difference.observe(tokens);
+        }
         let text = metrics.encode();
         for line in [
             "kvlens_requests_total{endpoint=\"chat_completions\",status=\"200\"} 1",
             "kvlens_placements_total{mode=\"round-robin\"} 1",
             "kvlens_request_duration_seconds_count{endpoint=\"chat_completions\"} 1",
             "kvlens_overlap_blocks_total 3",
+            "kvlens_parity_failures_total{check=\"registration\"} 0",
+            "kvlens_overlap_difference_tokens_count 4",
+            "kvlens_overlap_difference_tokens_bucket{le=\"-16.0\"} 1",
+            "kvlens_overlap_difference_tokens_bucket{le=\"-1.0\"} 1",
+            "kvlens_overlap_difference_tokens_bucket{le=\"0.0\"} 3",
+            "kvlens_overlap_difference_tokens_bucket{le=\"16.0\"} 3",
+            "kvlens_overlap_difference_tokens_bucket{le=\"+Inf\"} 4",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");
         }
+        assert!(!text.contains("difference_tokens_sum"), "{text}");
     }
 }

@@ -2,15 +2,24 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::EngineProcess;
+use crate::lifecycle::tasks::{TaskEnd, Tasks};
 use crate::router::{self, Router, UPDATES_MAX};
 use crate::telemetry::metrics::Metrics;
 use crate::up::setup::Setup;
-use crate::up::tasks::{TaskEnd, Tasks};
 use crate::worker;
+use crate::worker::reset::Command;
+use crate::worker::spec::ProcessState;
+
+/// An engine with the ways to its agent.
+pub(crate) struct Attended {
+    pub(crate) process: EngineProcess,
+    pub(crate) state: watch::Receiver<ProcessState>,
+    pub(crate) commands: mpsc::Receiver<Command>,
+}
 
 /// One agent beside each engine, and the router's task that takes in what they say.
 pub(crate) struct Agents {
@@ -23,7 +32,7 @@ pub(crate) struct Agents {
 impl Agents {
     pub(crate) fn start(
         setup: &Setup,
-        processes: &[EngineProcess],
+        engines: Vec<Attended>,
         router: &Arc<Router>,
         metrics: &Arc<Metrics>,
     ) -> Self {
@@ -37,12 +46,16 @@ impl Agents {
         let stop = started.router_stop.clone();
         let run = router::run(router.clone(), received, stop);
         started.router.spawn("the router's task", run);
-        for process in processes {
-            let spec = setup.agent(&process.spec);
+        for engine in engines {
+            let mut spec = setup.agent(&engine.process.spec);
+            spec.process = Some(engine.state);
             let name = format!("the agent of {}", spec.worker);
             let stop = started.agents_stop.clone();
-            let run = worker::run(spec, metrics.clone(), updates.clone(), stop);
-            started.agents.spawn(name, run);
+            let (metrics, updates) = (metrics.clone(), updates.clone());
+            let mut commands = engine.commands;
+            started.agents.spawn(name, async move {
+                worker::run(spec, &mut commands, metrics, updates, stop).await;
+            });
         }
         started
     }

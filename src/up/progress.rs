@@ -4,15 +4,18 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use crate::discovery::WorkerRecord;
 use crate::engine::{EngineProcess, State};
 use crate::id::WorkerId;
 use crate::lifecycle;
+use crate::lifecycle::tasks::Tasks;
 use crate::router::Router;
 use crate::telemetry::metrics::Metrics;
 use crate::up::say;
 use crate::up::setup::Banner;
-use crate::up::tasks::Tasks;
+use crate::worker::spec::ProcessState;
 
 /// How often the router is asked which workers are there: often enough to look instant.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -24,14 +27,21 @@ const TOGETHER_MAX: Duration = Duration::from_millis(500);
 /// Lines of a failed engine's output that are shown; the log has every line, at level debug.
 const LINES_SHOWN: usize = 12;
 
-/// Starts a task for each engine that prints its changes, and ends only with the engine.
-pub(crate) fn follow(processes: Vec<EngineProcess>, metrics: &Arc<Metrics>) -> Tasks {
+/// Starts a task for each engine that prints its changes and tells them to its agent, and ends only
+/// with the engine. The states are in the order of the processes.
+pub(crate) fn follow(
+    processes: &[EngineProcess],
+    metrics: &Arc<Metrics>,
+) -> (Tasks, Vec<watch::Receiver<ProcessState>>) {
     let mut tasks = Tasks::default();
+    let mut states = Vec::new();
     for process in processes {
+        let (sender, state) = watch::channel(ProcessState::Unknown);
         let name = format!("the supervisor of {}", process.spec.worker);
-        tasks.spawn(name, follow_one(process, metrics.clone()));
+        tasks.spawn(name, follow_one(process.clone(), metrics.clone(), sender));
+        states.push(state);
     }
-    tasks
+    (tasks, states)
 }
 
 /// Prints the banner when the first worker takes requests, and says when all do.
@@ -91,8 +101,12 @@ fn show_workers(router: &Router, banner: &Banner, shown: &[WorkerId]) -> Vec<Wor
     records.into_iter().map(|record| record.worker).collect()
 }
 
-/// Prints one engine's changes until it is stopped for good.
-async fn follow_one(process: EngineProcess, metrics: Arc<Metrics>) {
+/// Prints one engine's changes, and tells them to its agent, until it is stopped for good.
+async fn follow_one(
+    process: EngineProcess,
+    metrics: Arc<Metrics>,
+    agent: watch::Sender<ProcessState>,
+) {
     let mut states = process.state;
     let worker = process.spec.worker;
     let mut since = Instant::now();
@@ -101,6 +115,7 @@ async fn follow_one(process: EngineProcess, metrics: Arc<Metrics>) {
         let state = states.borrow_and_update().clone();
         // The same state may be sent twice.
         if shown.as_ref() != Some(&state) {
+            agent.send_replace(process_state(&state));
             if state == State::Starting {
                 since = Instant::now();
             }
@@ -113,6 +128,18 @@ async fn follow_one(process: EngineProcess, metrics: Arc<Metrics>) {
             return;
         }
         shown = Some(state);
+    }
+}
+
+fn process_state(state: &State) -> ProcessState {
+    match state {
+        State::Starting | State::Ready { .. } => ProcessState::Running,
+        State::Restarting { after, cause, .. } => ProcessState::Ended {
+            cause: format!("{cause}; starting it again in {:.1} s", after.as_secs_f64()),
+        },
+        State::Stopped => ProcessState::Ended {
+            cause: "it was stopped".to_owned(),
+        },
     }
 }
 

@@ -1,23 +1,22 @@
 //! What `kvlens up` runs: decided once from the flags and what this box has.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::config::engine::EngineConfig;
 use crate::config::media::MediaConfig;
-use crate::engine::command::Plan;
+use crate::engine::command::{Listen, Plan, Ranks, wants_socket};
 use crate::engine::run_dir::RunDir;
-use crate::engine::{Kind, Spec, free_ports};
+use crate::engine::{Kind, Spec, free_port_runs};
 use crate::events::zmq::Source;
+use crate::frontend::listeners::Addresses;
 use crate::gpu::Gpus;
 use crate::id::WorkerId;
 use crate::model::Model;
+use crate::model::named::Named;
 use crate::up::{Args, UpError};
 use crate::vision::Family;
-use crate::worker::AgentSpec;
-
-/// The name that the demo model is served under.
-const DEMO: &str = "demo";
+use crate::worker::spec::AgentSpec;
 
 /// Stand-ins that are started where nothing else is said: two, so that there is a choice to see.
 const MOCK_WORKERS: u16 = 2;
@@ -33,19 +32,14 @@ const QUESTION: &str = "How is a house built? Begin with the ground and the wall
     beams, the roof and the chimney, and end with the doors, the windows and the garden. Answer in \
     a few short sentences that a child can follow.";
 
-/// Where the two listeners are.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Addresses {
-    pub(crate) public: SocketAddr,
-    pub(crate) admin: SocketAddr,
-}
-
 /// What is to run.
 #[derive(Debug)]
 pub(crate) struct Setup {
     kind: Kind,
     workers: u16,
-    /// GPUs found; engines share them out one by one.
+    /// Data-parallel ranks of each engine.
+    ranks: u16,
+    /// GPUs found; engines share them out, one for each rank.
     gpus: Gpus,
     media_enabled: bool,
     /// The name requests use, and part of every hash.
@@ -68,69 +62,78 @@ impl Setup {
                 reason: reason.clone(),
             });
         }
-        let (name, folder, model) = match (&args.model, kind) {
-            (Some(text), _) => named_model(text)?,
-            (None, Kind::Mock) => (DEMO.to_owned(), None, Model::demo()?),
+        let named = match (&args.model, kind) {
+            (Some(text), _) => Named::read(text)?,
+            (None, Kind::Mock) => Named::demo()?,
             (None, Kind::Vllm | Kind::Command) => {
                 let engine = kind.name();
                 return Err(UpError::ModelMissing { engine });
             }
         };
         let workers = args.workers.unwrap_or(match (kind, &gpus) {
-            (Kind::Vllm, Gpus::Some(gpus)) => u16::try_from(gpus.len()).unwrap_or(u16::MAX),
+            (Kind::Vllm, Gpus::Some(gpus)) => {
+                let engines = gpus.len() / usize::from(args.ranks);
+                u16::try_from(engines).unwrap_or(u16::MAX).max(1)
+            }
             (Kind::Command, _) => 1,
             _ => MOCK_WORKERS,
         });
         Ok(Self {
             kind,
             workers,
+            ranks: args.ranks,
             gpus,
             media_enabled: media.enabled,
-            name,
-            folder,
-            model: Arc::new(model),
+            name: named.name,
+            folder: named.folder,
+            model: Arc::new(named.model),
         })
     }
 
     /// The engines to launch.
     pub(crate) fn specs(
         &self,
-        engine_args: &[String],
-        run_dir: &RunDir,
+        args: &Args,
+        config: &EngineConfig,
+        (media_dir, run_dir): (Option<&Path>, &RunDir),
     ) -> Result<Vec<Spec>, UpError> {
-        let ports = free_ports(usize::from(self.workers))?;
-        let spec = |(number, port): (usize, u16)| {
-            let worker = self.worker(number)?;
+        let on_socket = self.kind == Kind::Command && wants_socket(&args.engine_args);
+        // For each engine a run of ports for its events, one for their replay, and one to listen on.
+        let ports = free_port_runs(3 * usize::from(self.workers), self.ranks)?;
+        let spec = |(number, ports): (usize, &[u16])| {
             let plan = Plan {
-                worker,
+                worker: self.worker(number)?,
                 kind: self.kind,
                 name: self.name.clone(),
                 model: self
                     .folder
                     .as_ref()
                     .map(|folder| folder.display().to_string()),
-                port,
-                gpus: self.gpu(number).map(|gpu| vec![gpu]),
-                args: engine_args.to_vec(),
+                listen: match on_socket {
+                    true => Listen::Socket,
+                    false => Listen::Port(ports[2]),
+                },
+                ranks: Ranks::new(self.ranks, ports[0], ports[1]),
+                block_size: config.block_size(),
+                gpus: self.gpus(number),
+                media_dir: media_dir.map(Path::to_owned),
+                args: args.engine_args.clone(),
             };
             Ok(plan.spec(run_dir)?)
         };
-        ports.into_iter().enumerate().map(spec).collect()
+        ports.chunks_exact(3).enumerate().map(spec).collect()
     }
 
     /// The agent beside one engine.
     pub(crate) fn agent(&self, engine: &Spec) -> AgentSpec {
+        let address = engine.address.to_string();
         AgentSpec {
-            worker: engine.worker.clone(),
-            address: format!("http://{}", engine.address),
-            model: self.name.clone(),
-            aliases: Vec::new(),
+            files: Some(self.model.clone()),
             kind: self.kind.name().to_owned(),
-            sources: vec![Source {
-                events: engine.kv_events.clone(),
-                replay: Some(engine.kv_replay.clone()),
-            }],
+            sources: engine.sources.iter().cloned().map(Source::from).collect(),
+            media_dir: engine.media_dir.clone(),
             placeholder: self.model.family().map(Family::placeholder),
+            ..AgentSpec::new(engine.worker.clone(), &address, &self.name)
         }
     }
 
@@ -175,25 +178,18 @@ impl Setup {
         WorkerId::new(&worker).map_err(|source| UpError::Worker { worker, source })
     }
 
-    fn gpu(&self, number: usize) -> Option<String> {
+    /// The GPUs of one engine, one for each rank.
+    fn gpus(&self, number: usize) -> Option<Vec<String>> {
+        let ranks = usize::from(self.ranks);
+        let share = |gpus: &[String]| {
+            let own = gpus.iter().cycle().skip(number * ranks).take(ranks);
+            own.cloned().collect()
+        };
         match (self.kind, &self.gpus) {
-            (Kind::Vllm, Gpus::Some(gpus)) => gpus.iter().cycle().nth(number).cloned(),
+            (Kind::Vllm, Gpus::Some(gpus)) => Some(share(gpus)),
             _ => None,
         }
     }
-}
-
-/// A model by folder or by id: the name it is served under, its folder, its files.
-fn named_model(text: &str) -> Result<(String, Option<PathBuf>, Model), UpError> {
-    let environment = |name: &str| std::env::var_os(name);
-    let folder = Model::resolve(text, environment)?;
-    let model = Model::load(&folder)?;
-    let is_folder = folder.as_os_str() == text || PathBuf::from(text).is_dir();
-    let name = match folder.file_name().filter(|_| is_folder) {
-        Some(last) => last.to_string_lossy().into_owned(),
-        None => text.to_owned(),
-    };
-    Ok((name, Some(folder), model))
 }
 
 /// What is printed when the first worker is ready.
@@ -289,10 +285,15 @@ mod tests {
     fn engines_share_the_gpus_that_were_found() {
         let mut setup = choose(&[], two_gpus(), true).unwrap();
         assert_eq!(setup.kind, Kind::Mock, "no model was named");
-        assert_eq!(setup.gpu(0), None, "a stand-in needs none");
+        assert_eq!(setup.gpus(0), None, "a stand-in needs none");
         setup.kind = Kind::Vllm;
-        let gpus: Vec<_> = (0..3).filter_map(|number| setup.gpu(number)).collect();
-        assert_eq!(gpus, ["3", "GPU-1f", "3"]);
+        let shares = |setup: &Setup| {
+            let shares = (0..3).filter_map(|number| setup.gpus(number));
+            shares.map(|gpus| gpus.join("+")).collect::<Vec<_>>()
+        };
+        assert_eq!(shares(&setup), ["3", "GPU-1f", "3"]);
+        setup.ranks = 2;
+        assert_eq!(shares(&setup), ["3+GPU-1f", "3+GPU-1f", "3+GPU-1f"]);
     }
 
     #[test]

@@ -1,16 +1,27 @@
 //! Asks an engine whether it is well and what it is, over plain HTTP on its own host.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ::http::StatusCode;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
 use crate::block::BlockSize;
-use crate::dispatch::{DispatchError, EngineClient};
+use crate::dispatch::{DispatchError, EngineClient, EngineRequest};
+use crate::id::RequestId;
 
 /// Longest wait for an answer. A busy engine answers `/health` late, not never.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Longest wait for the answer to a question, which the engine computes: the first with an image
+/// takes a real one seconds.
+const QUESTION_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Largest answer to a question that is taken: a million token ids, some times over.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// An engine clears its cache between two steps, and one may take seconds.
+const RESET_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why an engine could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +32,16 @@ pub enum ProbeError {
     Status {
         path: &'static str,
         status: StatusCode,
+    },
+    #[error("the answer of {path} is over {bytes_max} bytes")]
+    TooLarge {
+        path: &'static str,
+        bytes_max: usize,
+    },
+    #[error("{path} did not answer within {waited:?}")]
+    TooLate {
+        path: &'static str,
+        waited: Duration,
     },
     #[error("the answer of {path} is not JSON")]
     Json {
@@ -36,6 +57,23 @@ impl ProbeError {
     }
 }
 
+/// Why an engine's cache was not reset.
+#[derive(Debug, thiserror::Error)]
+pub enum ResetError {
+    #[error("engine has no /reset_prefix_cache; vLLM has it with VLLM_SERVER_DEV_MODE=1")]
+    Missing,
+    #[error("engine keeps its cache: requests that it works on hold blocks of it")]
+    InUse,
+    #[error("/reset_prefix_cache answered {status}")]
+    Status { status: StatusCode },
+    #[error("/reset_prefix_cache did not answer within {waited:?}")]
+    Timeout { waited: Duration },
+    #[error(transparent)]
+    Dispatch(#[from] DispatchError),
+    #[error("agent of {worker} is not there")]
+    NoAgent { worker: String },
+}
+
 /// What an engine says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EngineFacts {
@@ -49,6 +87,14 @@ pub struct EngineFacts {
     pub adapters: Vec<String>,
     /// The longest prompt plus answer it takes; `None` where it does not say.
     pub context_tokens_max: Option<u32>,
+    /// Most tokens it computes in one step; `None` where it does not say.
+    pub max_batched_tokens: Option<u64>,
+    /// Whether it keeps the blocks of earlier prompts.
+    pub prefix_caching: Option<bool>,
+    /// Number of its data-parallel ranks.
+    pub ranks: Option<usize>,
+    /// Number of ranks that publish KV events.
+    pub event_sources: Option<usize>,
 }
 
 /// Asks one engine.
@@ -89,15 +135,86 @@ impl Probe {
         let version = self.get("/version").await.unwrap_or_default();
         let version = serde_json::from_slice::<Value>(&version).unwrap_or_default();
         let metrics = self.get("/metrics").await.unwrap_or_default();
-        let (block_size, capacity_blocks) = cache_config(&String::from_utf8_lossy(&metrics));
+        let config = CacheConfig::of(&String::from_utf8_lossy(&metrics));
+        let sources = self.get("/kv_event_sources").await.unwrap_or_default();
+        let sources = serde_json::from_slice::<Value>(&sources).unwrap_or_default();
         Ok(EngineFacts {
             version: version["version"].as_str().unwrap_or_default().to_owned(),
-            block_size,
-            capacity_blocks,
+            block_size: config.block_size,
+            capacity_blocks: config.capacity_blocks,
             models: listed.bases,
             adapters: listed.adapters,
             context_tokens_max: listed.context_tokens_max,
+            max_batched_tokens: config.max_batched_tokens,
+            prefix_caching: config.prefix_caching,
+            ranks: config.ranks,
+            event_sources: sources.as_object().map(serde_json::Map::len),
         })
+    }
+
+    /// Asks a question; the answer's status and body.
+    ///
+    /// # Errors
+    /// When the engine does not answer in time, breaks off, or says too much.
+    pub async fn post(
+        &self,
+        path: &'static str,
+        question: &Value,
+    ) -> Result<(StatusCode, Bytes), ProbeError> {
+        let waited = QUESTION_DEADLINE;
+        let answer = tokio::time::timeout(waited, self.answer(path, question)).await;
+        answer.unwrap_or(Err(ProbeError::TooLate { path, waited }))
+    }
+
+    async fn answer(
+        &self,
+        path: &'static str,
+        question: &Value,
+    ) -> Result<(StatusCode, Bytes), ProbeError> {
+        let request = EngineRequest {
+            path,
+            id: &RequestId::from_bits(uuid::Uuid::new_v4().as_u128()),
+            rank: None,
+            body: question.to_string().into(),
+        };
+        let mut answer = self.client.send(&self.address, request).await?;
+        let mut body = BytesMut::new();
+        while let Some(chunk) = answer.chunk().await {
+            body.extend_from_slice(&chunk?);
+            if body.len() > ANSWER_BYTES_MAX {
+                let bytes_max = ANSWER_BYTES_MAX;
+                return Err(ProbeError::TooLarge { path, bytes_max });
+            }
+        }
+        Ok((answer.status, body.freeze()))
+    }
+
+    /// Asks the engine to forget the blocks of all its ranks.
+    ///
+    /// # Errors
+    /// When it has no such path, refuses, or does not answer in time.
+    pub async fn reset_prefix_cache(&self) -> Result<(), ResetError> {
+        let request = EngineRequest {
+            path: "/reset_prefix_cache",
+            id: &RequestId::from_bits(uuid::Uuid::new_v4().as_u128()),
+            rank: None,
+            body: Bytes::new(),
+        };
+        let answer = async {
+            let answer = self.client.send(&self.address, request).await?;
+            Ok::<_, DispatchError>((answer.status, answer.whole().await?))
+        };
+        let answer = tokio::time::timeout(RESET_DEADLINE, answer).await;
+        let (status, body) = answer.map_err(|_| ResetError::Timeout {
+            waited: RESET_DEADLINE,
+        })??;
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        match status {
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Err(ResetError::Missing),
+            status if !status.is_success() => Err(ResetError::Status { status }),
+            _ if body["success"] == false => Err(ResetError::InUse),
+            _ => Ok(()),
+        }
     }
 
     async fn get(&self, path: &'static str) -> Result<Bytes, ProbeError> {
@@ -143,19 +260,40 @@ impl Listed {
     }
 }
 
-/// Block size and number of blocks in the labels of `vllm:cache_config_info`.
-fn cache_config(metrics: &str) -> (Option<BlockSize>, Option<u64>) {
-    let line = metrics
-        .lines()
-        .find(|line| line.starts_with("vllm:cache_config_info{"));
-    let label = |name: &str| {
-        let (_, rest) = line?
-            .split_once(&format!("{{{name}=\""))
-            .or_else(|| line?.split_once(&format!(",{name}=\"")))?;
-        rest.split('"').next()?.parse::<u64>().ok()
-    };
-    let size = label("block_size").and_then(|size| BlockSize::new(u32::try_from(size).ok()?));
-    (size, label("num_gpu_blocks"))
+/// What `vllm:cache_config_info` says in its labels, of which there is one line per rank.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct CacheConfig {
+    block_size: Option<BlockSize>,
+    capacity_blocks: Option<u64>,
+    max_batched_tokens: Option<u64>,
+    prefix_caching: Option<bool>,
+    ranks: Option<usize>,
+}
+
+impl CacheConfig {
+    fn of(metrics: &str) -> Self {
+        let is_config = |line: &&str| line.starts_with("vllm:cache_config_info{");
+        let lines: Vec<_> = metrics.lines().filter(is_config).collect();
+        let first = |name: &str| lines.first().and_then(|line| label(line, name));
+        let number = |name: &str| first(name)?.parse::<u64>().ok();
+        let ranks: BTreeSet<_> = lines.iter().map(|line| label(line, "engine")).collect();
+        Self {
+            block_size: number("block_size")
+                .and_then(|size| BlockSize::new(u32::try_from(size).ok()?)),
+            capacity_blocks: number("num_gpu_blocks"),
+            max_batched_tokens: number("max_num_batched_tokens"),
+            prefix_caching: first("enable_prefix_caching").map(|value| value == "True"),
+            ranks: (!ranks.is_empty()).then_some(ranks.len()),
+        }
+    }
+}
+
+/// The value of a label in a metric's line.
+fn label<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = line
+        .split_once(&format!("{{{name}=\""))
+        .or_else(|| line.split_once(&format!(",{name}=\"")))?;
+    rest.split('"').next()
 }
 
 #[cfg(test)]
@@ -163,24 +301,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn block_size_and_capacity_come_from_the_metrics() {
-        let size = BlockSize::new(16);
+    fn what_the_cache_is_like_comes_from_the_metrics() {
+        let block_size = BlockSize::new(16);
+        let nothing = CacheConfig::default();
         for (metrics, wanted) in [
             (
                 "# HELP x\nvllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"20\"} 1.0\n",
-                (size, Some(20)),
+                CacheConfig {
+                    block_size,
+                    capacity_blocks: Some(20),
+                    ranks: Some(1),
+                    ..nothing
+                },
             ),
             (
-                "vllm:cache_config_info{a=\"b\",num_gpu_blocks=\"None\",block_size=\"16\"} 1.0",
-                (size, None),
+                "vllm:cache_config_info{enable_prefix_caching=\"False\",num_gpu_blocks=\"None\",block_size=\"16\"} 1.0",
+                CacheConfig {
+                    block_size,
+                    prefix_caching: Some(false),
+                    ranks: Some(1),
+                    ..nothing
+                },
             ),
             (
-                "vllm:cache_config_info{user_block_size=\"32\",block_size=\"0\"} 1.0",
-                (None, None),
+                "vllm:cache_config_info{user_block_size=\"32\",block_size=\"0\",engine=\"0\"} 1.0\n\
+                 vllm:cache_config_info{engine=\"1\",max_num_batched_tokens=\"8192\"} 1.0",
+                CacheConfig {
+                    ranks: Some(2),
+                    ..nothing
+                },
             ),
-            ("vllm:num_requests_running 0", (None, None)),
+            (
+                "vllm:cache_config_info{a=\"b\",max_num_batched_tokens=\"8192\",enable_prefix_caching=\"True\"} 1.0",
+                CacheConfig {
+                    max_batched_tokens: Some(8192),
+                    prefix_caching: Some(true),
+                    ranks: Some(1),
+                    ..nothing
+                },
+            ),
+            ("vllm:num_requests_running 0", nothing),
         ] {
-            assert_eq!(cache_config(metrics), wanted, "{metrics}");
+            assert_eq!(CacheConfig::of(metrics), wanted, "{metrics}");
         }
     }
 

@@ -2,13 +2,16 @@
 
 mod bad_images;
 mod bad_requests;
-mod client;
+pub(crate) mod client;
 mod crowd;
 mod deaths;
 mod departures;
+mod files;
 mod overlap;
+mod parity;
 mod paths;
-mod pictures;
+pub(crate) mod pictures;
 mod prediction;
+mod resets;
 mod signals;
-mod stack;
+pub(crate) mod stack;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvlens::config::engine::EngineConfig;
-use kvlens::engine::command::Plan;
+use kvlens::discovery::engine_file::KvEndpoints;
+use kvlens::engine::command::{Listen, Plan, Ranks};
 use kvlens::engine::run_dir::RunDir;
 use kvlens::engine::{EngineProcess, Kind, Launcher, State, free_ports};
 use kvlens::id::WorkerId;
@@ -44,13 +45,8 @@ impl Engines {
     /// Runs a shell script as an engine that is to answer on `port`.
     fn launch(&self, script: &str, port: u16) -> EngineProcess {
         let plan = Plan {
-            name: "m".to_owned(),
-            worker: WorkerId::new("w0").expect("w0 is a worker id"),
-            kind: Kind::Command,
-            model: None,
-            port,
             gpus: Some(["2", "GPU-3"].map(str::to_owned).into()),
-            args: ["sh", "-c", script].map(str::to_owned).into(),
+            ..plan(&["sh", "-c", script], port)
         };
         let spec = plan.spec(&self.launcher.run_dir).expect("sh is there");
         self.launcher.launch(spec)
@@ -65,6 +61,22 @@ impl Engines {
 
     fn path(&self, name: &str) -> String {
         self.folder.path().join(name).display().to_string()
+    }
+}
+
+/// A command line as an engine that is to answer on `port`.
+fn plan(args: &[&str], port: u16) -> Plan {
+    Plan {
+        name: "m".to_owned(),
+        worker: WorkerId::new("w0").expect("w0 is a worker id"),
+        kind: Kind::Command,
+        model: None,
+        listen: Listen::Port(port),
+        ranks: Ranks::One,
+        block_size: None,
+        gpus: None,
+        media_dir: None,
+        args: args.iter().map(|&arg| arg.to_owned()).collect(),
     }
 }
 
@@ -182,6 +194,7 @@ async fn an_engine_that_ends_says_why_and_lives_again() {
 async fn an_engine_that_hangs_is_restarted() {
     let mut engines = Engines::new(10);
     engines.launcher.config.watch_millis = 5;
+    engines.launcher.config.watch_failures_max = 3;
     engines.launcher.config.watch_deadline_millis = 50;
     // Its next life cannot begin while this test listens, and is not looked at.
     engines.launcher.config.backoff_first_millis = 30_000;
@@ -266,29 +279,20 @@ async fn an_engine_too_slow_to_answer_is_restarted() {
 #[test]
 fn a_missing_program_is_named() {
     let engines = Engines::new(0);
-    let plan = |kind, args: &[&str]| Plan {
-        name: "m".to_owned(),
-        worker: WorkerId::new("w0").unwrap(),
-        kind,
-        model: None,
-        port: 1,
-        gpus: None,
-        args: args.iter().map(|&arg| arg.to_owned()).collect(),
-    };
     for (plan, text) in [
         (
-            plan(Kind::Command, &["no-such-engine"]),
+            plan(&["no-such-engine"], 1),
             "program \"no-such-engine\" is not found in PATH; name a program that exists, or give \
              its path",
         ),
         (
-            plan(Kind::Command, &[]),
+            plan(&[], 1),
             "engine command is empty; put it after --, as: -- my-engine --port {port}",
         ),
         (
-            plan(Kind::Command, &["sh", "{prot}"]),
-            "engine command has \"{prot}\", which is none of {port} {model} {name} {kv_events} {kv_replay} \
-             {worker}",
+            plan(&["sh", "{prot}"], 1),
+            "engine command has \"{prot}\", which is none of {port} {uds} {model} {name} {kv_events} {kv_replay} \
+             {worker} {ranks} {media_dir}",
         ),
     ] {
         let error = plan.spec(&engines.launcher.run_dir).unwrap_err();
@@ -299,30 +303,97 @@ fn a_missing_program_is_named() {
 #[test]
 fn placeholders_of_a_command_are_filled() {
     let engines = Engines::new(0);
-    let plan = Plan {
-        name: "m".to_owned(),
-        worker: WorkerId::new("w0").unwrap(),
-        kind: Kind::Command,
+    let mut plan = Plan {
         model: Some("qwen".to_owned()),
-        port: 4321,
-        gpus: None,
-        args: [
-            "sh",
-            "{port}",
-            "{model}",
-            "{kv_events}",
-            "{kv_replay}",
-            "{worker}",
-        ]
-        .map(str::to_owned)
-        .into(),
+        ..plan(
+            &[
+                "sh",
+                "{port}",
+                "{model}",
+                "{kv_events}",
+                "{kv_replay}",
+                "{worker}",
+            ],
+            4321,
+        )
     };
     let spec = plan.spec(&engines.launcher.run_dir).unwrap();
     let run = engines.launcher.run_dir.path().display();
     let events = format!("ipc://{run}/w0.kv");
     let replay = format!("ipc://{run}/w0.replay");
     assert_eq!(spec.args, ["4321", "qwen", &events, &replay, "w0"]);
-    assert_eq!((spec.kv_events, spec.kv_replay), (events, replay));
-    assert_eq!(spec.address.to_string(), "127.0.0.1:4321");
+    let source = KvEndpoints {
+        events,
+        bind: false,
+        replay,
+    };
+    assert_eq!(spec.sources, [source]);
+    assert_eq!(spec.address.to_string(), "http://127.0.0.1:4321");
     assert!(Path::new(&spec.program).ends_with("sh"));
+
+    plan.listen = Listen::Socket;
+    plan.ranks = Ranks::new(2, 7000, 8000);
+    plan.media_dir = Some("/media".into());
+    plan.args = ["sh", "{uds}", "{kv_events}", "{ranks}", "{media_dir}"]
+        .map(str::to_owned)
+        .into();
+    let spec = plan.spec(&engines.launcher.run_dir).unwrap();
+    let socket = format!("{run}/w0.http.sock");
+    let events = "tcp://127.0.0.1:7000";
+    assert_eq!(spec.args, [socket.as_str(), events, "2", "/media"]);
+    assert_eq!(spec.address.to_string(), format!("unix:{socket}"));
+    assert_eq!(spec.sources.len(), 2);
+}
+
+#[tokio::test]
+async fn a_process_that_left_the_group_ends_with_its_engine() {
+    let engines = Engines::new(10);
+    let port = free_port();
+    // One child in a session of its own, whose parent has gone; the engine then waits to be killed.
+    let script = format!(
+        "setsid sh -c 'echo $$ > {}; while :; do sleep 1; done' & echo $$ > {}; sleep 60",
+        engines.path("stray"),
+        engines.path("leader"),
+    );
+    let mut engine = engines.launch(&script, port);
+    let stray = written(&engines.path("stray")).await;
+    let leader = written(&engines.path("leader")).await;
+    let pid = |text: &str| rustix::process::Pid::from_raw(text.trim().parse().unwrap());
+    let (stray_pid, leader_pid) = (pid(&stray), pid(&leader).unwrap());
+    let group = rustix::process::getpgid(stray_pid).unwrap();
+    assert_ne!(group, leader_pid, "it has left the engine's group");
+    rustix::process::kill_process(leader_pid, rustix::process::Signal::KILL).unwrap();
+    let ended = |state: &State| matches!(state, State::Restarting { .. });
+    reach(&mut engine, ended).await;
+    let gone = async {
+        while runs(&stray) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let ended = tokio::time::timeout(LONG, gone).await;
+    ended.expect("the stray is killed when its engine has ended");
+    engines.stop().await;
+}
+
+#[tokio::test]
+async fn an_engine_told_to_restart_does_so_at_once() {
+    let mut engines = Engines::new(10);
+    engines.launcher.config.backoff_first_millis = 30_000;
+    let script = format!("echo x >> {}; exec sleep 60", engines.path("starts"));
+    let mut engine = engines.launch(&script, free_port());
+    written(&engines.path("starts")).await;
+    let ended = |state: &State| matches!(state, State::Restarting { .. });
+    engine.restart();
+    let State::Restarting { after, .. } = reach(&mut engine, ended).await else {
+        panic!("it must be restarting");
+    };
+    assert_eq!(after, Duration::ZERO);
+    let again = async {
+        while written(&engines.path("starts")).await != "x\nx\n" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let again = tokio::time::timeout(LONG, again).await;
+    again.expect("it starts again");
+    engines.stop().await;
 }

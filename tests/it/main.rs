@@ -1,16 +1,25 @@
 //! Tests of the library as its users see it, and of the house rules.
 
 mod agent;
+mod bad_engines;
+mod bodies;
+mod bound_source;
+mod cache_share;
 mod cli;
 mod codec;
 mod config;
 mod end_to_end;
 mod engine;
+mod engine_role;
+mod fake_engine;
+mod feed;
+mod gate;
 mod hash_vectors;
 mod http;
 mod index_laws;
 mod layers;
 mod ledger;
+mod ledger_saved;
 mod media_fetch;
 mod mock_client;
 mod mock_engine;
@@ -21,8 +30,12 @@ mod mock_vllm;
 mod model;
 mod normalise;
 mod openai_requests;
+mod parity;
+mod rank;
 mod recording;
+mod roles;
 mod router;
+mod shm;
 mod source;
 mod template;
 mod tokenizer;

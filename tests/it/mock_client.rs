@@ -57,6 +57,10 @@ impl Mock {
         }
     }
 
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
     pub(crate) async fn call(&self, request: Request<Full<Bytes>>) -> (StatusCode, Bytes) {
         let response = self.client.request(request).await.expect("an answer");
         let status = response.status();

@@ -312,3 +312,26 @@ fn an_engine_that_is_away_ends_what_is_in_flight_and_comes_back_with_its_blocks(
         assert_eq!(placement.overlap_blocks, 2);
     }
 }
+
+#[test]
+fn a_block_stored_since_the_booking_is_not_disproved() {
+    let router = router(RouterMode::Kv, &["a"]);
+    let mut partial = record("a");
+    partial.ledger.completeness = Completeness::Partial;
+    up(&router, partial);
+    stored(&router, "a", 0, &[1, 2, 3, 4]);
+    let placement = place(&router, &[1, 2, 3, 4]);
+    assert_eq!(placement.overlap_blocks, 4);
+    stored(&router, "a", 1, &[3]);
+    placement.booking.found_cached(1);
+    assert_eq!(router.workers()[0].indexed_blocks, 2, "1 and 3");
+    drop(placement);
+    // What only other requests in flight vouched for was never the index's word.
+    let first = place(&router, &[7, 8]);
+    let second = place(&router, &[7, 8]);
+    assert_eq!(second.overlap_blocks, 2);
+    second.booking.found_cached(0);
+    assert_eq!(router.workers()[0].indexed_blocks, 2);
+    drop((first, second));
+    assert_eq!(load(&router, "a"), Load::default());
+}

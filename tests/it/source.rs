@@ -32,6 +32,7 @@ impl Publisher {
         let endpoint = |name: &str| format!("ipc://{}", folder.join(name).display());
         let source = Source {
             events: endpoint("events"),
+            bind: false,
             replay: Some(endpoint("replay")),
         };
         for name in ["events", "replay"] {
@@ -39,8 +40,20 @@ impl Publisher {
         }
         let mut live = PubSocket::new();
         live.bind(&source.events).await.expect("bind events");
+        Self::serving(source, live, has_topic).await
+    }
+
+    /// Connects to a source that is bound by who follows it.
+    pub(crate) async fn connect(source: &Source) -> Self {
+        let mut live = PubSocket::new();
+        live.connect(&source.events).await.expect("connect events");
+        Self::serving(source.clone(), live, true).await
+    }
+
+    async fn serving(source: Source, live: PubSocket, has_topic: bool) -> Self {
         let mut replay = RouterSocket::new();
-        replay.bind(&endpoint("replay")).await.expect("bind replay");
+        let endpoint = source.replay.as_deref().expect("a replay");
+        replay.bind(endpoint).await.expect("bind replay");
         let (commands, received) = mpsc::channel(1024);
         let mut tasks = JoinSet::new();
         tasks.spawn(serve(live, replay, received, has_topic));
@@ -126,24 +139,34 @@ async fn next_of_all(feed: &mut mpsc::Receiver<Feed>) -> Feed {
     waited.expect("a feed in time").expect("a follower")
 }
 
-/// The next feed that is of the engine's messages.
-async fn next(feed: &mut mpsc::Receiver<Feed>) -> Feed {
+/// The next feed that is none of being behind, which comes once for each reason.
+pub(crate) async fn next_but_behind(feed: &mut mpsc::Receiver<Feed>) -> Feed {
     loop {
         match next_of_all(feed).await {
-            Feed::CaughtUp | Feed::Behind => {}
+            Feed::Behind { cause } => assert!(!cause.is_empty()),
             next => return next,
         }
     }
 }
 
-fn sequence_of(feed: Feed) -> u64 {
+/// The next feed that is of the engine's messages.
+async fn next(feed: &mut mpsc::Receiver<Feed>) -> Feed {
+    loop {
+        match next_of_all(feed).await {
+            Feed::CaughtUp | Feed::Behind { .. } => {}
+            next => return next,
+        }
+    }
+}
+
+pub(crate) fn sequence_of(feed: Feed) -> u64 {
     match feed {
         Feed::Message { sequence, .. } => sequence,
         other => panic!("{other:?} instead of a message"),
     }
 }
 
-fn following(source: &Source) -> (mpsc::Receiver<Feed>, JoinSet<()>) {
+pub(crate) fn following(source: &Source) -> (mpsc::Receiver<Feed>, JoinSet<()>) {
     let (sender, receiver) = mpsc::channel(16);
     let source = source.clone();
     let mut tasks = JoinSet::new();
@@ -151,7 +174,7 @@ fn following(source: &Source) -> (mpsc::Receiver<Feed>, JoinSet<()>) {
     (receiver, tasks)
 }
 
-fn payload(sequence: u64) -> Message {
+pub(crate) fn payload(sequence: u64) -> Message {
     (sequence, format!("payload {sequence}").into_bytes())
 }
 
@@ -235,14 +258,15 @@ async fn a_source_says_when_it_is_caught_up() {
     // Nobody listens there yet.
     let (mut feed, _tasks) = following(&source);
     let publisher = Publisher::start(folder.path(), true).await;
-    assert_eq!(next_of_all(&mut feed).await, Feed::CaughtUp);
+    assert_eq!(next_but_behind(&mut feed).await, Feed::CaughtUp);
     publisher.publish(&payload(0)).await;
     assert_eq!(sequence_of(next_of_all(&mut feed).await), 0);
     publisher.stop().await;
-    assert_eq!(next_of_all(&mut feed).await, Feed::Behind);
+    let broken = next_of_all(&mut feed).await;
+    assert!(matches!(broken, Feed::Behind { cause } if cause.contains("broke")));
     let _publisher = Publisher::start(folder.path(), true).await;
-    assert_eq!(next_of_all(&mut feed).await, Feed::NewLife);
-    assert_eq!(next_of_all(&mut feed).await, Feed::CaughtUp);
+    assert_eq!(next_but_behind(&mut feed).await, Feed::NewLife);
+    assert_eq!(next_but_behind(&mut feed).await, Feed::CaughtUp);
 }
 
 /// What was logged.
@@ -270,13 +294,14 @@ async fn an_operator_hears_once_of_a_source_that_is_not_there_and_once_that_it_i
     let folder = tempfile::tempdir().unwrap();
     let source = Source {
         events: format!("ipc://{}", folder.path().join("events").display()),
+        bind: false,
         replay: Some(format!("ipc://{}", folder.path().join("replay").display())),
     };
     let (mut feed, _tasks) = following(&source);
     tokio::time::sleep(Duration::from_secs(60)).await;
     tokio::time::resume();
     let _publisher = Publisher::start(folder.path(), true).await;
-    assert_eq!(next_of_all(&mut feed).await, Feed::CaughtUp);
+    assert_eq!(next_but_behind(&mut feed).await, Feed::CaughtUp);
     let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     let ours: Vec<_> = lines
         .lines()
@@ -327,6 +352,7 @@ async fn after_lost_events_the_index_is_as_without_loss() {
         Rank::new(worker, DpRank(0), Incarnation(1), ledger)
     };
     let (mut rank, mut wanted) = (new_rank(), Index::new());
+    wanted.apply(&rank.take(Feed::CaughtUp, || Incarnation(2)).unwrap());
     for (sequence, payload) in messages.clone() {
         let payload = payload.into();
         let event = rank.take(Feed::Message { sequence, payload }, || Incarnation(2));

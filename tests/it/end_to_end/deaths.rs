@@ -39,14 +39,19 @@ async fn a_stream_whose_engine_dies_ends_with_an_error_and_others_go_on() {
     let last = events.last().unwrap();
     assert_eq!(error_code(last).as_deref(), Some("engine_failed"), "{last}");
     assert!(!events.iter().any(|event| event == "[DONE]"));
+    until("it says why it is away", async || {
+        let entry = stack.worker(&worker).await;
+        let cause = entry["cause"].as_str().unwrap_or_default();
+        entry["verdict"] != "healthy" && cause.contains("it ended with signal: 9")
+    })
+    .await;
 
     for number in 0..6 {
         let told = stack.ask(&long_chat(["one", "two"][number % 2])).await;
         assert_ne!(told.worker, worker, "request {number}");
     }
     until("its blocks leave the index", async || {
-        let entry = stack.worker(&worker).await;
-        entry.is_null() || entry["indexed_blocks"] == 0
+        stack.worker(&worker).await["indexed_blocks"] == 0
     })
     .await;
     until("its load is freed", async || stack.load().await == 0).await;
@@ -79,7 +84,8 @@ async fn a_request_whose_engine_dies_before_the_first_byte_is_answered_by_anothe
         .enumerate()
     {
         until("both take requests", async || {
-            stack.workers().await.len() == 2
+            let workers = stack.workers().await;
+            workers.iter().all(|entry| entry["verdict"] == "healthy")
         })
         .await;
         let (told, died) = tokio::join!(stack.ask(body), kill_the_busy_one(&stack));

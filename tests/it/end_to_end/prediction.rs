@@ -191,6 +191,8 @@ async fn the_prediction_is_right_every_time() {
     for (name, expected) in [
         ("kvlens_kv_event_gaps_total", 0.0),
         ("kvlens_retries_total", 0.0),
+        ("kvlens_parity_failures_total", 0.0),
+        ("kvlens_prompt_length_mismatch_total", 0.0),
         ("kvlens_in_flight_requests", 0.0),
     ] {
         assert_eq!(stack.metric(name).await, expected, "{name}");

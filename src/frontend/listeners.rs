@@ -1,32 +1,55 @@
-//! The two listeners of `kvlens up`.
+//! The two listeners of a frontend, and how they drain.
 
+use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::frontend::{FrontendConfig, LimitsConfig};
-use crate::frontend::Frontend;
-use crate::http::Limits;
 use crate::http::serve::{bind, serve};
-use crate::up::UpError;
-use crate::up::setup::Addresses;
-use crate::up::tasks::Tasks;
+use crate::http::{Limits, Routes};
+use crate::lifecycle::tasks::{TaskEnd, Tasks};
+
+/// Time for requests in flight to finish after the first stop signal.
+pub const DRAIN_MAX: Duration = Duration::from_secs(30);
 
 const PUBLIC: &str = "the public listener";
 const ADMIN: &str = "the admin listener";
 const ADMIN_PORT: &str = "--port (the admin listener takes the next one) or frontend.admin_port";
 
+/// Why a listener cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} cannot listen on {address}; choose another port with {remedy}")]
+pub struct ListenError {
+    what: &'static str,
+    address: SocketAddr,
+    remedy: &'static str,
+    source: io::Error,
+}
+
+/// Where the two listeners are.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    pub public: SocketAddr,
+    pub admin: SocketAddr,
+}
+
 /// The two listeners, bound before anything is started, so that a taken port stops nothing.
-pub(crate) struct Listeners {
+#[derive(Debug)]
+pub struct Listeners {
     public: TcpListener,
     admin: TcpListener,
-    pub(crate) addresses: Addresses,
+    pub addresses: Addresses,
 }
 
 impl Listeners {
-    pub(crate) async fn bind(config: &FrontendConfig) -> Result<Self, UpError> {
+    /// Binds both.
+    ///
+    /// # Errors
+    /// When an address is taken or not ours.
+    pub async fn bind(config: &FrontendConfig) -> Result<Self, ListenError> {
         let public = listen(PUBLIC, config.address(), "--port").await?;
         let public_address = public.local_addr().unwrap_or(config.address());
         // A free public port still has the admin listener on the next one, where that is free too.
@@ -52,29 +75,18 @@ impl Listeners {
 
     /// Serves on both until `stop` and until the last request has ended; the admin listener until
     /// the public one has drained.
-    pub(crate) fn serve(
+    pub fn serve(
         self,
-        frontend: &Arc<Frontend>,
+        public: Routes,
+        admin: Routes,
         limits: &LimitsConfig,
         stop: &CancellationToken,
     ) -> Tasks {
-        let limits = Limits {
-            body_bytes_max: limits.body_bytes_max,
-            bodies_in_flight_bytes_max: limits.bodies_in_flight_bytes_max,
-            header_bytes_max: limits.header_bytes_max,
-            header_read: limits.header_read(),
-            body_read: limits.body_read(),
-            connections_max: limits.connections_max,
-        };
+        let limits = Limits::from(limits);
         let mut listeners = Tasks::default();
         let drained = CancellationToken::new();
-        let admin = serve(
-            self.admin,
-            frontend.admin_routes(),
-            limits.clone(),
-            drained.clone(),
-        );
-        let public = serve(self.public, frontend.routes(), limits, stop.clone());
+        let admin = serve(self.admin, admin, limits.clone(), drained.clone());
+        let public = serve(self.public, public, limits, stop.clone());
         // Who watches a drain asks the admin listener how far it is.
         listeners.spawn(PUBLIC, async move {
             public.await;
@@ -85,13 +97,26 @@ impl Listeners {
     }
 }
 
+/// Waits until what [`Listeners::serve`] started has ended, its requests in flight with it; those
+/// that take longer than [`DRAIN_MAX`] are cut.
+///
+/// # Errors
+/// When a listener panicked.
+pub async fn drain(serving: Tasks) -> Result<(), TaskEnd> {
+    let drained = tokio::time::timeout(DRAIN_MAX, serving.end()).await;
+    drained.unwrap_or_else(|_| {
+        tracing::warn!(waited = ?DRAIN_MAX, "requests still in flight are cut");
+        Ok(())
+    })
+}
+
 async fn listen(
     what: &'static str,
     address: SocketAddr,
     remedy: &'static str,
-) -> Result<TcpListener, UpError> {
+) -> Result<TcpListener, ListenError> {
     let bound = bind(address).await;
-    bound.map_err(|source| UpError::Listen {
+    bound.map_err(|source| ListenError {
         what,
         address,
         remedy,

@@ -6,7 +6,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 
 /// Tasks with names. Dropped, they end as they are.
 #[derive(Debug, Default)]
-pub(crate) struct Tasks {
+pub struct Tasks {
     running: JoinSet<()>,
     names: HashMap<Id, String>,
 }
@@ -22,7 +22,7 @@ pub struct TaskEnd {
 
 impl Tasks {
     /// Starts a task.
-    pub(crate) fn spawn(
+    pub fn spawn(
         &mut self,
         name: impl Into<String>,
         task: impl Future<Output = ()> + Send + 'static,
@@ -32,7 +32,7 @@ impl Tasks {
     }
 
     /// Waits for the next task to end; without tasks, without end.
-    pub(crate) async fn next_end(&mut self) -> TaskEnd {
+    pub async fn next_end(&mut self) -> TaskEnd {
         match self.running.join_next_with_id().await {
             None => std::future::pending().await,
             Some(Ok((id, ()))) => self.end_of(id, None),
@@ -44,7 +44,7 @@ impl Tasks {
     ///
     /// # Errors
     /// The first that panicked.
-    pub(crate) async fn end(mut self) -> Result<(), TaskEnd> {
+    pub async fn end(mut self) -> Result<(), TaskEnd> {
         let mut outcome = Ok(());
         while !self.running.is_empty() {
             let end = self.next_end().await;

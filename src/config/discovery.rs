@@ -1,0 +1,37 @@
+//! `[discovery]`: which workers a frontend knows of.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which workers a frontend knows of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiscoveryConfig {
+    /// The agents' listeners, as `http://127.0.0.1:8200`.
+    pub workers: Vec<String>,
+    /// File whose first bearer key is shown to agents, not readable for everybody.
+    pub key_file: Option<PathBuf>,
+    /// How long the blocks of a worker whose agent is away are believed in, in seconds.
+    #[schemars(range(min = 1))]
+    pub stale_after_secs: u64,
+}
+
+impl Default for DiscoveryConfig {
+    fn default() -> Self {
+        Self {
+            workers: Vec::new(),
+            key_file: None,
+            stale_after_secs: 3600,
+        }
+    }
+}
+
+impl DiscoveryConfig {
+    /// How long the blocks of a worker whose agent is away are believed in.
+    pub fn stale_after(&self) -> Duration {
+        Duration::from_secs(self.stale_after_secs)
+    }
+}

@@ -1,0 +1,39 @@
+//! `[worker]`: the agent beside one engine, where it runs as a process of its own.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The agent beside one engine, where it runs as a process of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerConfig {
+    /// Address and port that the agent's listener binds: its feed for routers, its metrics and its
+    /// commands. Beyond loopback it needs `worker.key_file`.
+    pub listen: SocketAddr,
+    /// File of the bearer keys that the listener takes, one a line (`name:key` or `key`), not
+    /// readable for everybody; unset takes none.
+    pub key_file: Option<PathBuf>,
+    /// Folder in which the agent keeps across its restarts what it knows of its engine's cache;
+    /// unset keeps nothing.
+    pub state_dir: Option<PathBuf>,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8200)),
+            key_file: None,
+            state_dir: None,
+        }
+    }
+}
+
+impl WorkerConfig {
+    /// Whether other hosts could reach the listener without a key.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.listen.ip().is_loopback() && self.key_file.is_none()
+    }
+}

@@ -1,0 +1,383 @@
+//! `kvlens engine`: one engine with its folder, its control socket and its gate.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueHint;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::config::{Config, Values};
+use crate::discovery::engine_file::{ENGINE_FILE_VERSION, EngineFile};
+use crate::engine::command::{Listen, Plan, Ranks, named_model, wants_socket};
+use crate::engine::control::{Control, Seen};
+use crate::engine::gate::Gate;
+use crate::engine::gate::keys::{KeyFileError, Keys};
+use crate::engine::run_dir::RunDir;
+use crate::engine::shelter::RunDirError;
+use crate::engine::{EngineError, EngineProcess, Kind, Launcher, Spec, State, free_port_runs};
+use crate::http::Limits;
+use crate::http::serve::{bind, bind_unix, serve};
+use crate::id::WorkerId;
+use crate::lifecycle;
+use crate::model::ModelError;
+
+/// The name that the demo model is served under.
+const DEMO: &str = "demo";
+
+/// Lines of a failed engine's output that are logged; at level debug every line is.
+const LINES_SHOWN: usize = 12;
+
+/// Time for the last answers of the listeners, once the engine has ended.
+const LISTENERS_END_MAX: Duration = Duration::from_secs(1);
+
+/// Runs one engine and starts it again when it ends; other hosts reach it through its gate
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Name of the worker: 1 to 63 of a-z, 0-9 and -
+    #[arg(long, value_parser = WorkerId::new)]
+    worker: WorkerId,
+    /// Which engine to run
+    #[arg(long, value_enum, default_value = "vllm")]
+    kind: Kind,
+    /// Folder or name of the model to serve
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    model: Option<String>,
+    /// Name to serve the model under; its folder's or its own where not given
+    #[arg(long)]
+    name: Option<String>,
+    /// Data-parallel ranks of the engine
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    ranks: u16,
+    /// Tokens of a KV-cache block; the engine's own choice where not given
+    #[arg(long, value_name = "TOKENS")]
+    block_size: Option<u32>,
+    /// GPUs that the engine may see, as CUDA_VISIBLE_DEVICES names them
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    gpus: Option<Vec<String>>,
+    /// Folder whose files the engine may read as images
+    #[arg(long, value_name = "DIR")]
+    media_dir: Option<PathBuf>,
+    /// Port of 127.0.0.1 for the engine to listen on, instead of a unix socket
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// Address of the gate, through which other hosts reach the engine; none where not given
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// File with the bearer keys of the gate, as `name:key` lines
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    key_file: Option<PathBuf>,
+    /// Further arguments of the engine; with `--kind command`, its command line, in which {port},
+    /// {uds}, {model}, {name}, {kv_events}, {kv_replay}, {worker}, {ranks} and {media_dir} are
+    /// filled in
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+impl Args {
+    /// The configuration that was given as flags.
+    pub fn flags(&self) -> Values {
+        Values::default().set_given("engine.block_size", self.block_size)
+    }
+}
+
+/// Why the engine is not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RoleError {
+    #[error("--kind vllm needs --model with a folder or a name")]
+    ModelMissing,
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+    #[error("--listen {address} can be reached from other hosts, so it needs --key-file")]
+    KeysMissing { address: SocketAddr },
+    #[error("cannot listen on {address}")]
+    Listen { address: String, source: io::Error },
+    #[error("cannot write {path}")]
+    EngineFile { path: String, source: io::Error },
+    #[error("a part of it ended by itself")]
+    Ended {
+        /// Its panic; `None` where it returned.
+        source: Option<JoinError>,
+    },
+}
+
+impl RoleError {
+    /// Whether it stays until somebody changes the command line or a file.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::ModelMissing | Self::Model(_) | Self::Keys(_) | Self::KeysMissing { .. } => true,
+            Self::Engine(error) => !matches!(
+                error,
+                EngineError::OwnProgram { .. } | EngineError::Port { .. }
+            ),
+            _ => false,
+        }
+    }
+}
+
+/// Runs the engine until `stop`: refuses new requests at the gate, lets those in flight finish, then
+/// ends the engine.
+///
+/// # Errors
+/// When the command line, a file, the folder or an address cannot be used, or a part ended by itself.
+pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<(), RoleError> {
+    let keys = gate_keys(&args)?;
+    let run_dir = RunDir::of_engine(config.engine.run_dir.as_deref(), &args.worker)?;
+    let plan = plan(&args, &config)?;
+    let spec = plan.spec(&run_dir)?;
+    let gate = match args.listen {
+        Some(address) => Some(Entrance::bind(address, &spec, keys).await?),
+        None => None,
+    };
+    let public = gate.as_ref().and_then(Entrance::public_address);
+    write_file(&plan, &spec, public, run_dir.path())?;
+    let mut served = Served::start(spec, gate, run_dir, &config)?;
+    let running = tokio::select! {
+        // First, because the parts end with it.
+        biased;
+        () = stop.cancelled() => Ok(()),
+        ended = served.next_end() => Err(ended),
+    };
+    served.end(config.engine.drain()).await;
+    running
+}
+
+fn gate_keys(args: &Args) -> Result<Option<Keys>, RoleError> {
+    match (args.listen, &args.key_file) {
+        (Some(address), None) if !address.ip().is_loopback() => {
+            Err(RoleError::KeysMissing { address })
+        }
+        (_, Some(path)) => Ok(Some(Keys::read(path)?)),
+        _ => Ok(None),
+    }
+}
+
+fn plan(args: &Args, config: &Config) -> Result<Plan, RoleError> {
+    let (name, folder) = match (&args.model, args.kind) {
+        (None, Kind::Vllm) => return Err(RoleError::ModelMissing),
+        (None, _) => (DEMO.to_owned(), None),
+        (Some(text), _) => {
+            let (name, folder) = named_model(text)?;
+            (name, Some(folder.display().to_string()))
+        }
+    };
+    // A run of ports for the events, one for their replay, and the first of the third to listen on.
+    let ports = free_port_runs(3, args.ranks)?;
+    let listens_on_port = args.kind == Kind::Command && !wants_socket(&args.args);
+    Ok(Plan {
+        worker: args.worker.clone(),
+        kind: args.kind,
+        name: args.name.clone().unwrap_or(name),
+        model: folder,
+        listen: match args.port {
+            Some(port) => Listen::Port(port),
+            None if listens_on_port => Listen::Port(ports[2]),
+            None => Listen::Socket,
+        },
+        ranks: Ranks::new(args.ranks, ports[0], ports[1]),
+        block_size: config.engine.block_size(),
+        gpus: args.gpus.clone(),
+        media_dir: args.media_dir.clone(),
+        args: args.args.clone(),
+    })
+}
+
+fn write_file(
+    plan: &Plan,
+    spec: &Spec,
+    public_address: Option<String>,
+    folder: &Path,
+) -> Result<(), RoleError> {
+    let file = EngineFile {
+        version: ENGINE_FILE_VERSION,
+        worker: spec.worker.clone(),
+        kind: plan.kind.name().to_owned(),
+        address: spec.address.to_string(),
+        public_address,
+        name: plan.name.clone(),
+        model: plan.model.clone(),
+        sources: spec.sources.clone(),
+        media_dir: plan.media_dir.clone(),
+    };
+    file.write(folder).map_err(|source| RoleError::EngineFile {
+        path: folder.display().to_string(),
+        source,
+    })
+}
+
+/// A gate and its listener.
+struct Entrance {
+    listener: TcpListener,
+    address: SocketAddr,
+    gate: Arc<Gate>,
+    keys: Option<Keys>,
+}
+
+impl Entrance {
+    async fn bind(address: SocketAddr, spec: &Spec, keys: Option<Keys>) -> Result<Self, RoleError> {
+        let failed = |source| RoleError::Listen {
+            address: address.to_string(),
+            source,
+        };
+        let listener = bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        info!(worker = %spec.worker, %address, "gate listens");
+        Ok(Self {
+            listener,
+            address,
+            gate: Arc::new(Gate::new(spec.address.to_string())),
+            keys,
+        })
+    }
+
+    /// Where others reach it; `None` where it listens on all addresses and cannot tell which one.
+    fn public_address(&self) -> Option<String> {
+        let is_one = !self.address.ip().is_unspecified();
+        is_one.then(|| format!("http://{}", self.address))
+    }
+}
+
+/// The running engine and all around it.
+struct Served {
+    gate: Option<Arc<Gate>>,
+    engine: TaskTracker,
+    engine_stop: CancellationToken,
+    /// The listeners and the log of the engine's states.
+    parts: JoinSet<()>,
+    parts_stop: CancellationToken,
+    /// Should this be dropped, the engine ends all the same.
+    _engine_end: tokio_util::sync::DropGuard,
+}
+
+impl Served {
+    fn start(
+        spec: Spec,
+        entrance: Option<Entrance>,
+        run_dir: RunDir,
+        config: &Config,
+    ) -> Result<Self, RoleError> {
+        let path = run_dir.path().join("control.sock");
+        let control_listener = bind_unix(&path).map_err(|source| RoleError::Listen {
+            address: path.display().to_string(),
+            source,
+        })?;
+        let launcher = Launcher {
+            config: config.engine.clone(),
+            run_dir: Arc::new(run_dir),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        };
+        let process = launcher.launch(spec);
+        let (seen_in, seen) = watch::channel(Seen::starting());
+        let control = Arc::new(Control {
+            process: process.clone(),
+            gate: entrance.as_ref().map(|entrance| entrance.gate.clone()),
+            seen,
+            drain: config.engine.drain(),
+        });
+        let gate = control.gate.clone();
+        let limits = Limits::from(&config.frontend.limits);
+        let parts_stop = CancellationToken::new();
+        let mut parts = JoinSet::new();
+        parts.spawn(follow(process, seen_in));
+        if let Some(entrance) = entrance {
+            let routes = entrance.gate.routes(entrance.keys);
+            let stop = parts_stop.clone();
+            parts.spawn(serve(entrance.listener, routes, limits.clone(), stop));
+        }
+        let stop = parts_stop.clone();
+        parts.spawn(serve(control_listener, control.routes(), limits, stop));
+        Ok(Self {
+            gate,
+            engine: launcher.tasks,
+            _engine_end: launcher.stop.clone().drop_guard(),
+            engine_stop: launcher.stop,
+            parts,
+            parts_stop,
+        })
+    }
+
+    /// Waits for a part to end by itself.
+    async fn next_end(&mut self) -> RoleError {
+        let ended = self.parts.join_next().await;
+        RoleError::Ended {
+            source: ended.and_then(Result::err),
+        }
+    }
+
+    /// Drains the gate, ends the engine, then the listeners.
+    async fn end(mut self, drain: Duration) {
+        if let Some(gate) = &self.gate {
+            gate.set_draining(true);
+            info!(in_flight = gate.in_flight(), longest = ?drain, "draining");
+            if tokio::time::timeout(drain, gate.idle()).await.is_err() {
+                warn!(
+                    in_flight = gate.in_flight(),
+                    "requests still in flight are cut"
+                );
+            }
+        }
+        self.engine_stop.cancel();
+        self.engine.close();
+        self.engine.wait().await;
+        self.parts_stop.cancel();
+        let parts = async { while self.parts.join_next().await.is_some() {} };
+        // An idle client may hold a connection; nobody waits for it.
+        tokio::time::timeout(LISTENERS_END_MAX, parts).await.ok();
+    }
+}
+
+/// Tells the log, systemd and the control socket of the engine's states, until it is stopped.
+async fn follow(process: EngineProcess, seen: watch::Sender<Seen>) {
+    let worker = process.spec.worker;
+    let mut states = process.state;
+    let mut has_been_ready = false;
+    loop {
+        let state = states.borrow_and_update().clone();
+        lifecycle::notify_status(&line(&state));
+        match &state {
+            State::Ready { .. } if !has_been_ready => {
+                has_been_ready = true;
+                lifecycle::notify_ready();
+            }
+            State::Restarting { last_lines, .. } => {
+                let skipped = last_lines.len().saturating_sub(LINES_SHOWN);
+                for line in last_lines.iter().skip(skipped) {
+                    warn!(%worker, line, "engine wrote before its end");
+                }
+            }
+            _ => {}
+        }
+        let is_stopped = state == State::Stopped;
+        seen.send_modify(|seen| seen.take(state));
+        if is_stopped || states.changed().await.is_err() {
+            break;
+        }
+    }
+    // The engine's end is the end of the role, not of this part.
+    seen.closed().await;
+}
+
+fn line(state: &State) -> String {
+    match state {
+        State::Starting => "starting".to_owned(),
+        State::Ready { life } => format!("ready, life {life}"),
+        State::Restarting { after, cause, .. } => {
+            format!("{cause}; starting it again in {:.1} s", after.as_secs_f64())
+        }
+        State::Stopped => "stopped".to_owned(),
+    }
+}

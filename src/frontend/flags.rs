@@ -1,0 +1,41 @@
+//! The flags that every role with a frontend has.
+
+use std::net::IpAddr;
+
+use crate::config::Values;
+use crate::select::RouterMode;
+
+/// Where the public listener is, and how a worker is chosen.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServeFlags {
+    /// Address that the public listener binds
+    #[arg(long)]
+    host: Option<IpAddr>,
+    /// Port of the public listener; the admin listener takes the next one
+    #[arg(long)]
+    port: Option<u16>,
+    /// How a worker is chosen
+    #[arg(long)]
+    router_mode: Option<RouterMode>,
+    /// How much a block already held counts against a block of load
+    #[arg(long, value_name = "WEIGHT")]
+    router_kv_overlap_score_weight: Option<f64>,
+    /// Randomness of the choice; 0 takes the cheapest worker
+    #[arg(long)]
+    router_temperature: Option<f64>,
+}
+
+impl ServeFlags {
+    /// The configuration that was given as flags.
+    pub fn values(&self) -> Values {
+        Values::default()
+            .set_given("frontend.host", self.host)
+            .set_given("frontend.port", self.port)
+            .set_given("router.mode", self.router_mode)
+            .set_given(
+                "router.overlap_score_weight",
+                self.router_kv_overlap_score_weight,
+            )
+            .set_given("router.temperature", self.router_temperature)
+    }
+}

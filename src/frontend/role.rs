@@ -1,0 +1,229 @@
+//! `kvlens frontend`: a frontend with its router, which follow the feeds of agents.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueHint;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::config::discovery::DiscoveryConfig;
+use crate::config::{Config, Values};
+use crate::frontend::Frontend;
+use crate::frontend::flags::ServeFlags;
+use crate::frontend::listeners::{self, ListenError, Listeners};
+use crate::http::keys::{KeyFileError, first_key};
+use crate::lifecycle;
+use crate::lifecycle::tasks::{TaskEnd, Tasks};
+use crate::media::PolicyError;
+use crate::model::named::Named;
+use crate::model::{Model, ModelError};
+use crate::router::Router;
+use crate::router::feed::Feeds;
+use crate::router::view::WorkerView;
+use crate::telemetry::metrics::Metrics;
+
+/// How often is looked how many workers take requests.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Answers the OpenAI API for a model whose workers run elsewhere.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    serve: ServeFlags,
+    /// Listener of a worker's agent, as http://127.0.0.1:8200; may be repeated
+    #[arg(long, value_name = "URL")]
+    worker_url: Vec<String>,
+    /// File whose first bearer key is shown to the agents
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    worker_key_file: Option<PathBuf>,
+    /// Folder or name of the model to serve; demo for the one inside this program
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    model: String,
+    /// The model's base name, as its agents have it; the folder's own unless told
+    #[arg(long)]
+    name: Option<String>,
+}
+
+impl Args {
+    /// The configuration that was given as flags.
+    pub fn flags(&self) -> Values {
+        let workers = (!self.worker_url.is_empty()).then_some(&self.worker_url);
+        self.serve
+            .values()
+            .set_given("discovery.workers", workers)
+            .set_given("discovery.key_file", self.worker_key_file.as_ref())
+    }
+}
+
+/// What to serve and whom to follow, checked.
+#[derive(Debug)]
+pub struct Plan {
+    name: String,
+    model: Arc<Model>,
+    workers: Vec<String>,
+    key: Option<String>,
+}
+
+/// Why a frontend cannot be started so.
+#[derive(Debug, thiserror::Error)]
+pub enum BadPlan {
+    #[error(
+        "no worker is named; name the listener of each agent with --worker-url or discovery.workers"
+    )]
+    NoWorker,
+    #[error("{url:?} is not the address of an agent's listener, as http://127.0.0.1:8200")]
+    Url { url: String },
+    #[error("{url:?} is named twice")]
+    Twice { url: String },
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// Why a frontend ends.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontendError {
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Media(#[from] PolicyError),
+    #[error(transparent)]
+    Ended(#[from] TaskEnd),
+}
+
+impl Plan {
+    /// Checks the flags and reads the model.
+    ///
+    /// # Errors
+    /// When the role could never serve with them.
+    pub fn new(args: &Args, config: &DiscoveryConfig) -> Result<Self, BadPlan> {
+        let workers = agents(&config.workers)?;
+        let key = config.key_file.as_deref().map(first_key).transpose()?;
+        let named = Named::read_or_demo(&args.model)?;
+        Ok(Self {
+            name: args.name.clone().unwrap_or(named.name),
+            model: Arc::new(named.model),
+            workers,
+            key,
+        })
+    }
+}
+
+/// The agents' addresses, none of them twice.
+fn agents(urls: &[String]) -> Result<Vec<String>, BadPlan> {
+    let mut agents: Vec<String> = Vec::new();
+    for url in urls {
+        let address = url.trim_end_matches('/').to_owned();
+        let authority = address.strip_prefix("http://").unwrap_or_default();
+        let is_http = !authority.is_empty() && authority.parse::<::http::uri::Authority>().is_ok();
+        if !is_http && !address.starts_with("unix:/") {
+            return Err(BadPlan::Url { url: url.clone() });
+        }
+        if agents.contains(&address) {
+            return Err(BadPlan::Twice { url: url.clone() });
+        }
+        agents.push(address);
+    }
+    match agents.is_empty() {
+        true => Err(BadPlan::NoWorker),
+        false => Ok(agents),
+    }
+}
+
+/// Serves until `stop`: listeners first, then whatever workers there are. Requests in flight are
+/// answered before it ends.
+///
+/// # Errors
+/// When a listener cannot be had, or a part ended by itself.
+pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<(), FrontendError> {
+    let listeners = Listeners::bind(&config.frontend).await?;
+    let metrics = Arc::new(Metrics::default());
+    let router = Router::new(config.router.policy(), metrics.clone());
+    let models = HashMap::from([(plan.name.clone(), plan.model)]);
+    let frontend = Frontend::new(&config, models, router.clone(), metrics)?;
+    let addresses = listeners.addresses;
+    let mut serving = listeners.serve(
+        frontend.routes(),
+        frontend.admin_routes(),
+        &config.frontend.limits,
+        &stop,
+    );
+
+    let stale_after = config.discovery.stale_after();
+    let feeds = Feeds::new(router.clone(), &plan.name, stale_after, plan.key);
+    let mut followers = Tasks::default();
+    for url in plan.workers {
+        let name = format!("the follower of {url}");
+        followers.spawn(name, feeds.clone().follow(url));
+    }
+    info!(
+        public = %addresses.public,
+        admin = %addresses.admin,
+        model = plan.name,
+        "frontend ready"
+    );
+    lifecycle::notify_ready();
+    let running = tokio::select! {
+        // First, because listeners end with it.
+        biased;
+        () = stop.cancelled() => Ok(()),
+        end = serving.next_end() => Err(end),
+        end = followers.next_end() => Err(end),
+        never = show_workers(&router) => match never {},
+    };
+    stop.cancel();
+    let drained = listeners::drain(serving).await;
+    // Only now, so that what is in flight may still be placed again.
+    drop(followers);
+    info!("frontend stopped");
+    Ok(running.and(drained)?)
+}
+
+/// Says how many workers take requests, whenever that changes.
+async fn show_workers(router: &Router) -> Infallible {
+    let mut shown = None;
+    loop {
+        let workers = router.workers();
+        let takes = |worker: &&WorkerView| worker.record.verdict.takes_requests();
+        let (ready, all) = (workers.iter().filter(takes).count(), workers.len());
+        if shown != Some((ready, all)) {
+            info!(ready, workers = all, "workers that take requests");
+            lifecycle::notify_status(&format!("{ready} of {all} workers take requests"));
+            shown = Some((ready, all));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agents_address_is_a_host_and_a_port() {
+        for (urls, refused) in [
+            (&["http://127.0.0.1:8200/", "http://a:1"] as &[_], None),
+            (&["unix:/run/agent.sock"], None),
+            (&[], Some("no worker is named")),
+            (&["127.0.0.1:8200"], Some("is not the address")),
+            (&["http://"], Some("is not the address")),
+            (&["http://a:1/path"], Some("is not the address")),
+            (&["http://a:1", "http://a:1/"], Some("is named twice")),
+        ] {
+            let urls: Vec<String> = urls.iter().map(|url: &&str| (*url).to_owned()).collect();
+            let outcome = agents(&urls).map_err(|error| error.to_string());
+            match refused {
+                None => assert_eq!(outcome.unwrap().len(), urls.len()),
+                Some(part) => {
+                    let error = outcome.unwrap_err();
+                    assert!(error.contains(part), "{error}");
+                }
+            }
+        }
+    }
+}

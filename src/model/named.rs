@@ -1,0 +1,61 @@
+//! A model as a command line names it: by folder or by id.
+
+use std::path::{Path, PathBuf};
+
+use crate::model::{Model, ModelError};
+
+/// The name that the demo model is served under, and by which it may be asked for.
+pub const DEMO: &str = "demo";
+
+/// A model and the name it is served under.
+#[derive(Debug)]
+pub struct Named {
+    /// A folder's own name, or the id.
+    pub name: String,
+    /// `None` for the demo model.
+    pub folder: Option<PathBuf>,
+    pub model: Model,
+}
+
+impl Named {
+    /// Reads the model of a folder or of an id.
+    ///
+    /// # Errors
+    /// When there is none, or its files cannot be used.
+    pub fn read(text: &str) -> Result<Self, ModelError> {
+        let folder = Model::resolve(text, |name| std::env::var_os(name))?;
+        let model = Model::load(&folder)?;
+        let name = match folder.file_name().filter(|_| Path::new(text).is_dir()) {
+            Some(last) => last.to_string_lossy().into_owned(),
+            None => text.to_owned(),
+        };
+        Ok(Self {
+            name,
+            folder: Some(folder),
+            model,
+        })
+    }
+
+    /// The demo model inside the binary.
+    ///
+    /// # Errors
+    /// Never in a tested build.
+    pub fn demo() -> Result<Self, ModelError> {
+        Ok(Self {
+            name: DEMO.to_owned(),
+            folder: None,
+            model: Model::demo()?,
+        })
+    }
+
+    /// As [`Named::read`]; `demo` that is no folder is the demo model.
+    ///
+    /// # Errors
+    /// As [`Named::read`].
+    pub fn read_or_demo(text: &str) -> Result<Self, ModelError> {
+        match text == DEMO && !Path::new(text).is_dir() {
+            true => Self::demo(),
+            false => Self::read(text),
+        }
+    }
+}

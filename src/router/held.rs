@@ -1,0 +1,320 @@
+//! The worker behind one feed, as its router holds it: by its agent's word, and without it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::StatusCode;
+use jiff::Timestamp;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
+use tracing::{debug, info, warn};
+
+use crate::discovery::feed::{Snapshot, Standing, Told};
+use crate::discovery::{Change, Completeness, Update, WorkerRecord};
+use crate::dispatch::DispatchError;
+use crate::health::Verdict;
+use crate::id::WorkerId;
+use crate::router::feed::Feeds;
+use crate::router::link::LinkError;
+
+/// How often the engine of a worker whose agent is away is asked whether it is well.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Longest wait for its answer. A busy engine answers `/health` late, not never.
+const LOOK_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Questions in a row without a good answer after which it gets nothing new. A refused connection
+/// needs none: nobody listens there.
+const FAILURES_MAX: u32 = 3;
+
+/// Longest time for requests in flight on a worker that is deregistered.
+const LEAVE_MAX: Duration = Duration::from_secs(30);
+
+/// How often is looked whether they have ended.
+const LEAVE_POLL: Duration = Duration::from_millis(100);
+
+/// What a follower knows of its worker.
+#[derive(Debug)]
+pub(crate) struct Held {
+    feeds: Arc<Feeds>,
+    url: String,
+    /// As the agent said last.
+    record: Option<WorkerRecord>,
+    /// While the agent is not heard.
+    away: Option<Away>,
+    ticks: Interval,
+    /// Whether the log says already that the feed cannot be read.
+    is_told: bool,
+}
+
+/// An agent's absence.
+#[derive(Clone, Debug, PartialEq)]
+struct Away {
+    since: Instant,
+    /// The same for a person.
+    since_text: String,
+    failures: u32,
+    /// What we found ourselves, where that is worse than what the agent said last.
+    found: Option<(Verdict, String)>,
+    /// Whether its blocks are still in the index.
+    is_indexed: bool,
+}
+
+impl Held {
+    /// Nothing is known yet of the worker whose feed is at `url`.
+    pub(crate) fn new(feeds: Arc<Feeds>, url: String) -> Self {
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            feeds,
+            url,
+            record: None,
+            away: None,
+            ticks,
+            is_told: false,
+        }
+    }
+
+    /// Runs `task`; meanwhile an engine whose agent is away is asked itself.
+    pub(crate) async fn watching<T>(&mut self, task: impl Future<Output = T>) -> T {
+        let mut task = std::pin::pin!(task);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut task => return done,
+                _ = self.ticks.tick(), if self.away.is_some() => self.look().await,
+            }
+        }
+    }
+
+    /// Puts an agent's snapshot in place of all that was known.
+    pub(crate) fn take_in(
+        &mut self,
+        worker: &WorkerId,
+        snapshot: Snapshot,
+    ) -> Result<(), LinkError> {
+        self.feeds.claim(worker, &self.url)?;
+        if self
+            .record
+            .as_ref()
+            .is_some_and(|record| record.worker != *worker)
+        {
+            self.remove();
+        }
+        if snapshot.is_down {
+            if self.record.is_none() {
+                self.feeds.release(worker);
+            }
+            return Err(LinkError::Deregistered);
+        }
+        let record = snapshot.record.ok_or(LinkError::Unready)?;
+        // An agent that has just come back has not asked its engine yet; we have.
+        if record.verdict == Verdict::Starting && self.serves_without_agent() {
+            return Err(LinkError::Unready);
+        }
+        if let Some(away) = self.away.take() {
+            info!(%worker, url = %self.url, waited = ?away.since.elapsed(), "agent is back");
+        }
+        self.is_told = false;
+        let record = self.judged(*record);
+        self.feeds.router.replace(record.clone(), &snapshot.events);
+        self.record = Some(record);
+        Ok(())
+    }
+
+    /// Takes in what the feed tells next.
+    pub(crate) fn take(&mut self, told: Told) -> Result<(), LinkError> {
+        match told {
+            Told::Record(record) => {
+                let record = self.judged(*record);
+                self.record = Some(record.clone());
+                self.publish(record);
+                Ok(())
+            }
+            Told::Kv(event) => {
+                self.feeds.router.apply(Update::Kv(event));
+                Ok(())
+            }
+            Told::Heartbeat(ranks) => self.compare(&ranks),
+            Told::Down => Err(LinkError::Deregistered),
+        }
+    }
+
+    /// Notes that the feed broke off: the worker stays, unless its agent has taken it out.
+    pub(crate) async fn lose(&mut self, error: &LinkError) {
+        let url = &self.url;
+        if matches!(error, LinkError::Deregistered) {
+            return self.leave().await;
+        }
+        match (self.is_told, &self.record) {
+            _ if matches!(error, LinkError::Unready) => debug!(url, %error, "agent is not ready"),
+            (true, _) => debug!(url, %error, "feed still cannot be read"),
+            (false, Some(record)) => {
+                let worker = &record.worker;
+                warn!(url, %worker, %error, "feed broke off, its worker stays");
+            }
+            (false, None) => warn!(url, %error, "feed cannot be read"),
+        }
+        self.is_told |= !matches!(error, LinkError::Unready);
+        if self.record.is_some() && self.away.is_none() {
+            self.away = Some(Away {
+                since: Instant::now(),
+                since_text: Timestamp::now().strftime("%FT%TZ").to_string(),
+                failures: 0,
+                found: None,
+                is_indexed: true,
+            });
+            self.ticks.reset();
+            self.feeds.router.feed_broke();
+            self.publish_away();
+        }
+    }
+
+    fn serves_without_agent(&self) -> bool {
+        let (Some(record), Some(away)) = (&self.record, &self.away) else {
+            return false;
+        };
+        record.verdict.takes_requests() && away.found.is_none()
+    }
+
+    /// A record as it counts here: a worker of another model is listed, and not served.
+    fn judged(&self, record: WorkerRecord) -> WorkerRecord {
+        let ours = &self.feeds.model;
+        if record.model == *ours {
+            return record;
+        }
+        let cause = format!(
+            "serves model {:?}, and this frontend {ours:?}",
+            record.model
+        );
+        WorkerRecord {
+            verdict: Verdict::Failed,
+            cause: Some(cause),
+            // They must not stand in the way of a name of ours.
+            aliases: Vec::new(),
+            adapters: Vec::new(),
+            ..record
+        }
+    }
+
+    fn publish(&self, record: WorkerRecord) {
+        let up = Change::Up(Box::new(record));
+        self.feeds.router.apply(Update::Change(up));
+    }
+
+    fn publish_away(&self) {
+        let Some(record) = self.away_record() else {
+            return;
+        };
+        self.publish(record);
+    }
+
+    /// The record while the agent is away.
+    fn away_record(&self) -> Option<WorkerRecord> {
+        let (record, away) = (self.record.clone()?, self.away.as_ref()?);
+        let mut record = record;
+        let cause = format!("agent away since {}", away.since_text);
+        record.ledger.completeness = Completeness::Partial;
+        record.ledger.cause = Some(cause.clone());
+        // Nobody listens to what the engine would report.
+        record.ledger.report_session = None;
+        let cause = match &away.found {
+            Some((verdict, found)) => {
+                record.verdict = *verdict;
+                format!("{cause}; {found}")
+            }
+            None => match &record.cause {
+                Some(before) => format!("{cause}; before that: {before}"),
+                None => cause,
+            },
+        };
+        record.cause = Some(cause);
+        Some(record)
+    }
+
+    /// Holds the heartbeat against the index.
+    fn compare(&self, ranks: &[Standing]) -> Result<(), LinkError> {
+        let Some(record) = &self.record else {
+            return Ok(());
+        };
+        let standings = self.feeds.router.standings(&record.worker);
+        for told in ranks {
+            let held = standings
+                .iter()
+                .find(|held| held.rank == told.rank)
+                .copied();
+            if held != Some(*told) {
+                return Err(LinkError::Astray { held, told: *told });
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the engine itself, and publishes what that changes.
+    async fn look(&mut self) {
+        let (Some(record), Some(before)) = (self.record.clone(), self.away.clone()) else {
+            return;
+        };
+        let client = &self.feeds.client;
+        let answer = client.get(&record.address, "/health", LOOK_DEADLINE).await;
+        let is_well = matches!(answer, Ok((StatusCode::OK, _)));
+        let mut away = before.clone();
+        away.failures = if is_well { 0 } else { away.failures + 1 };
+        let is_refused = matches!(answer, Err(DispatchError::Refused { .. }));
+        if is_well {
+            away.found = None;
+        } else if is_refused || away.failures >= FAILURES_MAX {
+            let found = match answer {
+                Ok((status, _)) => format!("engine answered {status} to /health"),
+                Err(error) => error.to_string(),
+            };
+            // One that hangs may still finish what it has; one that refuses has lost it.
+            let verdict = match is_refused {
+                true => Verdict::Failed,
+                false => Verdict::Draining,
+            };
+            away.found = Some((verdict, found));
+        }
+        let is_stale = away.since.elapsed() >= self.feeds.stale_after;
+        if is_stale && !is_well {
+            info!(worker = %record.worker, "neither agent nor engine came back, worker is removed");
+            return self.remove();
+        }
+        let forgets = (is_refused || is_stale) && before.is_indexed;
+        away.is_indexed &= !forgets;
+        self.away = Some(away);
+        if let (true, Some(record)) = (forgets, self.away_record()) {
+            self.feeds.router.replace(record, &[]);
+        } else if self.away != Some(before) {
+            self.publish_away();
+        }
+    }
+
+    /// Lets a deregistered worker finish what it has, then takes it out.
+    async fn leave(&mut self) {
+        let Some(record) = self.record.clone() else {
+            return;
+        };
+        let worker = record.worker.clone();
+        info!(%worker, "agent has deregistered its worker");
+        self.publish(WorkerRecord {
+            verdict: Verdict::Draining,
+            cause: Some("deregistered".to_owned()),
+            ..record
+        });
+        let latest = Instant::now() + LEAVE_MAX;
+        while !self.feeds.router.is_idle(&worker) && Instant::now() < latest {
+            sleep(LEAVE_POLL).await;
+        }
+        self.remove();
+    }
+
+    /// Forgets the worker and all it holds.
+    fn remove(&mut self) {
+        self.away = None;
+        if let Some(record) = self.record.take() {
+            self.feeds.release(&record.worker);
+            let down = Change::Down(record.worker);
+            self.feeds.router.apply(Update::Change(down));
+        }
+    }
+}

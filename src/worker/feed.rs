@@ -1,0 +1,324 @@
+//! The agent's side of its feed: what it has told so far, and the routers that follow it.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::BuildHasherDefault;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{info, warn};
+
+use crate::block::{SequenceHash, Uniform};
+use crate::discovery::feed::{HEARTBEAT, Line, Standing, parts};
+use crate::discovery::{Change, Update, WorkerRecord};
+use crate::health::Verdict;
+use crate::id::{DpRank, Incarnation, WorkerId};
+use crate::index::KvEvent;
+
+/// Most routers that follow at once: a rack of frontends, and some that reconnect.
+const SUBSCRIBERS_MAX: usize = 64;
+
+/// Most lines that wait for one router, some ten seconds of a busy engine. One that is further
+/// behind starts again with a snapshot, which is shorter.
+const QUEUE_LINES_MAX: usize = 4_096;
+
+/// How long a router may wait for the first record, rather than ask again and again.
+const FIRST_RECORD_MAX: Duration = Duration::from_secs(2);
+
+/// Why nobody can follow now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FollowError {
+    #[error("{SUBSCRIBERS_MAX} routers follow already")]
+    TooMany,
+    #[error("nothing is known of the engine yet")]
+    NoRecord,
+    #[error("the agent is stopping")]
+    Closed,
+}
+
+/// What one agent has told so far, and who is told more. Its state stands behind one short lock: a
+/// router that starts to follow gets all of it, and then every line, without a gap.
+#[derive(Debug)]
+pub struct Feed {
+    worker: WorkerId,
+    state: Mutex<State>,
+    record: watch::Sender<Option<Box<WorkerRecord>>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Where other hosts reach the engine, where that differs from what the agent uses.
+    public_address: Option<String>,
+    ranks: BTreeMap<DpRank, Rank>,
+    subscribers: Vec<mpsc::Sender<Bytes>>,
+    end: End,
+}
+
+/// What a rank holds.
+#[derive(Debug)]
+struct Rank {
+    incarnation: Incarnation,
+    sequence: u64,
+    hashes: HashSet<SequenceHash, BuildHasherDefault<Uniform>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum End {
+    #[default]
+    Open,
+    /// The worker was taken out.
+    Deregistered,
+    /// The agent stops; its engine goes on.
+    Closed,
+}
+
+/// A feed's lines, ready to be sent.
+pub type Lines = BoxStream<'static, io::Result<Bytes>>;
+
+impl Feed {
+    /// The feed of an agent that knows nothing yet.
+    pub fn new(worker: WorkerId) -> Arc<Self> {
+        Arc::new(Self {
+            worker,
+            state: Mutex::default(),
+            record: watch::Sender::new(None),
+        })
+    }
+
+    /// Sets the address that records name, where other hosts need another than the agent.
+    pub fn set_public_address(&self, address: Option<String>) {
+        self.lock().public_address = address;
+    }
+
+    /// The worker's record as told last, and each one to come.
+    pub fn record(&self) -> watch::Receiver<Option<Box<WorkerRecord>>> {
+        self.record.subscribe()
+    }
+
+    /// Tells an update of the agent to all who follow.
+    pub fn publish(&self, update: Update) {
+        let mut state = self.lock();
+        if state.end != End::Open {
+            return;
+        }
+        match update {
+            Update::Change(Change::Up(record)) => self.tell_record(&mut state, *record),
+            Update::Change(Change::Down(_)) => self.lose_engine(&mut state),
+            Update::Kv(event) => state.tell(event),
+        }
+    }
+
+    /// Tells all who follow where each rank stands.
+    pub fn beat(&self) {
+        let mut state = self.lock();
+        let beat = state.heartbeat();
+        state.send(&beat);
+    }
+
+    /// Follows the feed: a snapshot, and then every line as it comes.
+    ///
+    /// # Errors
+    /// When too many follow, nothing is known after a while, or the agent stops.
+    pub async fn follow(&self) -> Result<Lines, FollowError> {
+        let mut record = self.record();
+        // What came is looked at below.
+        let first = timeout(FIRST_RECORD_MAX, record.wait_for(Option::is_some));
+        first.await.map(drop).ok();
+        self.subscribe()
+    }
+
+    fn subscribe(&self) -> Result<Lines, FollowError> {
+        let mut state = self.lock();
+        let record = self.record.borrow().clone();
+        match (state.end, &record) {
+            (End::Open, Some(_)) => {}
+            (End::Open, None) => return Err(FollowError::NoRecord),
+            (End::Closed, _) => return Err(FollowError::Closed),
+            (End::Deregistered, _) => {
+                let lines = [Line::hello(&self.worker), Line::Down];
+                return Ok(stream::iter(lines.map(|line| Ok(line.encode()))).boxed());
+            }
+        }
+        state
+            .subscribers
+            .retain(|subscriber| !subscriber.is_closed());
+        if state.subscribers.len() >= SUBSCRIBERS_MAX {
+            return Err(FollowError::TooMany);
+        }
+        let (sender, queue) = mpsc::channel(QUEUE_LINES_MAX);
+        state.subscribers.push(sender);
+        let events = state.snapshot(&self.worker);
+        let beat = state.heartbeat();
+        drop(state);
+        // Written as they are read: the text of a million hashes is never held at once.
+        let lines = std::iter::once(Line::hello(&self.worker))
+            .chain(record.map(Line::Record))
+            .chain(events.into_iter().flat_map(parts))
+            .chain(std::iter::once(beat))
+            .map(|line| line.encode());
+        let queued = stream::unfold(queue, async |mut queue| {
+            let line: Bytes = queue.recv().await?;
+            Some((line, queue))
+        });
+        Ok(stream::iter(lines).chain(queued).map(Ok).boxed())
+    }
+
+    /// Takes the worker out: routers give it nothing new, and forget it once it has nothing left.
+    pub fn deregister(&self) {
+        let mut state = self.lock();
+        if state.end == End::Open {
+            info!(worker = %self.worker, "worker deregistered");
+            state.send(&Line::Down);
+            state.finish(End::Deregistered);
+        }
+    }
+
+    /// Ends the feed of an agent that stops. Routers keep the worker, and go on without the agent.
+    pub fn close(&self) {
+        self.lock().finish(End::Closed);
+    }
+
+    /// Whether the worker was taken out.
+    pub fn is_deregistered(&self) -> bool {
+        self.lock().end == End::Deregistered
+    }
+
+    fn tell_record(&self, state: &mut State, mut record: WorkerRecord) {
+        if let Some(address) = &state.public_address {
+            address.clone_into(&mut record.address);
+        }
+        let record = Box::new(record);
+        self.record.send_replace(Some(record.clone()));
+        state.send(&Line::Record(record));
+    }
+
+    /// The agent says that its engine is no more: the worker stays in sight, and holds nothing.
+    fn lose_engine(&self, state: &mut State) {
+        let Some(record) = self.record.borrow().clone() else {
+            return;
+        };
+        let ranks: Vec<_> = state
+            .ranks
+            .iter()
+            .map(|(rank, held)| held.cleared(&self.worker, *rank))
+            .collect();
+        ranks.into_iter().for_each(|event| state.tell(event));
+        let record = WorkerRecord {
+            verdict: Verdict::Failed,
+            cause: Some("engine is gone".to_owned()),
+            ..*record
+        };
+        self.tell_record(state, record);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock may lose a line, which the next heartbeat shows.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn tell(&mut self, event: KvEvent) {
+        let rank = self.ranks.entry(event.rank);
+        rank.or_insert_with(|| Rank::new(&event)).apply(&event);
+        for line in parts(event) {
+            self.send(&line);
+        }
+    }
+
+    fn send(&mut self, line: &Line) {
+        if self.subscribers.is_empty() {
+            return;
+        }
+        let line = line.encode();
+        self.subscribers.retain(|subscriber| {
+            let sent = subscriber.try_send(line.clone());
+            if let Err(mpsc::error::TrySendError::Full(_)) = sent {
+                warn!(
+                    lines = QUEUE_LINES_MAX,
+                    "a router is too slow and starts again"
+                );
+            }
+            sent.is_ok()
+        });
+    }
+
+    fn heartbeat(&self) -> Line {
+        let standing = |(rank, held): (&DpRank, &Rank)| Standing {
+            rank: *rank,
+            incarnation: held.incarnation,
+            sequence: held.sequence,
+            blocks: held.hashes.len() as u64,
+        };
+        Line::Heartbeat(self.ranks.iter().map(standing).collect())
+    }
+
+    /// An event for each rank that clears it and stores all it holds.
+    fn snapshot(&self, worker: &WorkerId) -> Vec<KvEvent> {
+        let event = |(rank, held): (&DpRank, &Rank)| KvEvent {
+            stored: held.hashes.iter().copied().collect(),
+            ..held.cleared(worker, *rank)
+        };
+        self.ranks.iter().map(event).collect()
+    }
+
+    fn finish(&mut self, end: End) {
+        self.end = end;
+        self.subscribers.clear();
+    }
+}
+
+impl Rank {
+    fn new(event: &KvEvent) -> Self {
+        Self {
+            incarnation: event.incarnation,
+            sequence: event.sequence,
+            hashes: HashSet::default(),
+        }
+    }
+
+    /// As the index does: cleared, then removed, then stored.
+    fn apply(&mut self, event: &KvEvent) {
+        if event.cleared || event.incarnation != self.incarnation {
+            self.hashes.clear();
+        }
+        for hash in &event.removed {
+            self.hashes.remove(hash);
+        }
+        self.hashes.extend(&event.stored);
+        self.incarnation = event.incarnation;
+        self.sequence = event.sequence;
+    }
+
+    fn cleared(&self, worker: &WorkerId, rank: DpRank) -> KvEvent {
+        KvEvent {
+            worker: worker.clone(),
+            rank,
+            incarnation: self.incarnation,
+            sequence: self.sequence,
+            cleared: true,
+            removed: Vec::new(),
+            stored: Vec::new(),
+        }
+    }
+}
+
+/// Tells what the agent says, and a heartbeat from time to time, until the agent has ended.
+pub async fn run(feed: Arc<Feed>, mut updates: mpsc::Receiver<Update>) {
+    let mut beats = interval(HEARTBEAT);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            update = updates.recv() => match update {
+                Some(update) => feed.publish(update),
+                None => return,
+            },
+            _ = beats.tick() => feed.beat(),
+        }
+    }
+}

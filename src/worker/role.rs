@@ -1,0 +1,260 @@
+//! `kvlens worker`: the agent beside one engine, in a process of its own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::ValueHint;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::config::{Config, Values};
+use crate::discovery::{Update, WorkerRecord};
+use crate::events::zmq::Source;
+use crate::health::Verdict;
+use crate::http::keys::{KeyFileError, Keys};
+use crate::http::serve::{bind, serve};
+use crate::id::{InvalidWorkerId, WorkerId};
+use crate::lifecycle;
+use crate::lifecycle::tasks::{TaskEnd, Tasks};
+use crate::model::ModelError;
+use crate::model::named::Named;
+use crate::telemetry::labels::VerdictLabels;
+use crate::telemetry::metrics::Metrics;
+use crate::worker::beside::{Beside, Engine};
+use crate::worker::feed::{self, Feed};
+use crate::worker::pages::{self, Agent};
+use crate::worker::reset;
+
+/// Updates of the agent that wait for the feed; the agent then waits too, and loses nothing.
+const UPDATES_MAX: usize = 4_096;
+
+/// Follows the KV events of one engine on this host and tells routers what it holds.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Name of the worker
+    #[arg(long, value_name = "NAME")]
+    worker: String,
+    /// Address of an engine that runs already, as http://127.0.0.1:8000 or unix:/path; without it
+    /// the agent follows the `kvlens engine` of its worker's name
+    #[arg(long, value_name = "URL")]
+    engine_url: Option<String>,
+    /// Where that engine publishes KV events; one for each data-parallel rank, rank 0 first
+    #[arg(long, value_name = "ENDPOINT", requires = "engine_url")]
+    kv_events: Vec<String>,
+    /// Where that engine replays KV events; one for each of --kv-events
+    #[arg(long, value_name = "ENDPOINT", requires = "engine_url")]
+    kv_replay: Vec<String>,
+    /// The model's base name, as frontends have it; unless told, the model's, else as the engine says
+    #[arg(long, value_name = "BASE_NAME")]
+    name: Option<String>,
+    /// Folder or name of the engine's model
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    model: Option<String>,
+    /// Folder from which that engine reads images (vLLM's --allowed-local-media-path)
+    #[arg(long, value_name = "DIR", requires = "engine_url", value_hint = ValueHint::DirPath)]
+    media_dir: Option<PathBuf>,
+    /// Address and port of the agent's own listener
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Folder for what the agent keeps across its restarts
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    state_dir: Option<PathBuf>,
+    /// File of the bearer keys that the listener takes
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    key_file: Option<PathBuf>,
+}
+
+impl Args {
+    /// The configuration that was given as flags.
+    pub fn flags(&self) -> Values {
+        Values::default()
+            .set_given("worker.listen", self.listen)
+            .set_given("worker.state_dir", self.state_dir.as_ref())
+            .set_given("worker.key_file", self.key_file.as_ref())
+    }
+}
+
+/// Which engine to follow and how, checked.
+#[derive(Debug)]
+pub struct Plan {
+    worker: WorkerId,
+    beside: Beside,
+    keys: Option<Keys>,
+}
+
+/// Why an agent cannot be started so.
+#[derive(Debug, thiserror::Error)]
+pub enum BadPlan {
+    #[error("--worker cannot be {worker:?}")]
+    Worker {
+        worker: String,
+        source: InvalidWorkerId,
+    },
+    #[error("--engine-url {url:?} is neither http://host:port nor unix:/path")]
+    Url { url: String },
+    #[error(
+        "{replays} times --kv-replay for {events} times --kv-events; each rank has one of both"
+    )]
+    Replays { events: usize, replays: usize },
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// Why an agent ends.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    #[error("the agent cannot listen on {address}; choose another with --listen")]
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Ended(#[from] TaskEnd),
+}
+
+impl Plan {
+    /// Checks the flags and reads the model.
+    ///
+    /// # Errors
+    /// When the role could never do its work with them.
+    pub fn new(args: &Args, config: &Config) -> Result<Self, BadPlan> {
+        let worker = WorkerId::new(&args.worker).map_err(|source| BadPlan::Worker {
+            worker: args.worker.clone(),
+            source,
+        })?;
+        let engine = args.engine_url.as_deref();
+        let engine = engine.map(|url| told_engine(args, url)).transpose()?;
+        let keys = config
+            .worker
+            .key_file
+            .as_deref()
+            .map(Keys::read)
+            .transpose()?;
+        let named = args.model.as_deref().map(Named::read_or_demo).transpose()?;
+        let (told, files) = named.map(|named| (named.name, named.model)).unzip();
+        Ok(Self {
+            beside: Beside {
+                worker: worker.clone(),
+                engine,
+                run_dir: config.engine.run_dir.clone(),
+                name: args.name.clone().or(told),
+                files: files.map(Arc::new),
+                state_dir: config.worker.state_dir.clone(),
+            },
+            worker,
+            keys,
+        })
+    }
+}
+
+/// The engine that the flags describe.
+fn told_engine(args: &Args, url: &str) -> Result<Engine, BadPlan> {
+    let address = url.trim_end_matches('/');
+    let host = address.strip_prefix("http://").unwrap_or_default();
+    let is_http = !host.is_empty() && host.parse::<::http::uri::Authority>().is_ok();
+    let is_unix = address
+        .strip_prefix("unix:")
+        .is_some_and(|path| Path::new(path).is_absolute());
+    if !is_http && !is_unix {
+        return Err(BadPlan::Url {
+            url: url.to_owned(),
+        });
+    }
+    let (events, replays) = (args.kv_events.len(), args.kv_replay.len());
+    if replays != 0 && replays != events {
+        return Err(BadPlan::Replays { events, replays });
+    }
+    let source = |(rank, events): (usize, &String)| Source {
+        events: events.clone(),
+        bind: false,
+        replay: args.kv_replay.get(rank).cloned(),
+    };
+    Ok(Engine {
+        kind: "vllm".to_owned(),
+        address: address.to_owned(),
+        public_address: None,
+        name: None,
+        model: None,
+        sources: args.kv_events.iter().enumerate().map(source).collect(),
+        media_dir: args.media_dir.clone(),
+    })
+}
+
+/// Follows the engine until `stop`. The feed then ends without a word: routers keep the worker, and
+/// what is in flight there goes on.
+///
+/// # Errors
+/// When the listener cannot be had, or a part ended by itself.
+pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<(), WorkerError> {
+    let address = config.worker.listen;
+    let refused = |source| WorkerError::Listen { address, source };
+    let listener = bind(address).await.map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+    let metrics = Arc::new(Metrics::default());
+    let feed = Feed::new(plan.worker.clone());
+    let agent = Arc::new(Agent {
+        feed: feed.clone(),
+        metrics: metrics.clone(),
+        keys: plan.keys.map(Arc::new),
+    });
+    let (updates, told) = mpsc::channel::<Update>(UPDATES_MAX);
+    let mut tasks = Tasks::default();
+    let mut resets = reset::Agents::default();
+    let commands = resets.add(plan.worker.clone());
+    let routes = agent.routes(resets);
+    tasks.spawn(
+        "the listener",
+        serve(listener, routes, pages::limits(), stop.clone()),
+    );
+    tasks.spawn("the feed", feed::run(feed.clone(), told));
+    let agent_stop = CancellationToken::new();
+    let shown = show(feed.record(), metrics.clone(), agent_stop.clone());
+    tasks.spawn("the status", shown);
+    let beside = plan.beside;
+    let following = beside.follow(feed.clone(), commands, metrics, updates, agent_stop.clone());
+    tasks.spawn("the agent", following);
+    info!(worker = %plan.worker, %address, "agent ready");
+    lifecycle::notify_ready();
+    let running = tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        end = tasks.next_end() => Err(end),
+    };
+    // Before the agent ends, which would say that the worker is gone.
+    feed.close();
+    stop.cancel();
+    agent_stop.cancel();
+    let ended = tasks.end().await;
+    info!(worker = %plan.worker, "agent stopped");
+    Ok(running.and(ended)?)
+}
+
+/// Shows the worker's state to operators whenever it changes, until `stop`.
+async fn show(
+    mut record: watch::Receiver<Option<Box<WorkerRecord>>>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    while let Some(Ok(())) = stop.run_until_cancelled(record.changed()).await {
+        let Some(record) = record.borrow_and_update().clone() else {
+            continue;
+        };
+        for verdict in Verdict::ALL {
+            let labels = VerdictLabels { verdict };
+            let count = i64::from(verdict == record.verdict);
+            metrics.workers.get_or_create(&labels).set(count);
+        }
+        let cause = record
+            .cause
+            .map(|cause| format!(": {cause}"))
+            .unwrap_or_default();
+        let blocks = record.ledger.blocks;
+        let status = format!("{:?}{cause}; {blocks} blocks known", record.verdict);
+        lifecycle::notify_status(&status);
+    }
+}

@@ -1,0 +1,68 @@
+//! What an agent is told of its engine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::events::zmq::Source;
+use crate::id::WorkerId;
+use crate::model::Model;
+
+/// What is known of an engine's process by whoever runs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ProcessState {
+    #[default]
+    Unknown,
+    Running,
+    Ended {
+        cause: String,
+    },
+}
+
+/// What an agent is told of its engine.
+#[derive(Clone, Debug)]
+pub struct AgentSpec {
+    pub worker: WorkerId,
+    /// Where the engine answers, as `http://127.0.0.1:8100`.
+    pub address: String,
+    /// The model's base name, as hashed.
+    pub model: String,
+    /// Other names requests may use; those the engine says are added.
+    pub aliases: Vec<String>,
+    /// The engine's kind, as `vllm`.
+    pub kind: String,
+    /// Where each data-parallel rank publishes its events, rank 0 first; empty for an engine that
+    /// publishes none.
+    pub sources: Vec<Source>,
+    /// See [`Options::placeholder`](crate::ledger::Options::placeholder).
+    pub placeholder: Option<u32>,
+    /// The engine's process as its supervisor knows it; `None` for one that others run.
+    pub process: Option<watch::Receiver<ProcessState>>,
+    /// The model's files, with which the engine's prompts are held against ours; `None` where they
+    /// are not here.
+    pub files: Option<Arc<Model>>,
+    /// A folder on the engine's host from which it reads images.
+    pub media_dir: Option<PathBuf>,
+    /// Folder in which ledgers are kept for the next agent; `None` where there is none to come.
+    pub state_dir: Option<PathBuf>,
+}
+
+impl AgentSpec {
+    /// An agent beside an engine of which nothing else is known.
+    pub fn new(worker: WorkerId, address: &str, model: &str) -> Self {
+        Self {
+            worker,
+            address: address.to_owned(),
+            model: model.to_owned(),
+            aliases: Vec::new(),
+            kind: String::new(),
+            sources: Vec::new(),
+            placeholder: None,
+            process: None,
+            files: None,
+            media_dir: None,
+            state_dir: None,
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What the caches of several engines are worth together, on a trace that none could hold alone.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use kvlens::block::{BlockSize, SequenceHash};
+use kvlens::discovery::{Change, Completeness, Update, WorkerRecord};
+use kvlens::health::Verdict;
+use kvlens::id::{DpRank, Incarnation, WorkerId};
+use kvlens::index::KvEvent;
+use kvlens::router::{Footprint, Router};
+use kvlens::select::{Policy, RouterMode};
+use kvlens::telemetry::metrics::Metrics;
+
+const SIZE: u32 = 16;
+const CAPACITY: usize = 140;
+const IMAGES: u64 = 12;
+const IMAGE_BLOCKS: u64 = 19;
+const REQUESTS: u64 = 400;
+
+/// A cache that pushes out what was used longest ago, a prompt's tail before its head.
+struct Engine {
+    worker: WorkerId,
+    sequence: u64,
+    /// Used longest ago first.
+    blocks: VecDeque<u64>,
+}
+
+impl Engine {
+    fn start(name: &str, router: &Router) -> Self {
+        let worker = WorkerId::new(name).expect("a legal name");
+        let mut record = WorkerRecord::new(worker.clone(), "http://127.0.0.1:1", "base");
+        record.incarnation = Incarnation(1);
+        record.block_size = BlockSize::new(SIZE);
+        record.capacity_blocks = Some(CAPACITY as u64);
+        record.verdict = Verdict::Healthy;
+        record.ledger.completeness = Completeness::Complete;
+        router.apply(Update::Change(Change::Up(Box::new(record))));
+        Self {
+            worker,
+            sequence: 0,
+            blocks: VecDeque::new(),
+        }
+    }
+
+    /// Computes a prompt; how many of its blocks were there.
+    fn run(&mut self, prompt: &[u64], router: &Router) -> usize {
+        let held = prompt
+            .iter()
+            .take_while(|b| self.blocks.contains(b))
+            .count();
+        let mut event = KvEvent {
+            worker: self.worker.clone(),
+            rank: DpRank(0),
+            incarnation: Incarnation(1),
+            sequence: self.sequence,
+            cleared: false,
+            removed: Vec::new(),
+            stored: prompt[held..].iter().copied().map(SequenceHash).collect(),
+        };
+        self.sequence += 1;
+        self.blocks.retain(|block| !prompt.contains(block));
+        let room = CAPACITY - prompt.len();
+        while self.blocks.len() > room {
+            let oldest = self.blocks.pop_front().map(SequenceHash);
+            event.removed.extend(oldest);
+        }
+        self.blocks.extend(prompt.iter().rev());
+        router.apply(Update::Kv(event));
+        held
+    }
+}
+
+/// The prompt's blocks: a system prompt that all share, a picture, a question of its own.
+fn prompt(image: u64, request: u64) -> Vec<u64> {
+    let picture = (0..IMAGE_BLOCKS).map(|block| 1_000 * (image + 1) + block);
+    let own = [1_000_000 + request];
+    [1].into_iter().chain(picture).chain(own).collect()
+}
+
+/// The share of blocks that were found.
+fn hit_rate(mode: RouterMode) -> f64 {
+    let policy = Policy {
+        mode,
+        overlap_weight: 1.0,
+        temperature: 0.0,
+    };
+    let router = Router::new(policy, Arc::new(Metrics::default()));
+    let mut engines = ["a", "b"].map(|name| Engine::start(name, &router));
+    let size = BlockSize::new(SIZE).expect("16 is not zero");
+    let (mut found, mut asked) = (0, 0);
+    for request in 0..REQUESTS {
+        let image = xxhash_rust::xxh3::xxh3_64(&request.to_le_bytes()) % IMAGES;
+        let blocks = prompt(image, request);
+        let hashes: Arc<[_]> = blocks.iter().copied().map(SequenceHash).collect();
+        let prompt_tokens = blocks.len() as u32 * SIZE + 1;
+        let footprint = Footprint {
+            model: "base".into(),
+            adapter: None,
+            hashes: vec![(size, hashes)],
+            prompt_tokens,
+            text_tokens: SIZE,
+            estimated_tokens: 0,
+        };
+        let placement = router.place(&footprint, &[]).expect("a worker");
+        let engine = engines.iter_mut().find(|e| e.worker == placement.worker);
+        let held = engine.expect("one of the two").run(&blocks, &router);
+        assert_eq!(placement.overlap_blocks as usize, held, "request {request}");
+        found += held;
+        // Its own question was never there before.
+        asked += blocks.len() - 1;
+    }
+    found as f64 / asked as f64
+}
+
+#[test]
+fn two_caches_hold_what_one_cannot() {
+    let (kv, turns) = (hit_rate(RouterMode::Kv), hit_rate(RouterMode::RoundRobin));
+    assert!(
+        kv >= 0.93 && kv >= 1.4 * turns,
+        "kv {kv:.3}, in turns {turns:.3}"
+    );
+}

@@ -1,0 +1,7 @@
+//! The feed between an agent and the routers that follow it: nothing is lost, and what breaks off
+//! takes nothing with it.
+
+mod away;
+mod lines;
+mod parties;
+mod tell;
