@@ -1,5 +1,6 @@
 //! The cost model: which of several candidates a request goes to. Same inputs and seed, same choice.
 
+pub mod churn;
 pub mod load;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -52,9 +53,25 @@ pub struct Candidate {
     pub overlap_blocks: u32,
     /// Leading blocks of the prompt that a prompt in flight there has too.
     pub shared_blocks: u32,
-    /// Blocks of its cache that hold nothing yet; `None` where that is not known.
-    pub free_blocks: Option<u64>,
+    /// What there is room for in its cache; `None` where that is not known.
+    pub room: Option<Room>,
     pub load: Load,
+}
+
+/// What a cache loses by taking in more.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Blocks that hold nothing yet.
+    pub free_blocks: u64,
+    /// The share of the rest that came lately, 0 to 1: what is old will hardly be missed.
+    pub young: f64,
+}
+
+impl Room {
+    /// What it loses when so many new blocks come, in blocks that are likely to be asked for again.
+    fn lost_blocks(&self, new_blocks: u64) -> f64 {
+        new_blocks.saturating_sub(self.free_blocks) as f64 * self.young
+    }
 }
 
 impl Candidate {
@@ -102,8 +119,8 @@ pub struct Cost {
 ///
 /// The third is ours. Prompts mostly begin alike, with a system prompt; whoever holds that lead is
 /// cheapest by it for every new prompt, and without load would be sent all of them for ever while
-/// other caches stay empty. So what is new everywhere costs what it pushes out. Where all caches
-/// are full that is the same for all, and changes nothing.
+/// other caches stay empty, or keep what nobody asks for. So what is new everywhere costs what it
+/// pushes out, as far as that is young; where all caches are equally young it changes nothing.
 pub fn cost(ask: Ask, candidate: &Candidate, policy: Policy) -> Cost {
     let block_tokens = candidate.block_size.tokens();
     let uncached_tokens = u64::from(candidate.uncached_tokens(ask.prompt_tokens));
@@ -114,8 +131,10 @@ pub fn cost(ask: Ask, candidate: &Candidate, policy: Policy) -> Cost {
     let decode_blocks = candidate.load.decode_blocks + own_blocks;
     let decode_tokens = decode_blocks as f64 * f64::from(block_tokens);
     let new_blocks = u64::from(ask.new_tokens.div_ceil(block_tokens));
-    let evicted_blocks = new_blocks.saturating_sub(candidate.free_blocks.unwrap_or(u64::MAX));
-    let evicted_tokens = evicted_blocks as f64 * f64::from(block_tokens);
+    let evicted_blocks = candidate
+        .room
+        .map_or(0.0, |room| room.lost_blocks(new_blocks));
+    let evicted_tokens = evicted_blocks * f64::from(block_tokens);
     let total = policy.overlap_weight * (prefill_tokens + evicted_tokens) + decode_tokens;
     Cost {
         prefill_tokens,
@@ -207,7 +226,7 @@ mod tests {
             block_size: BlockSize::new(16).unwrap(),
             overlap_blocks,
             shared_blocks: 0,
-            free_blocks: None,
+            room: None,
             load,
         }
     }
@@ -248,7 +267,10 @@ mod tests {
     #[test]
     fn an_empty_cache_is_filled_before_a_full_one_is_emptied() {
         let with = |overlap_blocks: u32, free_blocks: u64| Candidate {
-            free_blocks: Some(free_blocks),
+            room: Some(Room {
+                free_blocks,
+                young: 1.0,
+            }),
             ..candidate(overlap_blocks, 0, 0)
         };
         for (candidates, chosen) in [
@@ -257,6 +279,28 @@ mod tests {
             ([with(1, 5), with(0, 100)], 1), // 4 pushed out outweigh 1 held
             ([with(8, 0), with(0, 100)], 0), // 8 held outweigh 2 pushed out
             ([with(1, 0), with(0, 0)], 0),   // all full: the held block decides
+        ] {
+            assert_eq!(
+                choose(RouterMode::Kv, &candidates, 0),
+                Some(chosen),
+                "{candidates:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn of_full_caches_the_one_with_old_content_takes_what_is_new() {
+        let with = |overlap_blocks: u32, young: f64| Candidate {
+            room: Some(Room {
+                free_blocks: 0,
+                young,
+            }),
+            ..candidate(overlap_blocks, 0, 0)
+        };
+        for (candidates, chosen) in [
+            ([with(1, 0.9), with(0, 0.2)], 1),
+            ([with(1, 0.5), with(0, 0.5)], 0),
+            ([with(9, 1.0), with(0, 0.0)], 0),
         ] {
             assert_eq!(
                 choose(RouterMode::Kv, &candidates, 0),

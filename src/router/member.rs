@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::discovery::{Parity, ParityScope, WorkerRecord};
 use crate::router::confirm::{Confirm, MISSED_MAX, PATIENCE};
 use crate::router::state::{BookingKey, Chosen};
+use crate::select::churn::Churn;
 use crate::select::load::{InFlight, Load, Share};
 
 /// A worker and what is booked on it.
@@ -35,6 +36,8 @@ pub(crate) struct RankState {
     /// Each request in flight is a tentative holder of its prompt's blocks.
     pub(crate) in_flight: InFlight,
     pub(crate) shares: HashMap<BookingKey, Share>,
+    /// The new blocks it was sent.
+    pub(crate) churn: Churn,
 }
 
 impl Member {

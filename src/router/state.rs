@@ -20,7 +20,7 @@ use crate::router::member::{Member, RankState};
 use crate::router::view::CandidateView;
 use crate::router::{Footprint, RouteError};
 use crate::select::load::Share;
-use crate::select::{Ask, Candidate, Cost, Policy, cost, select};
+use crate::select::{Ask, Candidate, Cost, Policy, Room, cost, select};
 
 /// Names one booking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +67,8 @@ pub(crate) struct State {
     next_booking: u64,
     /// Counts placements.
     turn: u64,
+    /// How often the caches of all ranks together were filled anew.
+    turnovers: f64,
 }
 
 impl State {
@@ -78,6 +80,7 @@ impl State {
             seats: HashMap::new(),
             next_booking: 0,
             turn: 0,
+            turnovers: 0.0,
         }
     }
 
@@ -237,9 +240,12 @@ impl State {
             gone: CancellationToken::new(),
             booking: key,
         };
+        let new_blocks = share.blocks.saturating_sub(chosen.overlap_blocks);
+        self.turn_over(new_blocks);
         if let Some(member) = self.workers.get_mut(&chosen.worker) {
             member.describe(&mut chosen);
             if let Some(rank) = member.ranks.get_mut(chosen.rank.0 as usize) {
+                rank.churn.add(new_blocks, self.turnovers);
                 rank.in_flight.book(&share);
                 rank.shares.insert(key, share);
             }
@@ -311,7 +317,7 @@ impl State {
             block_size,
             overlap_blocks,
             shared_blocks,
-            free_blocks: self.free_blocks(member, rank, state),
+            room: self.room(member, rank, state),
             load: state.in_flight.load(),
         };
         Seat {
@@ -324,9 +330,8 @@ impl State {
         }
     }
 
-    /// Blocks of a rank's cache that hold nothing and are not about to; `None` where its ledger may
-    /// not know them all.
-    fn free_blocks(&self, member: &Member, rank: DpRank, state: &RankState) -> Option<u64> {
+    /// What there is room for in a rank's cache; `None` where its ledger may not know all of it.
+    fn room(&self, member: &Member, rank: DpRank, state: &RankState) -> Option<Room> {
         let record = &member.record;
         let (capacity, size) = (record.capacity_blocks?, record.block_size?);
         if record.ledger.completeness == Completeness::Partial {
@@ -335,6 +340,18 @@ impl State {
         let slot = self.index.slot(&record.worker, rank);
         let held = slot.map_or(0, |slot| self.index.blocks(slot));
         let coming = state.in_flight.load().prefill_tokens / u64::from(size.tokens());
-        Some(capacity.saturating_sub(held + coming))
+        Some(Room {
+            free_blocks: capacity.saturating_sub(held + coming),
+            young: state.churn.young(capacity, self.turnovers),
+        })
+    }
+
+    /// Counts new blocks that are sent somewhere against what all caches hold together.
+    fn turn_over(&mut self, new_blocks: u32) {
+        let capacity = |member: &Member| {
+            member.record.capacity_blocks.unwrap_or(0) * u64::from(member.record.ranks)
+        };
+        let capacity_blocks: u64 = self.workers.values().map(capacity).sum();
+        self.turnovers += f64::from(new_blocks) / capacity_blocks.max(1) as f64;
     }
 }
