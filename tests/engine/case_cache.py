@@ -21,6 +21,7 @@ SMALL_REQUESTS = 150
 
 def hit_rate_full(row, stack):
     """The same where both caches are full of what nobody asks any more, as they mostly are."""
+    stack.empty_caches()
     fill(stack)
     hit_rate(row, stack)
 
@@ -56,7 +57,8 @@ def fill(stack):
         address = stack.address(worker)
         for number in range(CACHE_BLOCKS // 40 + 1):
             words = f"{worker} {number} " + "7\n" * 20 * BLOCK_TOKENS
-            message = {"role": "user", "content": words}
+            # Not the template's own system message, which the images' chats begin with.
+            message = {"role": "system", "content": words}
             body = {"model": stack.model_name, "messages": [message], "max_tokens": 2}
             told.reported(address, body)
         stack.unsettled.add(worker)

@@ -40,7 +40,13 @@ class Parts(Stack):
         self.name = name
         self.run_dir = site.path(name)
         self.state_dir = site.path(f"{name}-state")
-        self.environment = {**site.environment, "KVLENS_ENGINE_RUN_DIR": self.run_dir}
+        self.environment = {
+            **site.environment,
+            "KVLENS_ENGINE_RUN_DIR": self.run_dir,
+            "KVLENS_MEDIA_ENABLED": "true",
+            "KVLENS_MEDIA_TRANSFER": "shm",
+            "KVLENS_FRONTEND_EXPOSE_ROUTING": "true",
+        }
         self.workers_expected = [f"gpu-{number}" for number in range(workers)]
         self.agents, self.urls, self.frontend = {}, {}, None
         self.runs = 0
@@ -62,6 +68,7 @@ class Parts(Stack):
 
     def start_agent(self, worker):
         """Starts a worker's agent, with what a former one has left."""
+        os.makedirs(self.state_dir, mode=0o700, exist_ok=True)
         self.urls.setdefault(worker, f"http://127.0.0.1:{free_ports(1)}")
         words = ["--worker", worker, "--listen", self.urls[worker].removeprefix("http://")]
         words += ["--model", self.site.model(self.model_name), "--name", self.model_name]
@@ -77,8 +84,6 @@ class Parts(Stack):
         follow = [word for url in self.urls.values() for word in ("--worker-url", url)]
         flags = ["--model", self.site.model(self.model_name), "--name", self.model_name]
         flags += ["--host", "127.0.0.1", "--port", port]
-        environment = {"KVLENS_MEDIA_ENABLED": "true", "KVLENS_FRONTEND_EXPOSE_ROUTING": "true"}
-        self.environment.update(environment)
         self.frontend = self.run("frontend", [*follow, *flags, *words], "all")
         return self.ready()
 

@@ -161,7 +161,7 @@ class Stack:
             address = self.address(worker)
             wire.post(address, "/reset_prefix_cache").good()
             # An engine tells of it only with its next step.
-            message = {"role": "user", "content": "x" * 2 * BLOCK_TOKENS}
+            message = {"role": "system", "content": "x" * 2 * BLOCK_TOKENS}
             body = {"model": self.model_name, "messages": [message], "max_tokens": 1}
             told.reported(address, body)
             self.unsettled.add(worker)
