@@ -89,6 +89,8 @@ pub struct EngineAnswer {
 pub struct EngineClient {
     tcp: Client<HttpConnector, Full<Bytes>>,
     unix: Client<UnixConnector, Full<Bytes>>,
+    /// Shown with every request, as agents and gates ask for it.
+    key: Option<HeaderValue>,
 }
 
 impl Default for EngineClient {
@@ -111,6 +113,19 @@ impl EngineClient {
         Self {
             tcp: builder.build(tcp),
             unix: builder.build(UnixConnector { connect: CONNECT }),
+            key: None,
+        }
+    }
+
+    /// A client that shows a bearer key. One that no header can carry is not shown.
+    pub fn with_key(key: Option<&str>) -> Self {
+        let shown = key.and_then(|key| HeaderValue::from_str(&format!("Bearer {key}")).ok());
+        Self {
+            key: shown.map(|mut shown| {
+                shown.set_sensitive(true);
+                shown
+            }),
+            ..Self::new()
         }
     }
 
@@ -155,6 +170,8 @@ impl EngineClient {
             None => format!("{address}{path}").parse(),
         };
         let mut request = request.map(Full::new);
+        let key = self.key.iter().map(|key| (AUTHORIZATION, key.clone()));
+        request.headers_mut().extend(key);
         *request.uri_mut() = uri.map_err(|source| DispatchError::Address {
             address: address.to_owned(),
             source,
@@ -194,18 +211,10 @@ impl EngineClient {
                 .await?;
             Ok((answer.status, answer.whole().await?))
         };
-        tokio::time::timeout(deadline, asked)
-            .await
-            .unwrap_or_else(|_| {
-                Err(DispatchError::Timeout {
-                    address: address.to_owned(),
-                    waited: deadline,
-                })
-            })
+        in_time(address, deadline, asked).await
     }
 
-    /// Opens a page that need not end (an agent's feed), and returns when its head is there. `key`
-    /// goes with it as a bearer key.
+    /// Opens a page that need not end (an agent's feed), and returns when its head is there.
     ///
     /// # Errors
     /// When the server cannot be reached, breaks off, or takes longer than `deadline`.
@@ -213,27 +222,25 @@ impl EngineClient {
         &self,
         address: &str,
         path: &str,
-        key: Option<&str>,
         deadline: Duration,
     ) -> Result<EngineAnswer, DispatchError> {
-        let mut request = Request::new(Bytes::new());
-        if let Some(key) = key {
-            // A key that no header may have opens nothing, and the answer says so.
-            let shown = HeaderValue::from_str(&format!("Bearer {key}"));
-            request
-                .headers_mut()
-                .extend(shown.ok().map(|key| (AUTHORIZATION, key)));
-        }
-        let asked = self.forward(address, path, request);
-        tokio::time::timeout(deadline, asked)
-            .await
-            .unwrap_or_else(|_| {
-                Err(DispatchError::Timeout {
-                    address: address.to_owned(),
-                    waited: deadline,
-                })
-            })
+        let asked = self.forward(address, path, Request::new(Bytes::new()));
+        in_time(address, deadline, asked).await
     }
+}
+
+async fn in_time<T>(
+    address: &str,
+    deadline: Duration,
+    asked: impl Future<Output = Result<T, DispatchError>>,
+) -> Result<T, DispatchError> {
+    let answered = tokio::time::timeout(deadline, asked).await;
+    answered.unwrap_or_else(|_| {
+        Err(DispatchError::Timeout {
+            address: address.to_owned(),
+            waited: deadline,
+        })
+    })
 }
 
 /// An engine that refused the connection never saw the request; any other failure may be the

@@ -11,7 +11,6 @@ mod probe;
 mod process;
 pub mod role;
 pub mod run_dir;
-pub mod shelter;
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -82,7 +82,7 @@ impl Frontend {
         config: &Config,
         models: HashMap<String, Arc<Model>>,
         router: Arc<Router>,
-        metrics: Arc<Metrics>,
+        (client, metrics): (EngineClient, Arc<Metrics>),
     ) -> Result<Arc<Self>, PolicyError> {
         let media = config.media.enabled;
         let media = media.then(|| Media::new(config.media.clone()));
@@ -97,7 +97,7 @@ impl Frontend {
             router,
             models,
             media: media.transpose()?,
-            client: EngineClient::new(),
+            client,
             metrics,
         }))
     }

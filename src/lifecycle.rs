@@ -1,6 +1,7 @@
 //! A process's beginning and end: stop signals, the limit on open files, word to systemd, a folder.
 
 pub mod folder;
+pub mod shelter;
 
 pub mod tasks;
 

@@ -169,7 +169,8 @@ pub fn select(
     Some(choice)
 }
 
-/// The position of the lowest value; ties are spread by `turn`.
+/// The position of the lowest value; ties are spread evenly, and not in turns: a client that sends
+/// each new prompt twice would find every new one at the same position.
 fn cheapest(values: impl Iterator<Item = f64> + Clone, turn: u64) -> usize {
     let lowest = values.clone().fold(f64::INFINITY, f64::min);
     let ties: Vec<usize> = values
@@ -177,7 +178,7 @@ fn cheapest(values: impl Iterator<Item = f64> + Clone, turn: u64) -> usize {
         .filter(|(_, value)| *value <= lowest)
         .map(|(at, _)| at)
         .collect();
-    ties.get((turn % ties.len().max(1) as u64) as usize)
+    ties.get((chance(turn) % ties.len().max(1) as u64) as usize)
         .copied()
         .unwrap_or(0)
 }
@@ -313,22 +314,23 @@ mod tests {
     #[test]
     fn ties_are_spread_and_modes_keep_their_promise() {
         let same = [candidate(0, 0, 0); 3];
-        for mode in [
-            RouterMode::Kv,
-            RouterMode::RoundRobin,
-            RouterMode::LeastLoaded,
-        ] {
-            let turns: Vec<_> = (0..4).map(|turn| choose(mode, &same, turn)).collect();
-            assert_eq!(turns, [Some(0), Some(1), Some(2), Some(0)], "{mode:?}");
+        let turns: Vec<_> = (0..4)
+            .map(|turn| choose(RouterMode::RoundRobin, &same, turn))
+            .collect();
+        assert_eq!(turns, [Some(0), Some(1), Some(2), Some(0)]);
+        for mode in [RouterMode::Kv, RouterMode::LeastLoaded, RouterMode::Random] {
+            for step in [1, 2, 3] {
+                let mut drawn = [0_u32; 3];
+                let turns = (0..3_000).map(|turn| turn * step);
+                turns.for_each(|turn| drawn[choose(mode, &same, turn).unwrap()] += 1);
+                assert!(
+                    drawn.iter().all(|count| (850..1_150).contains(count)),
+                    "{mode:?}: {drawn:?}"
+                );
+            }
         }
         let uneven = [candidate(9, 0, 3), candidate(0, 0, 1), candidate(0, 0, 2)];
         assert_eq!(choose(RouterMode::LeastLoaded, &uneven, 5), Some(1));
-        let mut drawn = [0_u32; 3];
-        (0..3_000).for_each(|turn| drawn[choose(RouterMode::Random, &uneven, turn).unwrap()] += 1);
-        assert!(
-            drawn.iter().all(|count| (850..1_150).contains(count)),
-            "{drawn:?}"
-        );
     }
 
     #[test]

@@ -15,14 +15,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Values};
+use crate::dispatch::EngineClient;
 use crate::engine::run_dir::RunDir;
-use crate::engine::shelter::RunDirError;
 use crate::engine::{EngineError, Kind, Launcher};
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
 use crate::frontend::listeners::{self, DRAIN_MAX, ListenError, Listeners};
 use crate::gpu;
 use crate::id::InvalidWorkerId;
+use crate::lifecycle::shelter::RunDirError;
 use crate::lifecycle::tasks::TaskEnd;
 use crate::media::PolicyError;
 use crate::model::ModelError;
@@ -119,7 +120,12 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     let metrics = Arc::new(Metrics::default());
     let router = Router::new(config.router.policy(), metrics.clone());
     let models = HashMap::from([(setup.name.clone(), setup.model.clone())]);
-    let frontend = Frontend::new(&config, models, router.clone(), metrics.clone())?;
+    let frontend = Frontend::new(
+        &config,
+        models,
+        router.clone(),
+        (EngineClient::new(), metrics.clone()),
+    )?;
     let banner = setup.banner(listeners.addresses);
     let mut resets = reset::Agents::default();
     let commands: Vec<_> = specs

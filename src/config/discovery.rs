@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct DiscoveryConfig {
     /// The agents' listeners, as `http://127.0.0.1:8200`.
     pub workers: Vec<String>,
-    /// File whose first bearer key is shown to agents, not readable for everybody.
+    /// File whose first bearer key is shown to agents and to their engines' gates, not readable for
+    /// everybody.
     pub key_file: Option<PathBuf>,
     /// How long the blocks of a worker whose agent is away are believed in, in seconds.
     #[schemars(range(min = 1))]

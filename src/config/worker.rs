@@ -16,8 +16,8 @@ pub struct WorkerConfig {
     /// File of the bearer keys that the listener takes, one a line (`name:key` or `key`), not
     /// readable for everybody; unset takes none.
     pub key_file: Option<PathBuf>,
-    /// Folder in which the agent keeps across its restarts what it knows of its engine's cache;
-    /// unset keeps nothing.
+    /// Folder of the agent's own, made where it is missing, in which it keeps across its restarts what
+    /// it knows of its engine's cache; unset takes `agent-<worker>` beside the engine's folder.
     pub state_dir: Option<PathBuf>,
 }
 

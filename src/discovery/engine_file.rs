@@ -4,11 +4,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::events::zmq::Source;
 use crate::id::WorkerId;
+use crate::lifecycle::shelter::runs;
 
 /// Version of [`EngineFile`]'s form.
 pub const ENGINE_FILE_VERSION: u32 = 1;
@@ -81,16 +81,6 @@ impl EngineFile {
         fs::write(&new, serde_json::to_vec_pretty(self)?)?;
         fs::rename(new, folder.join(ENGINE_FILE))
     }
-}
-
-/// The folder of a user's running programs: `kvlens-<uid>` below `base`, or without one below
-/// `$XDG_RUNTIME_DIR` where that folder exists, else below `/tmp`.
-pub fn runs(base: Option<&Path>) -> PathBuf {
-    let session = || std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let base = base.map(Path::to_owned);
-    let base = base.or_else(|| session().filter(|path| path.is_dir()));
-    let base = base.unwrap_or_else(|| PathBuf::from("/tmp"));
-    base.join(format!("kvlens-{}", geteuid().as_raw()))
 }
 
 /// The folder of a worker's engine.

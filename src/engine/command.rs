@@ -14,7 +14,6 @@ use crate::engine::command::words::{fill, find};
 use crate::engine::run_dir::RunDir;
 use crate::engine::{EngineAddress, EngineError, Kind, Spec};
 use crate::id::WorkerId;
-use crate::model::{Model, ModelError};
 
 /// Longest path of a unix socket: `sun_path` has 108 bytes, the last of them zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -92,20 +91,6 @@ impl Ranks {
 /// Whether an engine command asks for a unix socket to listen on.
 pub fn wants_socket(command: &[String]) -> bool {
     command.iter().any(|word| word.contains(UDS))
-}
-
-/// A model by folder or by id: the name it is served under unless told, and its folder.
-///
-/// # Errors
-/// When there is no such folder, and no such model in the Hugging Face cache.
-pub fn named_model(text: &str) -> Result<(String, PathBuf), ModelError> {
-    let folder = Model::resolve(text, |name| std::env::var_os(name))?;
-    let is_folder = folder.as_os_str() == text || Path::new(text).is_dir();
-    let name = match folder.file_name().filter(|_| is_folder) {
-        Some(last) => last.to_string_lossy().into_owned(),
-        None => text.to_owned(),
-    };
-    Ok((name, folder))
 }
 
 impl Plan {

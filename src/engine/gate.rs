@@ -1,8 +1,6 @@
 //! The gate in front of an engine: lets a list of paths through under bearer keys, counts what is in
 //! flight, drains.
 
-pub mod keys;
-
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +15,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::dispatch::{DispatchError, EngineAnswer, EngineClient};
-use crate::engine::gate::keys::Keys;
+use crate::http::keys::Keys;
 use crate::http::reply::{Reply, ReplyBody};
 use crate::http::serve::REQUEST_ID;
 use crate::http::{Answer, Call, Routes};

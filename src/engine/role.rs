@@ -16,18 +16,19 @@ use tracing::{info, warn};
 
 use crate::config::{Config, Values};
 use crate::discovery::engine_file::{ENGINE_FILE_VERSION, EngineFile};
-use crate::engine::command::{Listen, Plan, Ranks, named_model, wants_socket};
+use crate::engine::command::{Listen, Plan, Ranks, wants_socket};
 use crate::engine::control::{Control, Seen};
 use crate::engine::gate::Gate;
-use crate::engine::gate::keys::{KeyFileError, Keys};
 use crate::engine::run_dir::RunDir;
-use crate::engine::shelter::RunDirError;
 use crate::engine::{EngineError, EngineProcess, Kind, Launcher, Spec, State, free_port_runs};
 use crate::http::Limits;
+use crate::http::keys::{KeyFileError, Keys};
 use crate::http::serve::{bind, bind_unix, serve};
 use crate::id::WorkerId;
 use crate::lifecycle;
+use crate::lifecycle::shelter::RunDirError;
 use crate::model::ModelError;
+use crate::model::named;
 
 /// The name that the demo model is served under.
 const DEMO: &str = "demo";
@@ -170,7 +171,7 @@ fn plan(args: &Args, config: &Config) -> Result<Plan, RoleError> {
         (None, Kind::Vllm) => return Err(RoleError::ModelMissing),
         (None, _) => (DEMO.to_owned(), None),
         (Some(text), _) => {
-            let (name, folder) = named_model(text)?;
+            let (name, folder) = named::locate(text)?;
             (name, Some(folder.display().to_string()))
         }
     };

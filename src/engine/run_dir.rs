@@ -9,8 +9,8 @@ use tracing::warn;
 
 use crate::discovery::engine_file;
 use crate::engine::leftover;
-use crate::engine::shelter::{RunDirError, in_folder, own, prepare};
 use crate::id::WorkerId;
+use crate::lifecycle::shelter::{RunDirError, in_folder, own, prepare};
 
 const LOCK: &str = "lock";
 

@@ -12,6 +12,7 @@ use tracing::info;
 
 use crate::config::discovery::DiscoveryConfig;
 use crate::config::{Config, Values};
+use crate::dispatch::EngineClient;
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
 use crate::frontend::listeners::{self, ListenError, Listeners};
@@ -37,7 +38,7 @@ pub struct Args {
     /// Listener of a worker's agent, as http://127.0.0.1:8200; may be repeated
     #[arg(long, value_name = "URL")]
     worker_url: Vec<String>,
-    /// File whose first bearer key is shown to the agents
+    /// File whose first bearer key is shown to the agents and to their engines' gates
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     worker_key_file: Option<PathBuf>,
     /// Folder or name of the model to serve; demo for the one inside this program
@@ -65,7 +66,8 @@ pub struct Plan {
     name: String,
     model: Arc<Model>,
     workers: Vec<String>,
-    key: Option<String>,
+    /// Shows the key that agents and gates ask for.
+    client: EngineClient,
 }
 
 /// Why a frontend cannot be started so.
@@ -109,7 +111,7 @@ impl Plan {
             name: args.name.clone().unwrap_or(named.name),
             model: Arc::new(named.model),
             workers,
-            key,
+            client: EngineClient::with_key(key.as_deref()),
         })
     }
 }
@@ -145,7 +147,12 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     let metrics = Arc::new(Metrics::default());
     let router = Router::new(config.router.policy(), metrics.clone());
     let models = HashMap::from([(plan.name.clone(), plan.model)]);
-    let frontend = Frontend::new(&config, models, router.clone(), metrics)?;
+    let frontend = Frontend::new(
+        &config,
+        models,
+        router.clone(),
+        (plan.client.clone(), metrics),
+    )?;
     let addresses = listeners.addresses;
     let mut serving = listeners.serve(
         frontend.routes(),
@@ -155,7 +162,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     );
 
     let stale_after = config.discovery.stale_after();
-    let feeds = Feeds::new(router.clone(), &plan.name, stale_after, plan.key);
+    let feeds = Feeds::new(router.clone(), &plan.name, stale_after, plan.client);
     let mut followers = Tasks::default();
     for url in plan.workers {
         let name = format!("the follower of {url}");

@@ -23,16 +23,11 @@ impl Named {
     /// # Errors
     /// When there is none, or its files cannot be used.
     pub fn read(text: &str) -> Result<Self, ModelError> {
-        let folder = Model::resolve(text, |name| std::env::var_os(name))?;
-        let model = Model::load(&folder)?;
-        let name = match folder.file_name().filter(|_| Path::new(text).is_dir()) {
-            Some(last) => last.to_string_lossy().into_owned(),
-            None => text.to_owned(),
-        };
+        let (name, folder) = locate(text)?;
         Ok(Self {
             name,
+            model: Model::load(&folder)?,
             folder: Some(folder),
-            model,
         })
     }
 
@@ -58,4 +53,17 @@ impl Named {
             false => Self::read(text),
         }
     }
+}
+
+/// The name that a model is served under unless told, and its folder.
+///
+/// # Errors
+/// When there is no such folder, and no such model in the Hugging Face cache.
+pub fn locate(text: &str) -> Result<(String, PathBuf), ModelError> {
+    let folder = Model::resolve(text, |name| std::env::var_os(name))?;
+    let name = match folder.file_name().filter(|_| Path::new(text).is_dir()) {
+        Some(last) => last.to_string_lossy().into_owned(),
+        None => text.to_owned(),
+    };
+    Ok((name, folder))
 }

@@ -30,25 +30,24 @@ pub struct Feeds {
     pub(crate) model: String,
     /// How long the blocks of a worker whose agent is away are believed in.
     pub(crate) stale_after: Duration,
-    key: Option<String>,
     /// The feed that tells of each worker.
     claims: Mutex<HashMap<WorkerId, String>>,
 }
 
 impl Feeds {
-    /// Feeds for `router`, of which workers of `model` are served. `key` is sent as a bearer key.
+    /// Feeds for `router`, of which workers of `model` are served. `client` shows the key that agents
+    /// and gates ask for.
     pub fn new(
         router: Arc<Router>,
         model: &str,
         stale_after: Duration,
-        key: Option<String>,
+        client: EngineClient,
     ) -> Arc<Self> {
         Arc::new(Self {
             router,
-            client: EngineClient::new(),
+            client,
             model: model.to_owned(),
             stale_after,
-            key,
             claims: Mutex::default(),
         })
     }
@@ -57,7 +56,6 @@ impl Feeds {
     pub async fn follow(self: Arc<Self>, url: String) {
         let link = Link {
             url: url.clone(),
-            key: self.key.clone(),
             client: self.client.clone(),
         };
         let mut held = Held::new(self, url);

@@ -48,8 +48,6 @@ pub(crate) enum LinkError {
 pub(crate) struct Link {
     /// The agent's listener, as `http://127.0.0.1:8200`.
     pub(crate) url: String,
-    /// The bearer key that goes with every request.
-    pub(crate) key: Option<String>,
     pub(crate) client: EngineClient,
 }
 
@@ -63,9 +61,7 @@ pub(crate) struct OpenFeed {
 impl Link {
     /// Opens the feed and reads its snapshot.
     pub(crate) async fn open(&self) -> Result<(WorkerId, Snapshot, OpenFeed), LinkError> {
-        let asked = self
-            .client
-            .open(&self.url, FEED_PATH, self.key.as_deref(), HEAD_DEADLINE);
+        let asked = self.client.open(&self.url, FEED_PATH, HEAD_DEADLINE);
         let answer = asked.await?;
         if answer.status != StatusCode::OK {
             let status = answer.status;

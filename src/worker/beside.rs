@@ -69,8 +69,7 @@ impl Beside {
         self,
         feed: Arc<Feed>,
         mut commands: mpsc::Receiver<Command>,
-        metrics: Arc<Metrics>,
-        updates: mpsc::Sender<Update>,
+        (metrics, updates): (Arc<Metrics>, mpsc::Sender<Update>),
         stop: CancellationToken,
     ) {
         loop {

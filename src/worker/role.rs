@@ -18,6 +18,7 @@ use crate::http::keys::{KeyFileError, Keys};
 use crate::http::serve::{bind, serve};
 use crate::id::{InvalidWorkerId, WorkerId};
 use crate::lifecycle;
+use crate::lifecycle::shelter::{self, RunDirError};
 use crate::lifecycle::tasks::{TaskEnd, Tasks};
 use crate::model::ModelError;
 use crate::model::named::Named;
@@ -102,6 +103,8 @@ pub enum BadPlan {
     #[error(transparent)]
     Keys(#[from] KeyFileError),
     #[error(transparent)]
+    StateDir(#[from] RunDirError),
+    #[error(transparent)]
     Model(#[from] ModelError),
 }
 
@@ -144,12 +147,18 @@ impl Plan {
                 run_dir: config.engine.run_dir.clone(),
                 name: args.name.clone().or(told),
                 files: files.map(Arc::new),
-                state_dir: config.worker.state_dir.clone(),
+                state_dir: Some(state_dir(&worker, config)?),
             },
             worker,
             keys,
         })
     }
+}
+
+/// Where the agent keeps its ledgers: as told, else beside the engine's own folder.
+fn state_dir(worker: &WorkerId, config: &Config) -> Result<PathBuf, RunDirError> {
+    let (told, base) = (&config.worker.state_dir, &config.engine.run_dir);
+    shelter::kept(told.as_deref(), base.as_deref(), &format!("agent-{worker}"))
 }
 
 /// The engine that the flags describe.
@@ -216,7 +225,12 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     let shown = show(feed.record(), metrics.clone(), agent_stop.clone());
     tasks.spawn("the status", shown);
     let beside = plan.beside;
-    let following = beside.follow(feed.clone(), commands, metrics, updates, agent_stop.clone());
+    let following = beside.follow(
+        feed.clone(),
+        commands,
+        (metrics, updates),
+        agent_stop.clone(),
+    );
     tasks.spawn("the agent", following);
     info!(worker = %plan.worker, %address, "agent ready");
     lifecycle::notify_ready();

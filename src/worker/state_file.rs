@@ -62,7 +62,7 @@ impl SavedRank {
 /// Why a file is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    #[error("it cannot be read or written")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     #[error("it is not of this form: {reason}")]
     Form { reason: String },
@@ -125,10 +125,10 @@ impl StateFile {
                 self.saved = Some(last);
                 self.is_told = false;
             }
+            Some(Err(_)) if self.is_told => {}
             Some(Err(error)) => {
-                if !std::mem::replace(&mut self.is_told, true) {
-                    warn!(path = %self.path.display(), %error, "ledger cannot be saved");
-                }
+                self.is_told = true;
+                warn!(path = %self.path.display(), %error, "ledger cannot be saved");
             }
         }
         self.due = Instant::now() + PERIOD.max(started.elapsed() * PERIOD_PER_SAVING);

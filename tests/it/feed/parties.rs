@@ -8,6 +8,7 @@ use kvlens::block::{BlockSize, SequenceHash};
 use kvlens::config::router::RouterConfig;
 use kvlens::discovery::feed::FEED_PATH;
 use kvlens::discovery::{Change, Completeness, Update, WorkerRecord};
+use kvlens::dispatch::EngineClient;
 use kvlens::health::Verdict;
 use kvlens::http::reply::Reply;
 use kvlens::http::serve::{bind, serve};
@@ -144,7 +145,7 @@ impl Follower {
     pub(crate) fn patient(urls: &[String], stale_after: Duration) -> Self {
         let policy = RouterConfig::default().policy();
         let router = Router::new(policy, Arc::new(Metrics::default()));
-        let feeds = Feeds::new(router.clone(), "demo", stale_after, None);
+        let feeds = Feeds::new(router.clone(), "demo", stale_after, EngineClient::new());
         let mut follower = Self {
             router,
             feeds,

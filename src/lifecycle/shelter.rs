@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 
-use crate::discovery::engine_file;
 use crate::id::WorkerId;
 
 /// Why there is no folder for this run.
@@ -36,11 +35,39 @@ pub enum RunDirError {
 
 /// The folder of all runs below `base`, ours alone: `base` may hold other things.
 pub(crate) fn prepare(base: Option<&Path>) -> Result<PathBuf, RunDirError> {
-    let runs = engine_file::runs(base);
+    let runs = runs(base);
     let base = runs.parent().unwrap_or(&runs);
     sheltered(base).map_err(in_folder(base))??;
     own(&runs).map_err(in_folder(&runs))??;
     Ok(runs)
+}
+
+/// The folder of a user's running programs: `kvlens-<uid>` below `base`, or without one below
+/// `$XDG_RUNTIME_DIR` where that folder exists, else below `/tmp`.
+pub fn runs(base: Option<&Path>) -> PathBuf {
+    let session = || std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let base = base.map(Path::to_owned);
+    let base = base.or_else(|| session().filter(|path| path.is_dir()));
+    let base = base.unwrap_or_else(|| PathBuf::from("/tmp"));
+    base.join(format!("kvlens-{}", geteuid().as_raw()))
+}
+
+/// A folder of ours alone for what a program keeps across its restarts: `told`, or `name` in the
+/// folder of all runs below `base`.
+///
+/// # Errors
+/// When it cannot be made, or others may replace it.
+pub fn kept(told: Option<&Path>, base: Option<&Path>, name: &str) -> Result<PathBuf, RunDirError> {
+    let path = match told {
+        Some(path) => {
+            let parent = path.parent().unwrap_or(path);
+            sheltered(parent).map_err(in_folder(parent))??;
+            path.to_owned()
+        }
+        None => prepare(base)?.join(name),
+    };
+    own(&path).map_err(in_folder(&path))??;
+    Ok(path)
 }
 
 pub(crate) fn in_folder(path: &Path) -> impl Fn(io::Error) -> RunDirError {
@@ -112,7 +139,7 @@ mod tests {
         assert!(error.to_string().contains("with mode 755"), "{error}");
 
         let linked = base();
-        let name = engine_file::runs(Some(linked.path()));
+        let name = runs(Some(linked.path()));
         std::os::unix::fs::symlink(open.path(), name).unwrap();
         assert!(prepare(Some(linked.path())).is_err(), "a link is refused");
     }
