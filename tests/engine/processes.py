@@ -1,5 +1,6 @@
 """Child processes that never outlive the run, whatever becomes of it."""
 
+import ctypes
 import os
 import pathlib
 import signal
@@ -10,7 +11,9 @@ import uuid
 # Every process of this run has it in its environment, its children's children included.
 MARK = f"PROVE_RUN={uuid.uuid4()}"
 END_SECONDS_MAX = 20
+PR_SET_PDEATHSIG = 1
 
+libc = ctypes.CDLL(None)
 started = []
 
 
@@ -28,6 +31,8 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # Should this run be killed, they are told to end.
+                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
             )
         started.append(self)
 
