@@ -39,23 +39,23 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum DispatchError {
     /// The request never reached the engine, so it may go to any other.
-    #[error("engine at {address} refused the connection")]
+    #[error("{address} refused the connection")]
     Refused {
         address: String,
         source: hyper_util::client::legacy::Error,
     },
     /// The engine may have died of the request.
-    #[error("engine at {address} broke off before its answer")]
+    #[error("{address} broke off before its answer")]
     BrokenOff {
         address: String,
         source: hyper_util::client::legacy::Error,
     },
-    #[error("engine at {address} broke off inside its answer")]
+    #[error("{address} broke off inside its answer")]
     CutAnswer {
         address: String,
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    #[error("engine at {address} did not answer within {waited:?}")]
+    #[error("{address} did not answer within {waited:?}")]
     Timeout { address: String, waited: Duration },
     #[error("{address} is not the address of an engine")]
     Address {

@@ -197,19 +197,6 @@ impl Index {
         self.set_blocks(slot, 0);
     }
 
-    /// Takes blocks away from one rank of a worker; its progress stays.
-    pub fn drop_blocks(&mut self, worker: &WorkerId, rank: DpRank, hashes: &[SequenceHash]) {
-        let Some(slot) = self.slot(worker, rank) else {
-            return;
-        };
-        let dropped = hashes
-            .iter()
-            .filter(|hash| self.drop_holder(**hash, slot))
-            .count();
-        let blocks = self.blocks(slot).saturating_sub(dropped as u64);
-        self.set_blocks(slot, blocks);
-    }
-
     /// The slot of a worker's rank; `None` when no event of it was applied.
     pub fn slot(&self, worker: &WorkerId, rank: DpRank) -> Option<Slot> {
         self.by_name.get(worker)?.get(&rank).copied()

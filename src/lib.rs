@@ -34,18 +34,18 @@
 //! | `select` | the cost model: which worker is cheapest for a request |
 //! | `config` | the configuration, from defaults to flags |
 //! | `telemetry` | logs and the list of metrics |
-//! | `lifecycle` | a process's beginning and end |
+//! | `lifecycle` | a process's beginning and end, and the folders of its own |
 //! | `http` | HTTP servers: limits, routes, whole requests in, answers or streams out |
 //! | `model` | a model's folder, read once, and the demo model |
-//! | `media` | from an image's URL to its bytes, digest and size |
+//! | `media` | from an image's URL to its bytes, digest and size, and to a file for engines |
 //! | `events` | KV events, read from engines |
 //! | `gpu` | the GPUs of this host |
 //! | `discovery` | membership: workers' records, and changes to their set |
-//! | `dispatch` | requests to engines, and their streams back |
+//! | `dispatch` | requests to engines and agents, and their streams back |
 //! | `router` | answers placements; the one owner of index, load and the set of workers |
 //! | `frontend` | answers clients, from HTTP in to stream out |
-//! | `worker` | the agent beside one engine: follows its events, health and restarts |
-//! | `engine` | runs engines as child processes |
+//! | `worker` | the agent beside one engine: follows its events and health, and feeds routers |
+//! | `engine` | runs engines as child processes, and the gate and control socket of one |
 //! | `mock` | a stand-in for vLLM that needs no GPU |
 //! | `up` | everything on one box, in one process |
 //! | `commands` | commands that answer and end |
@@ -55,7 +55,7 @@
 //!
 //! - `id` to `select` are pure: values in, values out; no I/O, clock, tasks or logs.
 //! - One outside crate, one room: servers in `http`, clients of engines in `dispatch`, fetching in
-//!   `media`, ZeroMQ in `events/zmq.rs`, NVML in `gpu/nvml.rs`, systemd in `lifecycle`.
+//!   `media`, ZeroMQ in `events/zmq.rs` and `mock`, NVML in `gpu/nvml.rs`, systemd in `lifecycle`.
 //! - An image's identity is BLAKE3 of its encoded bytes: never its URL, nothing a client supplied,
 //!   and what was hashed is what the engine gets.
 //! - Only the router's state changes index or load, behind one short synchronous lock, never across

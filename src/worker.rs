@@ -26,7 +26,7 @@ use tracing::{Instrument, error, info, warn, warn_span};
 
 use crate::block::BlockSize;
 use crate::discovery::{Change, Completeness, Update, WorkerRecord};
-use crate::id::DpRank;
+use crate::id::{DpRank, Incarnation};
 use crate::index::KvEvent;
 use crate::index::gap::BEFORE_FIRST;
 use crate::ledger::counts::Counts;
@@ -118,6 +118,8 @@ struct Agent {
     /// Under which the engine reports to us.
     session: Arc<str>,
     parity: parity::Check,
+    /// The life of the engine whose prompts were compared last.
+    compared: Option<Incarnation>,
 }
 
 impl Agent {
@@ -134,6 +136,7 @@ impl Agent {
             is_partial: false,
             session: format!("kvlens-{}", uuid::Uuid::new_v4().simple()).into(),
             parity: parity::Check::none(&spec.worker),
+            compared: None,
             spec,
             metrics,
             updates,
@@ -264,7 +267,11 @@ impl Agent {
             self.ranks.order(order).await;
         }
         // Another process may be another release, with other prompts.
-        self.parity = parity::Check::start(&self.spec, &facts.models);
+        let life = self.record.incarnation;
+        if self.compared != Some(life) {
+            self.compared = Some(life);
+            self.parity = parity::Check::start(&self.spec, &facts.models);
+        }
         self.facts = facts;
     }
 

@@ -296,7 +296,7 @@ fn bounded(hashes: usize) -> Result<(), FeedFault> {
 }
 
 fn readable(what: &'static str, found: u32, known: u32) -> Result<(), FeedFault> {
-    match found == known || found + 1 == known {
+    match found == known || found.checked_add(1) == Some(known) {
         true => Ok(()),
         false => Err(FeedFault::Version { what, found, known }),
     }

@@ -125,7 +125,7 @@ impl Gate {
 
     async fn pass(self: Arc<Self>, method: Method, path: &'static str, call: Call) -> Reply {
         let is_work = method == Method::POST;
-        let entered = Entered::new(&self);
+        let entered = is_work.then(|| Entered::new(&self));
         // Counted first, so that whoever waits for none in flight misses none.
         if is_work && self.is_draining() {
             return draining();
@@ -139,7 +139,7 @@ impl Gate {
         }
         match self.client.forward(&self.engine, path, request).await {
             // A page is no request in flight, however slowly it is read.
-            Ok(answer) => relay(answer, is_work.then_some(entered)),
+            Ok(answer) => relay(answer, entered),
             Err(error) => {
                 warn!(request_id = %call.id, path, %error, "engine did not answer");
                 unanswered(&error)

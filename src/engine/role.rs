@@ -170,6 +170,9 @@ fn plan(args: &Args, config: &Config) -> Result<Plan, RoleError> {
     let (name, folder) = match (&args.model, args.kind) {
         (None, Kind::Vllm) => return Err(RoleError::ModelMissing),
         (None, _) => (DEMO.to_owned(), None),
+        (Some(text), Kind::Mock) if text == DEMO && !Path::new(text).is_dir() => {
+            (DEMO.to_owned(), None)
+        }
         (Some(text), _) => {
             let (name, folder) = named::locate(text)?;
             (name, Some(folder.display().to_string()))

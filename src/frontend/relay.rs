@@ -76,6 +76,8 @@ enum Failure {
     Refused(DispatchError),
     /// It has too much to do.
     Busy(StatusCode),
+    /// It does not let us in.
+    Barred(StatusCode),
     /// It broke off, or answered with a fault of its own.
     BrokenOff(String),
     /// It could not read the files that the request names.
@@ -132,6 +134,9 @@ impl Frontend {
             Failure::Refused(error) => {
                 self.router.refused(worker);
                 warn!(%request_id, %worker, %error, "dispatch failed");
+            }
+            Failure::Barred(status) => {
+                tracing::error!(%request_id, %worker, %status, "engine does not take our key, see discovery.key_file");
             }
             Failure::Busy(status) => {
                 tries.busy += 1;
@@ -269,6 +274,8 @@ async fn accepted(
     match (status.as_u16(), folder) {
         (200..=299, _) => Ok(answer),
         (408 | 429 | 503, _) => Err(Failure::Busy(status)),
+        // The key that is missing is ours, not the client's.
+        (401 | 403, _) => Err(Failure::Barred(status)),
         (400..=499, _) | (500, Some(_)) => {
             let body = answer.whole().await.unwrap_or_default();
             if folder.is_some() && speaks_of_files(&body, folder) {

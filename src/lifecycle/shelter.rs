@@ -60,7 +60,10 @@ pub fn runs(base: Option<&Path>) -> PathBuf {
 pub fn kept(told: Option<&Path>, base: Option<&Path>, name: &str) -> Result<PathBuf, RunDirError> {
     let path = match told {
         Some(path) => {
-            let parent = path.parent().unwrap_or(path);
+            let parent = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
+            let parent = parent.unwrap_or(Path::new("."));
             sheltered(parent).map_err(in_folder(parent))??;
             path.to_owned()
         }

@@ -29,13 +29,10 @@ impl Booking {
     }
 
     /// Holds what the engine found in its cache against what the index had said when the request was
-    /// booked. Blocks that it did not find are counted; those of a worker whose ledger is partial
-    /// are taken out of the index as well, for such a ledger may have missed their removal. A
-    /// complete one has not: there they were evicted between the booking and the computing, and its
-    /// events say so themselves. A block that the engine stored while the request was under way is
-    /// true again, by the request's own computing, and stays; engines publish most of them before
-    /// the answer's end. To be called for a request of one choice alone: of several the engine
-    /// reports one, which may have found what another had just computed.
+    /// booked, and counts the blocks that it did not find. They stay in the index: the request that
+    /// missed them has just computed them, so they are true again. What was evicted between booking
+    /// and computing, and stored anew since, is not counted. To be called for a request of one choice
+    /// alone: of several the engine reports one, which may have found what another had just computed.
     pub fn found_cached(&self, cached_blocks: u32) {
         self.router.disprove(self.key, cached_blocks);
     }

@@ -275,7 +275,7 @@ impl Held {
             away.found = Some((verdict, found));
         }
         let is_stale = away.since.elapsed() >= self.feeds.stale_after;
-        if is_stale && !is_well {
+        if is_stale && away.found.is_some() {
             info!(worker = %record.worker, "neither agent nor engine came back, worker is removed");
             return self.remove();
         }

@@ -65,7 +65,8 @@ impl Link {
         let answer = asked.await?;
         if answer.status != StatusCode::OK {
             let status = answer.status;
-            let text = answer.whole().await?;
+            let text = tokio::time::timeout(HEAD_DEADLINE, answer.whole()).await;
+            let text = text.unwrap_or_else(|_| Ok(Default::default()))?;
             let text = &text[..text.len().min(SHOWN_BYTES_MAX)];
             let text = String::from_utf8_lossy(text).into_owned();
             return Err(LinkError::Status { status, text });

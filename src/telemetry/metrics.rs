@@ -73,7 +73,7 @@ metrics! {
     overlap_difference: Histogram = signed_tokens(),
         "overlap_difference_tokens", "Prompt tokens that the engine says it found in its cache beyond those predicted, by request; below 0 where it found fewer.";
     overlap_disproved_blocks: Family<LedgerLabels, Counter> = Family::default(),
-        "overlap_disproved_blocks", "Blocks that the index said a worker held and its engine did not find; those of a partial ledger are taken out.";
+        "overlap_disproved_blocks", "Blocks that the index said a worker held and its engine did not find, by whether its ledger was complete.";
     prompt_length_mismatch: Counter = Counter::default(),
         "prompt_length_mismatch", "Answers whose engine counts another number of prompt tokens than we do.";
     parity_failures: Family<ParityLabels, Counter> = Family::default(),

@@ -121,6 +121,10 @@ pub async fn serve(
     ranks: &[mpsc::Sender<Order>],
 ) -> Infallible {
     while let Some(Command::Reset { reply }) = commands.recv().await {
+        // Who asked has gone away while no engine was there: the next one's blocks are not meant.
+        if reply.is_closed() {
+            continue;
+        }
         order(ranks, Order::ExpectClearing).await;
         let outcome = probe.reset_prefix_cache().await;
         let is_done = outcome.is_ok();

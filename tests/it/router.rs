@@ -315,7 +315,19 @@ fn an_engine_that_is_away_ends_what_is_in_flight_and_comes_back_with_its_blocks(
 
 #[test]
 fn a_block_stored_since_the_booking_is_not_disproved() {
-    let router = router(RouterMode::Kv, &["a"]);
+    let policy = Policy {
+        mode: RouterMode::Kv,
+        overlap_weight: 1.0,
+        temperature: 0.0,
+    };
+    let metrics = Arc::new(Metrics::default());
+    let router = Router::new(policy, metrics.clone());
+    let counted = |ledger: &str| {
+        let name = format!("kvlens_overlap_disproved_blocks_total{{ledger=\"{ledger}\"}} ");
+        let page = metrics.encode();
+        let count = page.lines().find_map(|line| line.strip_prefix(&name));
+        count.map_or(0, |count| count.parse::<u64>().expect("a number"))
+    };
     let mut partial = record("a");
     partial.ledger.completeness = Completeness::Partial;
     up(&router, partial);
@@ -324,14 +336,19 @@ fn a_block_stored_since_the_booking_is_not_disproved() {
     assert_eq!(placement.overlap_blocks, 4);
     stored(&router, "a", 1, &[3]);
     placement.booking.found_cached(1);
-    assert_eq!(router.workers()[0].indexed_blocks, 2, "1 and 3");
+    assert_eq!(counted("partial"), 2, "2 and 4");
     drop(placement);
     // What only other requests in flight vouched for was never the index's word.
     let first = place(&router, &[7, 8]);
     let second = place(&router, &[7, 8]);
     assert_eq!(second.overlap_blocks, 2);
     second.booking.found_cached(0);
-    assert_eq!(router.workers()[0].indexed_blocks, 2);
+    assert_eq!((counted("partial"), counted("complete")), (2, 0));
+    assert_eq!(
+        router.workers()[0].indexed_blocks,
+        4,
+        "all was computed anew"
+    );
     drop((first, second));
     assert_eq!(load(&router, "a"), Load::default());
 }

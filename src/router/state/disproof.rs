@@ -14,15 +14,12 @@ pub(crate) struct Disproved {
 impl State {
     /// See [`Booking::found_cached`](crate::router::booking::Booking::found_cached); `None` when
     /// the worker or the booking is gone.
-    pub(crate) fn disprove(&mut self, key: BookingKey, cached_blocks: u32) -> Option<Disproved> {
+    pub(crate) fn disprove(&self, key: BookingKey, cached_blocks: u32) -> Option<Disproved> {
         let (worker, rank) = self.seats.get(&key)?;
         let member = self.workers.get(worker)?;
         let on = member.ranks.get(rank.0 as usize)?;
         let hashes = on.in_flight.disproved(on.shares.get(&key)?, cached_blocks);
         let ledger = member.record.ledger.completeness;
-        if ledger == Completeness::Partial {
-            self.index.drop_blocks(worker, *rank, &hashes);
-        }
         let blocks = hashes.len();
         Some(Disproved { blocks, ledger })
     }

@@ -69,6 +69,18 @@ async fn what_an_engine_must_not_see_is_refused_wherever_it_stands() {
     assert_eq!(pair.taken(), [Value::Null; 0], "nothing reached the engine");
 }
 
+fn wants_a_key(_body: &Value) -> (u16, Value) {
+    (401, json!({"error": {"message": "who are you?"}}))
+}
+
+#[tokio::test]
+async fn a_key_that_we_lack_is_no_fault_of_the_clients() {
+    let pair = Pair::start(MediaConfig::default(), wants_a_key).await;
+    let answer = pair.post(CHAT, &good()).await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(pair.taken().len(), 1, "the engine was asked");
+}
+
 #[tokio::test]
 async fn identities_and_sessions_of_clients_are_left_out() {
     let pair = Pair::start(MediaConfig::default(), answered).await;
