@@ -297,12 +297,17 @@ impl Router {
     }
 
     fn show_verdicts(&self) {
-        for (verdict, count) in self.lock().verdicts() {
+        let (verdicts, partial) = {
+            let state = self.lock();
+            (state.verdicts(), state.partial_ledgers())
+        };
+        for (verdict, count) in verdicts {
             self.metrics
                 .workers
                 .get_or_create(&VerdictLabels { verdict })
                 .set(count);
         }
+        self.metrics.partial_ledgers.set(partial);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

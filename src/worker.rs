@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, warn, warn_span};
 
 use crate::block::BlockSize;
-use crate::discovery::{Change, Completeness, Update, WorkerRecord};
+use crate::discovery::{Change, Update, WorkerRecord};
 use crate::id::{DpRank, Incarnation};
 use crate::index::KvEvent;
 use crate::index::gap::BEFORE_FIRST;
@@ -113,8 +113,6 @@ struct Agent {
     ranks: Ranks,
     /// The alarms and gaps of each rank that are counted already.
     counted: Vec<(Counts, u64)>,
-    /// Whether it is counted among the workers with a partial ledger.
-    is_partial: bool,
     /// Under which the engine reports to us.
     session: Arc<str>,
     parity: parity::Check,
@@ -133,7 +131,6 @@ impl Agent {
         record.incarnation = new_incarnation();
         Self {
             counted: vec![Default::default(); spec.sources.len()],
-            is_partial: false,
             session: format!("kvlens-{}", uuid::Uuid::new_v4().simple()).into(),
             parity: parity::Check::none(&spec.worker),
             compared: None,
@@ -282,7 +279,6 @@ impl Agent {
         let life = self.record.incarnation;
         record::note_ledgers(&mut self.record, &self.facts, &statuses);
         record::note_reports(&mut self.record, &self.session);
-        self.count_partial(self.record.ledger.completeness == Completeness::Partial);
         if life != self.record.incarnation {
             // Another process may be another engine, and its ledgers know nothing of it yet.
             self.described = None;
@@ -332,20 +328,6 @@ impl Agent {
         }
     }
 
-    fn count_partial(&mut self, is_partial: bool) {
-        let ledgers = &self.metrics.partial_ledgers;
-        match (self.is_partial, is_partial) {
-            (false, true) => {
-                ledgers.inc();
-            }
-            (true, false) => {
-                ledgers.dec();
-            }
-            _ => {}
-        }
-        self.is_partial = is_partial;
-    }
-
     /// Takes back all that was told of a rank that is no longer followed.
     fn forgotten(&self, rank: DpRank) -> Update {
         Update::Kv(KvEvent {
@@ -379,8 +361,7 @@ impl Agent {
     }
 
     /// Signs off.
-    async fn end(mut self) {
-        self.count_partial(false);
+    async fn end(self) {
         // Joined, so that no event follows the worker's Down.
         self.ranks.stop().await;
         let down = Update::Change(Change::Down(self.spec.worker.clone()));

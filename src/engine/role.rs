@@ -28,10 +28,7 @@ use crate::id::WorkerId;
 use crate::lifecycle;
 use crate::lifecycle::shelter::RunDirError;
 use crate::model::ModelError;
-use crate::model::named;
-
-/// The name that the demo model is served under.
-const DEMO: &str = "demo";
+use crate::model::named::{self, DEMO};
 
 /// Lines of a failed engine's output that are logged; at level debug every line is.
 const LINES_SHOWN: usize = 12;

@@ -68,6 +68,10 @@ impl Member {
         if self.gone.is_cancelled() && record.verdict.keeps_requests() {
             self.gone = CancellationToken::new();
         }
+        if self.record.incarnation != record.incarnation {
+            // What was missed of the former process says nothing of this one.
+            self.confirm = Confirm::default();
+        }
         self.address = record.address.as_str().into();
         self.media_dir = record.media_dir.as_deref().map(Arc::from);
         self.report_session = record.ledger.report_session.as_deref().map(Arc::from);

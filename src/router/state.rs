@@ -190,6 +190,13 @@ impl State {
         self.index.total_blocks()
     }
 
+    /// Counts the workers whose ledger may not name all that their engine holds.
+    pub(crate) fn partial_ledgers(&self) -> i64 {
+        let is_partial =
+            |member: &&Member| member.record.ledger.completeness == Completeness::Partial;
+        self.workers.values().filter(is_partial).count() as i64
+    }
+
     /// Counts the workers of each verdict, those of none included.
     pub(crate) fn verdicts(&self) -> [(Verdict, i64); Verdict::ALL.len()] {
         let of = |verdict| {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::{Config, Values};
-use crate::discovery::{Update, WorkerRecord};
+use crate::discovery::{Completeness, Update, WorkerRecord};
 use crate::events::zmq::Source;
 use crate::health::Verdict;
 use crate::http::keys::{KeyFileError, Keys};
@@ -263,6 +263,8 @@ async fn show(
             let count = i64::from(verdict == record.verdict);
             metrics.workers.get_or_create(&labels).set(count);
         }
+        let is_partial = record.ledger.completeness == Completeness::Partial;
+        metrics.partial_ledgers.set(i64::from(is_partial));
         let cause = record
             .cause
             .map(|cause| format!(": {cause}"))

@@ -352,3 +352,31 @@ fn a_block_stored_since_the_booking_is_not_disproved() {
     drop((first, second));
     assert_eq!(load(&router, "a"), Load::default());
 }
+
+#[test]
+fn workers_with_partial_ledgers_are_counted_while_they_are() {
+    let policy = Policy {
+        mode: RouterMode::Kv,
+        overlap_weight: 1.0,
+        temperature: 0.0,
+    };
+    let metrics = Arc::new(Metrics::default());
+    let router = Router::new(policy, metrics.clone());
+    let steps = [
+        ("a", Completeness::Partial, 1),
+        ("b", Completeness::Partial, 2),
+        ("a", Completeness::Complete, 1),
+    ];
+    let counted = |count: u64| {
+        let line = format!("kvlens_partial_ledgers {count}");
+        metrics.encode().lines().any(|found| found == line)
+    };
+    for (name, completeness, count) in steps {
+        let mut record = record(name);
+        record.ledger.completeness = completeness;
+        up(&router, record);
+        assert!(counted(count), "after {name} {completeness:?}");
+    }
+    router.apply(Update::Change(Change::Down(worker("b"))));
+    assert!(counted(0));
+}

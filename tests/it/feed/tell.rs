@@ -69,7 +69,13 @@ async fn routers_know_what_the_agent_knows() {
         assert_eq!(follower.place(20_200).overlap_blocks, 1);
     }
     agent.feed.beat();
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    // What comes behind the heartbeat shows that it was taken in.
+    known.ledger.blocks = 78;
+    agent.up(&known);
+    for follower in [&first, &second] {
+        let is_told = |w: &kvlens::router::view::WorkerView| w.record.ledger.blocks == 78;
+        follower.until("the heartbeat is past", is_told).await;
+    }
     assert_eq!(
         agent.asked(),
         2,
