@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::thread;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{
@@ -18,6 +20,10 @@ pub(crate) const MARK: &str = "KVLENS_ENGINE";
 
 /// Searches for what is left, each finding what was started during the one before.
 const ROUNDS_MAX: usize = 10;
+
+/// How long a search that found nothing waits for the next. A process on its way from one program
+/// to another has no environment for some microseconds (`execve` sets it up after the switch).
+const EXEC_PAUSE: Duration = Duration::from_millis(5);
 
 /// A process for good: a number alone may by now be another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,13 +122,17 @@ impl Kin {
     /// Kills every process of the engine that left its group.
     pub(crate) fn kill_strays(&self) {
         let mut killed = BTreeSet::new();
+        let mut is_quiet = false;
         for _ in 0..ROUNDS_MAX {
             let strays = table().into_iter().map(|entry| entry.process);
             let is_new = |process: &Process| !killed.contains(process) && self.has(*process);
             let strays: Vec<_> = strays.filter(is_new).collect();
-            if strays.is_empty() {
-                return;
+            match (strays.is_empty(), is_quiet) {
+                (true, true) => return,
+                (true, false) => thread::sleep(EXEC_PAUSE),
+                (false, _) => {}
             }
+            is_quiet = strays.is_empty();
             for process in strays {
                 if let Err(error) = kill(process) {
                     warn!(pid = process.number, %error, "an engine's process cannot be ended");
@@ -213,6 +223,7 @@ fn entry(number: i32) -> Option<Entry> {
 pub(crate) mod tests {
     use std::os::unix::process::CommandExt;
     use std::process::{Child, Command};
+    use std::time::Instant;
 
     use super::*;
 
@@ -225,6 +236,12 @@ pub(crate) mod tests {
             .spawn()
             .unwrap();
         let kin = Kin::new(Pid::from_child(&child), mark.to_owned());
+        // On a busy machine the new program may take long to get its environment.
+        let until = Instant::now() + Duration::from_secs(10);
+        while !kin.has_mark(kin.leader.number) {
+            assert!(Instant::now() < until, "the process has no environment");
+            thread::sleep(Duration::from_millis(1));
+        }
         (child, kin)
     }
 
