@@ -23,7 +23,7 @@ use kvlens::openai::chat::ChatRequest;
 use kvlens::openai::fields::UnknownFields;
 use kvlens::openai::request::RequestLimits;
 use kvlens::prompt::placeholder;
-use kvlens::router::Footprint;
+use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::telemetry::metrics::Metrics;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -73,7 +73,7 @@ fn main() {
         let started = cpu_time();
         let prepared = runtime.block_on(frontend.prepare_chat(&body));
         let prepared = prepared.expect("a legal chat");
-        let placement = frontend.router.place(&prepared.footprint, &[]);
+        let placement = frontend.router.place(&prepared.footprint, &Wish::default());
         parts.whole.push(cpu_time() - started);
         let placement = placement.expect("a worker is there");
         assert!(
@@ -161,7 +161,9 @@ impl Parts {
             block::sequence_hashes(root, &prompt, size)
         });
         assert_eq!(*hashes, *footprint.hashes[0].1);
-        let placement = timed(&mut self.place, || frontend.router.place(footprint, &[]));
+        let placement = timed(&mut self.place, || {
+            frontend.router.place(footprint, &Wish::default())
+        });
         drop(placement.expect("a worker is there"));
         timed(&mut self.engine_body, || {
             chat_body(request, &images, "").inlined()

@@ -5,7 +5,7 @@
 //!
 //! HTTP JSON → [`openai::chat::ChatRequest`] (each field rendered, passed, refused or dropped) → chat
 //! template → text → token ids as the engine makes them → images: bytes → digest and size → expansion
-//! → [`prompt::ExpandedPrompt`] → [`router::Footprint`] (sequence hashes and counts, nothing else) →
+//! → [`prompt::ExpandedPrompt`] → [`router::footprint::Footprint`] (sequence hashes and counts, nothing else) →
 //! [`router::Router::place`] → [`router::Placement`] with its booking → the engine's body, our digests
 //! as its `uuid`s → stream → first token frees the prefill share, the end or the client's going away
 //! the rest. [`frontend`] tells this story; nothing flows back but the answer.

@@ -3,6 +3,7 @@
 pub mod booking;
 mod confirm;
 pub mod feed;
+pub mod footprint;
 mod held;
 mod link;
 mod member;
@@ -17,17 +18,19 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::block::{BlockSize, SequenceHash};
+use crate::block::BlockSize;
+use crate::config::router::RouterConfig;
 use crate::discovery::{Change, Completeness, ParityScope, Update};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::Step;
 use crate::index::{Applied, KvEvent};
 use crate::router::booking::Booking;
+use crate::router::footprint::{Footprint, Wish};
 use crate::router::state::disproof::Disproved;
 use crate::router::state::{BookingKey, State};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
-use crate::select::{Cost, Policy, RouterMode};
+use crate::select::{Cost, RouterMode};
 use crate::telemetry::labels::{
     KvEventKind, KvEventLabels, Ledger, LedgerLabels, ParityCheck, ParityLabels, VerdictLabels,
 };
@@ -39,38 +42,6 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 
 /// Most updates from agents that wait for the router; agents then wait too, and lose nothing.
 pub const UPDATES_MAX: usize = 4_096;
-
-/// What the router needs to know of a request: hashes and counts, never its text or images.
-#[derive(Clone, Debug)]
-pub struct Footprint {
-    /// The model's base name.
-    pub model: Arc<str>,
-    /// The adapter asked for, where it is one.
-    pub adapter: Option<Arc<str>>,
-    /// Sequence hashes of the prompt's full blocks, for each block size among the model's workers.
-    /// Empty for a prompt that reads no cache.
-    pub hashes: Vec<(BlockSize, Arc<[SequenceHash]>)>,
-    /// Tokens known for sure.
-    pub prompt_tokens: u32,
-    /// Those of them before the first image.
-    pub text_tokens: u32,
-    /// Tokens beyond those known, estimated: an image of unknown size, an embedding's input. They
-    /// weigh on the worker like others, and overlap with nothing.
-    pub estimated_tokens: u32,
-}
-
-impl Footprint {
-    fn all_tokens(&self) -> u32 {
-        self.prompt_tokens.saturating_add(self.estimated_tokens)
-    }
-
-    fn hashes_for(&self, size: BlockSize) -> Option<&Arc<[SequenceHash]>> {
-        self.hashes
-            .iter()
-            .find(|(known, _)| *known == size)
-            .map(|(_, hashes)| hashes)
-    }
-}
 
 /// Where a request goes. Dropping its booking frees what it holds there.
 #[derive(Debug)]
@@ -131,37 +102,36 @@ pub enum RouteError {
 /// placement takes microseconds, and a task with a queue would add two hand-overs to each.
 #[derive(Debug)]
 pub struct Router {
-    policy: Policy,
+    mode: RouterMode,
     state: Mutex<State>,
     metrics: Arc<Metrics>,
 }
 
 impl Router {
     /// A router with no workers.
-    pub fn new(policy: Policy, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(config: &RouterConfig, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
-            policy,
-            state: Mutex::new(State::new(policy)),
+            mode: config.mode,
+            state: Mutex::new(State::new(config)),
             metrics,
         })
     }
 
     /// How workers are chosen.
     pub fn mode(&self) -> RouterMode {
-        self.policy.mode
+        self.mode
     }
 
-    /// Chooses a worker that is not among `excluded`, and books the request there before it
-    /// answers.
+    /// Chooses a worker as wished, and books the request there before it answers.
     ///
     /// # Errors
     /// When no worker serves the model, or none that does can take requests.
     pub fn place(
         self: &Arc<Self>,
         footprint: &Footprint,
-        excluded: &[WorkerId],
+        wish: &Wish,
     ) -> Result<Placement, RouteError> {
-        let chosen = self.lock().place(footprint, excluded, Instant::now())?;
+        let chosen = self.lock().place(footprint, wish, Instant::now())?;
         let booking = Booking::new(self.clone(), chosen.booking);
         Ok(Placement {
             worker: chosen.worker,

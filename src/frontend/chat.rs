@@ -13,7 +13,7 @@ use crate::media::{Image, Media};
 use crate::openai::chat::{ChatRequest, ImagePart};
 use crate::openai::error::ApiError;
 use crate::prompt::ExpandedPrompt;
-use crate::router::Footprint;
+use crate::router::footprint::Footprint;
 use crate::telemetry::labels::{MediaLabels, MediaOutcome};
 
 /// A chat that is ready to be placed.

@@ -14,7 +14,7 @@ use crate::openai::completion::{CompletionRequest, Prompt};
 use crate::openai::error::ApiError;
 use crate::prompt::ExpandedPrompt;
 use crate::prompt::placeholder::spelled_media;
-use crate::router::Footprint;
+use crate::router::footprint::Footprint;
 use crate::vision::VisionError;
 
 /// Whether a prompt is known to the last token.
@@ -135,12 +135,11 @@ pub(crate) fn footprint(asked: &Asked, known: &Known, salt: &str, cached: bool) 
         Vec::new()
     };
     Footprint {
-        model: view.base.clone(),
         adapter: view.adapter.clone(),
         hashes,
-        prompt_tokens: known.prompt.tokens.len() as u32,
         text_tokens: known.prompt.text_tokens(),
         estimated_tokens: known.estimated_tokens,
+        ..Footprint::new(view.base.clone(), known.prompt.tokens.len() as u32)
     }
 }
 

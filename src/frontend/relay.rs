@@ -20,7 +20,8 @@ use crate::frontend::{Frontend, error};
 use crate::http::reply::Reply;
 use crate::id::{RequestId, WorkerId};
 use crate::openai::error::ApiError;
-use crate::router::{Footprint, Placement, RouteError};
+use crate::router::footprint::{Footprint, Wish};
+use crate::router::{Placement, RouteError};
 use crate::telemetry::labels::ModeLabels;
 
 const WORKER: HeaderName = HeaderName::from_static("x-kvlens-worker");
@@ -102,7 +103,8 @@ impl Frontend {
             .prompt_tokens
             .inc_by(u64::from(outgoing.footprint.prompt_tokens));
         loop {
-            let placement = match self.router.place(&outgoing.footprint, &tries.workers) {
+            let wish = Wish::without(&tries.workers);
+            let placement = match self.router.place(&outgoing.footprint, &wish) {
                 Ok(placement) => placement,
                 Err(error) => return Err(self.not_placed(error, &tries)),
             };

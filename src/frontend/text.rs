@@ -12,7 +12,7 @@ use crate::http::reply::Reply;
 use crate::openai::completion::CompletionRequest;
 use crate::openai::embeddings::EmbeddingsRequest;
 use crate::openai::error::ApiError;
-use crate::router::Footprint;
+use crate::router::footprint::Footprint;
 
 impl Frontend {
     /// Answers `POST /v1/completions`.
@@ -54,13 +54,10 @@ impl Frontend {
             received: call.received,
             path: "/v1/embeddings",
             footprint: Footprint {
-                model: asked.view.base,
                 adapter: asked.view.adapter,
-                hashes: Vec::new(),
-                prompt_tokens: 0,
-                text_tokens: 0,
                 // Four bytes a token, as in English.
                 estimated_tokens: (call.body.len() / 4) as u32,
+                ..Footprint::new(asked.view.base, 0)
             },
             exactness: Exactness::Exact,
             stream: false,

@@ -11,14 +11,16 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::block::BlockSize;
+use crate::config::router::RouterConfig;
 use crate::discovery::{Completeness, ParityScope, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::Index;
 use crate::index::holders::Slot;
+use crate::router::RouteError;
+use crate::router::footprint::{Footprint, Wish};
 use crate::router::member::{Member, RankState};
 use crate::router::view::CandidateView;
-use crate::router::{Footprint, RouteError};
 use crate::select::load::Share;
 use crate::select::{Ask, Candidate, Cost, Policy, Room, cost, select};
 
@@ -72,9 +74,9 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(policy: Policy) -> Self {
+    pub(crate) fn new(config: &RouterConfig) -> Self {
         Self {
-            policy,
+            policy: config.policy(),
             workers: BTreeMap::new(),
             index: Index::new(),
             seats: HashMap::new(),
@@ -88,7 +90,7 @@ impl State {
     pub(crate) fn place(
         &mut self,
         footprint: &Footprint,
-        excluded: &[WorkerId],
+        wish: &Wish,
         now: Instant,
     ) -> Result<Chosen, RouteError> {
         let seats = self.seats(footprint, now);
@@ -100,7 +102,7 @@ impl State {
         let workers = seats.len();
         let eligible: Vec<Seat> = seats
             .into_iter()
-            .filter(|seat| seat.not_eligible.is_none() && !excluded.contains(&seat.worker))
+            .filter(|seat| seat.not_eligible.is_none() && !wish.excluded.contains(&seat.worker))
             .collect();
         let Some((seat, cost)) = self.choose(eligible, footprint) else {
             return Err(RouteError::NoEligibleWorker {

@@ -89,12 +89,13 @@ fn turn(member: &mut Member, before: Option<ParityScope>, now: Instant) -> Optio
 mod tests {
     use super::*;
     use crate::block::{BlockSize, SequenceHash};
+    use crate::config::router::RouterConfig;
     use crate::discovery::{Parity, WorkerRecord};
     use crate::health::Verdict;
     use crate::id::{DpRank, Incarnation, WorkerId};
-    use crate::router::Footprint;
     use crate::router::confirm::PATIENCE;
-    use crate::select::{Policy, RouterMode};
+    use crate::router::footprint::Footprint;
+    use crate::router::footprint::Wish;
 
     const SIZE: u32 = 16;
 
@@ -120,12 +121,7 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            let policy = Policy {
-                mode: RouterMode::Kv,
-                overlap_weight: 1.0,
-                temperature: 0.0,
-            };
-            let mut state = State::new(policy);
+            let mut state = State::new(&RouterConfig::default());
             state.upsert(record());
             Self {
                 state,
@@ -159,14 +155,14 @@ mod tests {
             let prompt_tokens = blocks.len() as u32 * SIZE + 1;
             let text_tokens = prompt_tokens.min(text_blocks * SIZE + 3);
             let footprint = Footprint {
-                model: "m".into(),
-                adapter: None,
                 hashes: vec![(size, hashes(blocks).into())],
-                prompt_tokens,
                 text_tokens,
-                estimated_tokens: 0,
+                ..Footprint::new("m", prompt_tokens)
             };
-            let chosen = self.state.place(&footprint, &[], self.now).unwrap();
+            let chosen = self
+                .state
+                .place(&footprint, &Wish::default(), self.now)
+                .unwrap();
             Asked {
                 key: chosen.booking,
                 text_tokens,
