@@ -16,8 +16,17 @@ impl From<RouteError> for ApiError {
             RouteError::NoEligibleWorker { .. } => {
                 unavailable("no_eligible_worker", error.to_string())
             }
+            RouteError::UnknownWorker { .. } => named_worker(404, "worker_not_found", &error),
+            RouteError::WorkerUnavailable { .. } => named_worker(409, "worker_unavailable", &error),
+            RouteError::WorkerNotNamed => named_worker(400, "worker_required", &error),
         }
     }
+}
+
+/// The refusal of a request for the worker that it names, or does not.
+fn named_worker(status: u16, code: &'static str, error: &RouteError) -> ApiError {
+    let message = error.to_string();
+    ApiError::new(status, ErrorKind::InvalidRequestError, code, message)
 }
 
 impl From<ModelError> for ApiError {

@@ -11,7 +11,7 @@ use kvlens::discovery::{Completeness, WorkerRecord};
 use kvlens::events::zmq::Source;
 use kvlens::health::Verdict;
 use kvlens::id::WorkerId;
-use kvlens::router::footprint::Footprint;
+use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::router::view::WorkerView;
 use kvlens::router::{self, Router, UPDATES_MAX};
 use kvlens::telemetry::metrics::Metrics;
@@ -109,7 +109,10 @@ impl Host {
             hashes: vec![(size, blocks.into())],
             ..Footprint::new("tiny-vl", 16 * blocks.len() as u32 + 1)
         };
-        let views = self.router.explain(&footprint).into_iter();
+        let views = self
+            .router
+            .explain(&footprint, &Wish::default())
+            .into_iter();
         views
             .filter(|view| view.not_eligible.is_none())
             .map(|view| (view.worker.to_string(), view.overlap_blocks))

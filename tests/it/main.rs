@@ -35,6 +35,7 @@ mod rank;
 mod recording;
 mod roles;
 mod router;
+mod router_choice;
 mod shm;
 mod source;
 mod template;
