@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::circuit::CircuitConfig;
 use crate::select::{Policy, RouterMode};
 
 /// How a worker is chosen.
@@ -17,6 +18,11 @@ pub struct RouterConfig {
     /// Randomness of the choice: 0 takes the cheapest worker, more spreads requests.
     #[schemars(range(min = 0))]
     pub temperature: f64,
+    /// Whether clients may choose worker, rank and mode by the headers x-kvlens-worker, x-kvlens-rank
+    /// and x-kvlens-router-mode; requests with such a header are refused otherwise.
+    pub allow_overrides: bool,
+    /// When a worker that fails gets no requests for a while.
+    pub circuit: CircuitConfig,
 }
 
 impl Default for RouterConfig {
@@ -25,6 +31,8 @@ impl Default for RouterConfig {
             mode: RouterMode::default(),
             overlap_score_weight: 1.0,
             temperature: 0.0,
+            allow_overrides: false,
+            circuit: CircuitConfig::default(),
         }
     }
 }

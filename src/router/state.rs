@@ -1,6 +1,7 @@
 //! The router's state and every change to it; no await, no I/O.
 
 pub(crate) mod disproof;
+mod eligible;
 mod events;
 mod views;
 
@@ -11,6 +12,7 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::block::BlockSize;
+use crate::config::circuit::CircuitConfig;
 use crate::config::router::RouterConfig;
 use crate::discovery::{Completeness, ParityScope, WorkerRecord};
 use crate::health::Verdict;
@@ -26,7 +28,7 @@ use crate::select::{Ask, Candidate, Cost, Policy, Room, cost, select};
 
 /// Names one booking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct BookingKey(u64);
+pub(crate) struct BookingKey(pub(crate) u64);
 
 /// A placement without its booking's life.
 #[derive(Debug)]
@@ -62,6 +64,7 @@ struct Seat {
 #[derive(Debug)]
 pub(crate) struct State {
     policy: Policy,
+    circuit: CircuitConfig,
     pub(crate) workers: BTreeMap<WorkerId, Member>,
     pub(crate) index: Index,
     /// Which rank each booking in flight stands on.
@@ -77,6 +80,7 @@ impl State {
     pub(crate) fn new(config: &RouterConfig) -> Self {
         Self {
             policy: config.policy(),
+            circuit: config.circuit,
             workers: BTreeMap::new(),
             index: Index::new(),
             seats: HashMap::new(),
@@ -99,28 +103,40 @@ impl State {
                 model: footprint.model.to_string(),
             });
         }
+        let eligible = self.eligible(&seats, footprint, wish, now)?;
         let workers = seats.len();
-        let eligible: Vec<Seat> = seats
-            .into_iter()
-            .filter(|seat| seat.not_eligible.is_none() && !wish.excluded.contains(&seat.worker))
+        let eligible = seats.into_iter().zip(eligible);
+        let eligible: Vec<Seat> = eligible
+            .filter_map(|(seat, may)| may.then_some(seat))
             .collect();
-        let Some((seat, cost)) = self.choose(eligible, footprint) else {
+        let policy = Policy {
+            mode: wish.mode.unwrap_or(self.policy.mode),
+            ..self.policy
+        };
+        let Some((seat, cost)) = self.choose(eligible, footprint, policy) else {
             return Err(RouteError::NoEligibleWorker {
                 model: footprint.model.to_string(),
                 workers,
             });
         };
         self.turn += 1;
-        Ok(self.book(seat, cost, footprint))
+        let chosen = self.book(seat, cost, footprint);
+        if let Some(member) = self.workers.get_mut(&chosen.worker) {
+            member.circuit.placed(chosen.booking, now);
+        }
+        Ok(chosen)
     }
 
     /// Every candidate with its cost; see [`crate::router::Router::explain`].
     pub(crate) fn explain(&self, footprint: &Footprint, now: Instant) -> Vec<CandidateView> {
         let seats = self.seats(footprint, now);
-        let eligible = seats.iter().filter(|seat| seat.not_eligible.is_none());
+        let eligible = self.eligible(&seats, footprint, &Wish::default(), now);
+        let eligible = eligible.unwrap_or_default();
+        let eligible = seats.iter().zip(eligible).filter(|(_, may)| *may);
+        let eligible = eligible.map(|(seat, _)| seat);
         let candidates: Vec<_> = eligible.clone().map(|seat| seat.candidate).collect();
         let ask = Ask::of(footprint.all_tokens(), candidates.iter());
-        let costs = self.costs(ask, &candidates);
+        let costs = costs(ask, &candidates, self.policy);
         let chosen = select(&candidates, &costs, self.policy, self.turn).and_then(|at| {
             eligible
                 .map(|seat| (seat.worker.clone(), seat.rank))
@@ -150,7 +166,7 @@ impl State {
             }
             None => {
                 self.workers
-                    .insert(record.worker.clone(), Member::new(record));
+                    .insert(record.worker.clone(), Member::new(record, self.circuit));
                 true
             }
         }
@@ -162,12 +178,6 @@ impl State {
         self.seats.retain(|_, (on, _)| on != worker);
         let removed = self.workers.remove(worker);
         removed.inspect(|member| member.gone.cancel()).is_some()
-    }
-
-    pub(crate) fn pause(&mut self, worker: &WorkerId, until: Instant) {
-        if let Some(member) = self.workers.get_mut(worker) {
-            member.paused_until = Some(until);
-        }
     }
 
     pub(crate) fn prefill_done(&mut self, key: BookingKey) {
@@ -184,7 +194,11 @@ impl State {
         {
             rank.in_flight.free(&share);
         }
-        self.seats.remove(&key);
+        if let Some((worker, _)) = self.seats.remove(&key)
+            && let Some(member) = self.workers.get_mut(&worker)
+        {
+            member.circuit.ended(key);
+        }
     }
 
     /// Counts the indexed blocks.
@@ -209,17 +223,17 @@ impl State {
         Verdict::ALL.map(|verdict| (verdict, of(verdict).count() as i64))
     }
 
-    fn choose(&self, mut eligible: Vec<Seat>, footprint: &Footprint) -> Option<(Seat, Cost)> {
+    fn choose(
+        &self,
+        mut eligible: Vec<Seat>,
+        footprint: &Footprint,
+        policy: Policy,
+    ) -> Option<(Seat, Cost)> {
         let candidates: Vec<_> = eligible.iter().map(|seat| seat.candidate).collect();
         let ask = Ask::of(footprint.all_tokens(), candidates.iter());
-        let costs = self.costs(ask, &candidates);
-        let at = select(&candidates, &costs, self.policy, self.turn)?;
+        let costs = costs(ask, &candidates, policy);
+        let at = select(&candidates, &costs, policy, self.turn)?;
         Some((eligible.swap_remove(at), costs[at]))
-    }
-
-    fn costs(&self, ask: Ask, candidates: &[Candidate]) -> Vec<Cost> {
-        let costs = candidates.iter().map(|c| cost(ask, c, self.policy));
-        costs.collect()
     }
 
     fn book(&mut self, seat: Seat, cost: Cost, footprint: &Footprint) -> Chosen {
@@ -363,4 +377,9 @@ impl State {
         let capacity_blocks: u64 = self.workers.values().map(capacity).sum();
         self.turnovers += f64::from(new_blocks) / capacity_blocks.max(1) as f64;
     }
+}
+
+fn costs(ask: Ask, candidates: &[Candidate], policy: Policy) -> Vec<Cost> {
+    let costs = candidates.iter().map(|c| cost(ask, c, policy));
+    costs.collect()
 }
