@@ -1,5 +1,6 @@
 //! The configuration: defaults, below a file, below `KVLENS_*` variables, below flags; checked whole.
 
+pub mod circuit;
 pub mod discovery;
 pub mod engine;
 pub mod frontend;
@@ -9,6 +10,7 @@ pub mod media;
 pub mod openai;
 pub mod problem;
 pub mod reference;
+pub mod retries;
 pub mod router;
 mod schema;
 pub mod worker;

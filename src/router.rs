@@ -2,19 +2,21 @@
 
 pub mod basis;
 pub mod booking;
+mod circuit;
 mod confirm;
 pub mod feed;
 pub mod footprint;
 mod held;
 mod link;
 mod member;
+mod outcome;
 mod rank_state;
 mod snapshot;
 pub mod state;
 pub mod view;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -38,10 +40,6 @@ use crate::telemetry::labels::{
     KvEventKind, KvEventLabels, Ledger, LedgerLabels, ParityCheck, ParityLabels, VerdictLabels,
 };
 use crate::telemetry::metrics::Metrics;
-
-/// How long a worker that refused a connection gets no requests: long enough for its agent to see
-/// why, short enough that one refusal by chance costs little.
-const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 
 /// Most updates from agents that wait for the router; agents then wait too, and lose nothing.
 pub const UPDATES_MAX: usize = 4_096;
@@ -101,14 +99,13 @@ pub enum RouteError {
     UnknownModel { model: String },
     #[error("none of the {workers} workers of model {model:?} can take a request now")]
     NoEligibleWorker { model: String, workers: usize },
-    #[error("no worker {worker:?} with rank {rank:?} serves the model")]
-    UnknownWorker {
-        worker: Option<String>,
-        rank: Option<u32>,
-    },
-    #[error("worker {worker:?} takes no requests now: {reason}")]
+    #[error("no worker {worker} serves the model")]
+    WorkerNotFound { worker: WorkerId },
+    #[error("no worker that was asked for has a rank {rank}")]
+    RankNotFound { rank: DpRank },
+    #[error("worker {worker} takes no requests now: {reason}")]
     WorkerUnavailable {
-        worker: String,
+        worker: WorkerId,
         reason: &'static str,
     },
     #[error("requests must name a worker in this mode")]
@@ -175,7 +172,7 @@ impl Router {
 
     /// The workers, as operators see them.
     pub fn workers(&self) -> Vec<WorkerView> {
-        self.lock().worker_views()
+        self.lock().worker_views(Instant::now())
     }
 
     /// Brings the metrics up to date that follow from many things at once.
@@ -192,12 +189,6 @@ impl Router {
     /// Every name a request may use, base names first.
     pub fn model_names(&self) -> Vec<String> {
         self.lock().model_names()
-    }
-
-    /// Notes that a worker refused a connection: it gets no requests for a moment.
-    pub fn refused(&self, worker: &WorkerId) {
-        warn!(%worker, pause = ?REFUSED_PAUSE, "worker refused a connection");
-        self.lock().pause(worker, Instant::now() + REFUSED_PAUSE);
     }
 
     /// Takes in one update of an agent.

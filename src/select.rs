@@ -77,7 +77,8 @@ impl Default for Policy {
             disk_credit: 0.25,
             // Qwen2-VL 7B: four patches of a 675 M encoder against one token of a 7.6 B decoder.
             media_credit: 0.25,
-            degraded_weight: 2.0,
+            // Where it holds more than two thirds of a prompt, it is still the cheapest.
+            degraded_weight: 1.5,
             gpu_to_cpu_ratio: 8.0,
             seed: 0,
         }
@@ -413,7 +414,7 @@ mod tests {
             (output, policy, prefill + decode + 48.0),
             (queued, policy, prefill + 100.0 + decode),
             (queued, untracked, prefill + decode),
-            (standing(true, 0.0), policy, 2.0 * (prefill + decode)),
+            (standing(true, 0.0), policy, 1.5 * (prefill + decode)),
             (
                 standing(false, 0.5),
                 policy,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::circuit::CircuitConfig;
 use crate::select::{Policy, RouterMode};
 
 /// How long a block is assumed to stay in the cache of an engine that does not tell.
@@ -61,8 +62,11 @@ pub struct RouterConfig {
     /// Time for which a block that was sent is assumed to stay, in seconds.
     #[schemars(range(min = 0.1))]
     pub ttl_secs: f64,
-    /// Whether requests may name a mode, a worker and a rank in their headers.
+    /// Whether clients may choose worker, rank and mode by the headers x-kvlens-worker, x-kvlens-rank
+    /// and x-kvlens-router-mode; requests with such a header are refused otherwise.
     pub allow_overrides: bool,
+    /// When a worker that fails gets no requests for a while.
+    pub circuit: CircuitConfig,
 }
 
 impl Default for RouterConfig {
@@ -86,6 +90,7 @@ impl Default for RouterConfig {
             approximate_policy: ApproximatePolicy::default(),
             ttl_secs: 120.0,
             allow_overrides: false,
+            circuit: CircuitConfig::default(),
         }
     }
 }

@@ -65,6 +65,72 @@ impl EngineBody {
         }
     }
 
+    /// Length of the body without the images that are not inside: the same for the same request.
+    pub fn json_bytes(&self) -> usize {
+        self.json.len()
+    }
+
+    /// Bytes that it holds, images included.
+    pub fn held_bytes(&self) -> usize {
+        let images = self.images.iter().map(|image| image.bytes.len());
+        self.json.len() + images.sum::<usize>()
+    }
+
+    /// The same for the same request to a path, and for no other: images are in it by their digests,
+    /// or their bytes.
+    pub fn digest(&self, path: &str) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("kvlens 1 request");
+        hasher.update(path.as_bytes());
+        hasher.update(&[0]);
+        let mut rest = &self.json[..];
+        // The marks are of this request alone.
+        while let Some(at) = self.mark_in(rest) {
+            hasher.update(&rest[..at]);
+            rest = &rest[at + self.mark.len()..];
+        }
+        hasher.update(rest);
+        *hasher.finalize().as_bytes()
+    }
+
+    fn mark_in(&self, json: &[u8]) -> Option<usize> {
+        match self.mark.as_bytes() {
+            b"" => None,
+            mark => memmem::find(json, mark),
+        }
+    }
+
+    /// Its fields.
+    pub fn fields(&self) -> Map<String, Value> {
+        // It was serialised from such a map.
+        serde_json::from_slice(&self.json).unwrap_or_default()
+    }
+
+    /// The same chat with another list of messages whose last one is to be continued, and an answer
+    /// of at most so many tokens.
+    pub fn continued_chat(&self, messages: Vec<Value>, answer_tokens_max: Option<u32>) -> Self {
+        let mut fields = self.fields();
+        fields.insert("messages".to_owned(), Value::Array(messages));
+        fields.insert("add_generation_prompt".to_owned(), false.into());
+        fields.insert("continue_final_message".to_owned(), true.into());
+        limit_answer(&mut fields, answer_tokens_max);
+        Self {
+            json: serialise(fields),
+            mark: self.mark.clone(),
+            images: self.images.clone(),
+            inline: OnceLock::new(),
+            may_report: self.may_report,
+        }
+    }
+
+    /// A chat without images or tools, or a completion, as the completion of token ids.
+    pub fn continued_tokens(&self, prompt: &[u32], answer_tokens_max: Option<u32>) -> Self {
+        let mut fields = self.fields();
+        fields.retain(|name, _| !CHAT_ONLY.contains(&name.as_str()));
+        fields.insert("prompt".to_owned(), json!(prompt));
+        limit_answer(&mut fields, answer_tokens_max);
+        Self::plain(serialise(fields))
+    }
+
     /// Writes each image in the place of its mark. The serialiser would search every byte for what
     /// must be escaped, which base64 never has, and that costs more than all else in a body.
     fn with_images(&self, urls: &[Option<&str>]) -> Bytes {
@@ -93,6 +159,24 @@ impl EngineBody {
         whole.extend_from_slice(rest);
         whole.into()
     }
+}
+
+/// What only a chat has: it is in the prompt already.
+const CHAT_ONLY: &[&str] = &[
+    "add_generation_prompt",
+    "add_special_tokens",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "include_reasoning",
+    "messages",
+    "parallel_tool_calls",
+    "reasoning_effort",
+];
+
+fn limit_answer(fields: &mut Map<String, Value>, answer_tokens_max: Option<u32>) {
+    fields.shift_remove("max_completion_tokens");
+    fields.shift_remove("max_tokens");
+    fields.extend(answer_tokens_max.map(|most| ("max_tokens".to_owned(), most.into())));
 }
 
 fn append_data_uri(whole: &mut Vec<u8>, image: &Image) {

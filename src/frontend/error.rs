@@ -1,5 +1,6 @@
 //! The one door from our errors to what clients see: status, code, field. Causes stay in the log.
 
+use crate::frontend::overrides::{RANK, WORKER};
 use crate::media::MediaError;
 use crate::model::ModelError;
 use crate::openai::error::{ApiError, ErrorKind};
@@ -16,17 +17,22 @@ impl From<RouteError> for ApiError {
             RouteError::NoEligibleWorker { .. } => {
                 unavailable("no_eligible_worker", error.to_string())
             }
-            RouteError::UnknownWorker { .. } => named_worker(404, "worker_not_found", &error),
-            RouteError::WorkerUnavailable { .. } => named_worker(409, "worker_unavailable", &error),
-            RouteError::WorkerNotNamed => named_worker(400, "worker_required", &error),
+            RouteError::WorkerNotFound { .. } => Self {
+                status: 404,
+                ..Self::invalid("worker_not_found", WORKER, error.to_string())
+            },
+            RouteError::RankNotFound { .. } => {
+                Self::invalid("invalid_value", RANK, error.to_string())
+            }
+            RouteError::WorkerUnavailable { .. } => Self {
+                status: 409,
+                ..Self::invalid("worker_unavailable", WORKER, error.to_string())
+            },
+            RouteError::WorkerNotNamed => {
+                Self::invalid("worker_required", WORKER, error.to_string())
+            }
         }
     }
-}
-
-/// The refusal of a request for the worker that it names, or does not.
-fn named_worker(status: u16, code: &'static str, error: &RouteError) -> ApiError {
-    let message = error.to_string();
-    ApiError::new(status, ErrorKind::InvalidRequestError, code, message)
 }
 
 impl From<ModelError> for ApiError {
@@ -87,6 +93,24 @@ pub(crate) fn media(error: &MediaError, param: String) -> ApiError {
 pub(crate) fn engine_failed(engines: usize) -> ApiError {
     let message = format!("{engines} engine(s) failed before they answered this request");
     ApiError::new(502, ErrorKind::ServerError, "engine_failed", message)
+}
+
+/// The answer to a request that would be retried, were a retry left: 502 where engines failed under
+/// it, else 503.
+pub(crate) fn no_retry_left(failures: usize) -> ApiError {
+    let message = "the request failed, and too many are being retried to try it again; retry later";
+    let (status, kind) = match failures {
+        0 => (503, ErrorKind::ServiceUnavailable),
+        _ => (502, ErrorKind::ServerError),
+    };
+    ApiError::new(status, kind, "retry_budget_exhausted", message).retry_after(RETRY_SECS)
+}
+
+/// The 422 of a request that engines have died of.
+pub(crate) fn deadly() -> ApiError {
+    let message = "engines have died of this request; it is not accepted for some minutes";
+    let kind = ErrorKind::InvalidRequestError;
+    ApiError::new(422, kind, "request_killed_engines", message)
 }
 
 /// The 429 of engines that all have too much to do.

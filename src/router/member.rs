@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::config::circuit::CircuitConfig;
 use crate::discovery::{Parity, ParityScope, WorkerRecord};
+use crate::router::circuit::Circuit;
 use crate::router::confirm::{Confirm, MISSED_MAX, PATIENCE};
 use crate::router::rank_state::RankState;
 use crate::router::state::Chosen;
@@ -23,14 +25,14 @@ pub(crate) struct Member {
     pub(crate) ranks: Vec<RankState>,
     /// What its engine stores, held against what it says that it computed.
     pub(crate) confirm: Confirm,
-    /// Gets no requests before this instant.
-    pub(crate) paused_until: Option<Instant>,
+    /// Whether it is tried, after it has failed.
+    pub(crate) circuit: Circuit,
     /// Cancelled when the worker is taken out or its engine is away.
     pub(crate) gone: CancellationToken,
 }
 
 impl Member {
-    pub(crate) fn new(record: WorkerRecord) -> Self {
+    pub(crate) fn new(record: WorkerRecord, circuit: CircuitConfig) -> Self {
         let ranks = record.ranks.max(1) as usize;
         Self {
             address: record.address.as_str().into(),
@@ -41,7 +43,7 @@ impl Member {
                 .collect(),
             record,
             confirm: Confirm::default(),
-            paused_until: None,
+            circuit: Circuit::new(circuit),
             gone: CancellationToken::new(),
         }
     }
@@ -58,9 +60,10 @@ impl Member {
             self.gone = CancellationToken::new();
         }
         if self.record.incarnation != record.incarnation {
-            // What was missed of the former process says nothing of this one.
+            // What was missed of the former process, or failed there, says nothing of this one.
             self.confirm = Confirm::default();
             self.ranks.iter_mut().for_each(RankState::begin_again);
+            self.circuit.renew();
         }
         if self.record.engine_load != record.engine_load {
             for (rank, load) in self.ranks.iter_mut().zip(&record.engine_load) {
@@ -117,10 +120,7 @@ impl Member {
         if !self.record.verdict.takes_requests() {
             return Some("verdict");
         }
-        if self.paused_until.is_some_and(|until| now < until) {
-            return Some("refused a connection");
-        }
-        None
+        self.circuit.passage(now).barrier()
     }
 
     /// The load of each rank.

@@ -203,7 +203,7 @@ mod tests {
         }
 
         fn book(&mut self, key: u64, share: Share, millis: u64) -> BookingKey {
-            let (key, at) = (BookingKey::new(key), self.at(millis));
+            let (key, at) = (BookingKey(key), self.at(millis));
             self.rank.book(key, Booked { share, at });
             key
         }

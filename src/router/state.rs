@@ -2,6 +2,7 @@
 
 mod bookings;
 pub(crate) mod disproof;
+mod eligible;
 mod events;
 mod seats;
 mod views;
@@ -29,14 +30,7 @@ use crate::select::{Ask, Candidate, Cost, Policy, RouterMode, cost};
 
 /// Names one booking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct BookingKey(u64);
-
-#[cfg(test)]
-impl BookingKey {
-    pub(crate) fn new(number: u64) -> Self {
-        Self(number)
-    }
-}
+pub(crate) struct BookingKey(pub(crate) u64);
 
 /// A placement without its booking's life.
 #[derive(Debug)]
@@ -103,9 +97,15 @@ impl State {
         self.settle(now);
         let policy = self.policy_of(wish)?;
         let seats = self.seats(footprint, now);
-        self.check_wish(footprint, wish, &seats)?;
+        if seats.is_empty() {
+            return Err(RouteError::UnknownModel {
+                model: footprint.model.to_string(),
+            });
+        }
+        let eligible = self.eligible(&seats, footprint, wish, now)?;
         let workers = seats.len();
-        let eligible = seats.into_iter().filter(|seat| seat.is_open_to(wish));
+        let eligible = seats.into_iter().zip(eligible);
+        let eligible = eligible.filter_map(|(seat, may)| may.then_some(seat));
         let Some((seat, cost)) = self.choose(eligible.collect(), footprint, policy) else {
             return Err(RouteError::NoEligibleWorker {
                 model: footprint.model.to_string(),
@@ -113,7 +113,11 @@ impl State {
             });
         };
         self.turn += 1;
-        Ok(self.book(seat, cost, footprint, now))
+        let chosen = self.book(seat, cost, footprint, now);
+        if let Some(member) = self.workers.get_mut(&chosen.worker) {
+            member.circuit.placed(chosen.booking, now);
+        }
+        Ok(chosen)
     }
 
     /// The policy with the way of choosing that is wished for.
@@ -128,40 +132,6 @@ impl State {
         }
     }
 
-    /// Whether anybody could fulfil the wish.
-    fn check_wish(
-        &self,
-        footprint: &Footprint,
-        wish: &Wish,
-        seats: &[Seat],
-    ) -> Result<(), RouteError> {
-        if seats.is_empty() {
-            return Err(RouteError::UnknownModel {
-                model: footprint.model.to_string(),
-            });
-        }
-        let named = |seat: &&Seat| wish.names(&seat.worker, seat.rank);
-        if wish.worker.is_none() && wish.rank.is_none() {
-            return Ok(());
-        }
-        let named: Vec<&Seat> = seats.iter().filter(named).collect();
-        let Some(first) = named.first() else {
-            return Err(RouteError::UnknownWorker {
-                worker: wish.worker.as_ref().map(ToString::to_string),
-                rank: wish.rank.map(|rank| rank.0),
-            });
-        };
-        match first.not_eligible {
-            Some(reason) if named.iter().all(|seat| seat.not_eligible.is_some()) => {
-                Err(RouteError::WorkerUnavailable {
-                    worker: first.worker.to_string(),
-                    reason,
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Every candidate with its cost; see [`crate::router::Router::explain`].
     pub(crate) fn explain(
         &self,
@@ -172,7 +142,12 @@ impl State {
         // One that names no worker where it must has no choice, but candidates all the same.
         let policy = self.policy_of(wish).ok();
         let seats = self.seats(footprint, now);
-        let open = || seats.iter().filter(|seat| seat.is_open_to(wish));
+        let eligible = self.eligible(&seats, footprint, wish, now);
+        let eligible = eligible.unwrap_or_default();
+        let open = || {
+            let eligible = seats.iter().zip(&eligible).filter(|(_, may)| **may);
+            eligible.map(|(seat, _)| seat)
+        };
         let candidates: Vec<_> = open().map(|seat| seat.candidate).collect();
         let ask = Ask::of(footprint.all_tokens(), candidates.iter());
         let costs = self.costs(ask, &candidates);
@@ -205,8 +180,10 @@ impl State {
                 false
             }
             None => {
-                self.workers
-                    .insert(record.worker.clone(), Member::new(record));
+                self.workers.insert(
+                    record.worker.clone(),
+                    Member::new(record, self.config.circuit),
+                );
                 true
             }
         }
@@ -218,12 +195,6 @@ impl State {
         self.seats.retain(|_, (on, _)| on != worker);
         let removed = self.workers.remove(worker);
         removed.inspect(|member| member.gone.cancel()).is_some()
-    }
-
-    pub(crate) fn pause(&mut self, worker: &WorkerId, until: Instant) {
-        if let Some(member) = self.workers.get_mut(worker) {
-            member.paused_until = Some(until);
-        }
     }
 
     /// Counts the indexed blocks.

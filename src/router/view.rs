@@ -39,6 +39,23 @@ pub struct WorkerView {
     pub basis: Vec<Basis>,
     /// The load that requests are placed by, one entry per data-parallel rank.
     pub load: Vec<Load>,
+    pub circuit: CircuitView,
+}
+
+/// Whether a worker that has failed gets requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum CircuitView {
+    /// It does.
+    Closed,
+    /// It gets none before a while has passed.
+    Open {
+        since: String,
+        until: String,
+        cause: &'static str,
+    },
+    /// It gets one, on whose success more depend.
+    HalfOpen { since: String, cause: &'static str },
 }
 
 /// One candidate of a request, and what it would cost there.

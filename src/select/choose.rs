@@ -244,7 +244,7 @@ mod tests {
             (RouterMode::LeastLoaded, [busy(3), busy(1), busy(2)], 1),
             (RouterMode::Kv, [busy(3), busy(1), busy(2)], 1),
             (RouterMode::Direct, [busy(3), busy(1), busy(2)], 1),
-            (RouterMode::LeastLoaded, [ill(1), busy(2), busy(3)], 1), // 2 × 2 against 3
+            (RouterMode::LeastLoaded, [ill(2), busy(3), busy(4)], 1), // 3 × 1.5 against 4
             (RouterMode::LeastLoaded, [ill(0), busy(2), busy(3)], 0),
             // A GPU is given eight times as much as a CPU.
             (RouterMode::DeviceAwareWeighted, [cpu(1), gpu(7), gpu(6)], 2),

@@ -82,6 +82,22 @@ label! {
 }
 
 label! {
+    /// What became of a stream that its engine broke off.
+    Continuation {
+        /// Another worker went on with it.
+        Continued = "continued",
+        /// All of it had come but its end.
+        Ended = "ended",
+        /// The request, or the configuration, does not allow it.
+        NotAllowed = "not_allowed",
+        /// The prompt with the answer so far cannot be made to the token.
+        Inexact = "inexact",
+        /// No other worker took it.
+        NoWorker = "no_worker",
+    }
+}
+
+label! {
     /// Whether a ledger names all that its engine holds.
     Ledger {
         Complete = "complete",
@@ -188,6 +204,12 @@ pub struct MediaLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct TransferLabels {
     pub way: Transfer,
+}
+
+/// What became of a stream that its engine broke off.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ContinuationLabels {
+    pub outcome: Continuation,
 }
 
 /// What a worker's ledger is worth.

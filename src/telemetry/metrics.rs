@@ -9,8 +9,8 @@ use prometheus_client::registry::Registry;
 
 use crate::ledger::counts::Alarm;
 use crate::telemetry::labels::{
-    AlarmLabels, EndpointLabels, KvEventLabels, LedgerLabels, MediaLabels, ModeLabels, ParityCheck,
-    ParityLabels, RequestLabels, TransferLabels, VerdictLabels,
+    AlarmLabels, ContinuationLabels, EndpointLabels, KvEventLabels, LedgerLabels, MediaLabels,
+    ModeLabels, ParityCheck, ParityLabels, RequestLabels, TransferLabels, VerdictLabels,
 };
 
 /// The media type of [`Metrics::encode`]'s text.
@@ -82,10 +82,20 @@ metrics! {
         "placements", "Requests placed on a worker, by the way of choosing.";
     no_worker: Counter = Counter::default(),
         "no_worker", "Requests that no worker could take.";
+    circuit_openings: Counter = Counter::default(),
+        "circuit_openings", "Times that a worker was given no requests for a while because it had failed.";
     retries: Counter = Counter::default(),
         "retries", "Requests placed again because their engine failed before the first byte.";
+    retries_refused: Counter = Counter::default(),
+        "retries_refused", "Requests not placed again because no retry was left.";
+    deadly_requests: Counter = Counter::default(),
+        "deadly_requests", "Requests under which a second engine died, and which are refused for a while.";
+    deadly_refused: Counter = Counter::default(),
+        "deadly_refused", "Requests refused because engines have died of the same one.";
+    stream_continuations: Family<ContinuationLabels, Counter> = Family::default(),
+        "stream_continuations", "Streams that an engine broke off after their first byte, by whether another worker went on with them.";
     stream_failures: Counter = Counter::default(),
-        "stream_failures", "Streams that an engine broke off after their first byte.";
+        "stream_failures", "Streams that ended with an error after their first byte.";
     unknown_fields: Counter = Counter::default(),
         "unknown_fields", "Fields of requests that nobody knows.";
     text_only: Counter = Counter::default(),

@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use http::StatusCode;
 use kvlens::block::BlockSize;
+use kvlens::config::frontend::FrontendConfig;
 use kvlens::config::media::MediaConfig;
 use kvlens::config::router::RouterConfig;
 use kvlens::discovery::{Change, Completeness, Update, WorkerRecord};
 use kvlens::dispatch::EngineClient;
 use kvlens::frontend::Frontend;
+use kvlens::frontend::recovery::Recovery;
 use kvlens::health::Verdict;
 use kvlens::http::reply::Reply;
 use kvlens::http::serve::{bind, serve};
@@ -105,6 +107,8 @@ impl Pair {
             },
             sse_event_bytes_max: 1 << 20,
             expose_routing: true,
+            allow_overrides: true,
+            recovery: Recovery::new(&FrontendConfig::default()),
             router: Router::new(&RouterConfig::default(), metrics.clone()),
             models: HashMap::from([(
                 "demo".to_owned(),

@@ -275,8 +275,6 @@ fn each_block_size_is_looked_up_by_its_own_hashes() {
 
 #[test]
 fn blocks_that_parity_cannot_vouch_for_do_not_count() {
-    let router = router(RouterMode::Kv, &["a"]);
-    stored(&router, "a", 0, &[1, 2, 3, 4]);
     let mut prompt = footprint(&[1, 2, 3, 4]);
     prompt.text_tokens = 2 * SIZE + 5;
     let failed = |scope| Parity::Failed {
@@ -289,6 +287,8 @@ fn blocks_that_parity_cannot_vouch_for_do_not_count() {
         (failed(ParityScope::Text), 0),
         (Parity::Exact, 4),
     ] {
+        let router = router(RouterMode::Kv, &["a"]);
+        stored(&router, "a", 0, &[1, 2, 3, 4]);
         let mut record = record("a");
         record.parity = parity.clone();
         up(&router, record);

@@ -107,12 +107,9 @@ fn a_named_worker_is_chosen_or_the_request_refused() {
     let refused = |wish: &Wish| router.place(&footprint(&[1]), wish).expect_err("refused");
     assert!(matches!(
         refused(&named("x")),
-        RouteError::UnknownWorker { .. }
+        RouteError::WorkerNotFound { .. }
     ));
-    assert!(matches!(
-        refused(&rank(2)),
-        RouteError::UnknownWorker { .. }
-    ));
+    assert!(matches!(refused(&rank(2)), RouteError::RankNotFound { .. }));
     let unavailable = refused(&named("c"));
     assert!(
         matches!(
@@ -146,7 +143,7 @@ fn degraded_and_unloved_workers_get_requests_only_for_what_they_hold() {
     let mut labelled = record("a");
     labelled.labels = vec!["slow".to_owned()];
     let avoiding = RouterConfig {
-        preferred_labels: vec!["slow = -1".to_owned()],
+        preferred_labels: vec!["slow = -0.3".to_owned()],
         ..RouterConfig::default()
     };
     for (config, other) in [(RouterConfig::default(), degraded), (avoiding, labelled)] {
@@ -252,14 +249,9 @@ fn without_events_what_was_sent_is_assumed_to_be_there() {
         let home = first.worker.clone();
         // Gone again, so that it vouches for nothing itself.
         drop(first);
-        let again: Vec<_> = (0..4).map(|_| place(&router, &[1, 2, 3, 4])).collect();
-        assert_eq!(again[0].overlap_blocks, overlap_blocks, "{basis:?}");
-        if basis.is_approximate() {
-            assert!(
-                again.iter().all(|placed| placed.worker == home),
-                "{basis:?}"
-            );
-        }
+        let again = place(&router, &[1, 2, 3, 4]);
+        assert_eq!(again.overlap_blocks, overlap_blocks, "{basis:?}");
+        assert!(again.worker == home || !basis.is_approximate(), "{basis:?}");
         let shown = &router.workers()[0].basis;
         assert_eq!(shown, &[basis]);
     }

@@ -91,7 +91,11 @@ impl State {
         if let Some(rank) = self.rank_of(key) {
             rank.free(key);
         }
-        self.seats.remove(&key);
+        if let Some((worker, _)) = self.seats.remove(&key)
+            && let Some(member) = self.workers.get_mut(&worker)
+        {
+            member.circuit.ended(key);
+        }
     }
 
     /// Ends prefills that must be over by now, and assumptions that are too old.

@@ -194,7 +194,10 @@ mod tests {
         }
 
         fn shown(&self) -> Parity {
-            self.state.worker_views()[0].record.parity.clone()
+            self.state.worker_views(Instant::now())[0]
+                .record
+                .parity
+                .clone()
         }
     }
 

@@ -9,7 +9,7 @@ use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::holders::Slot;
 use crate::router::basis::Basis;
-use crate::router::footprint::{Footprint, Wish};
+use crate::router::footprint::Footprint;
 use crate::router::member::Member;
 use crate::router::rank_state::RankState;
 use crate::router::state::State;
@@ -26,15 +26,6 @@ pub(crate) struct Seat {
     pub(crate) indexed_blocks: u32,
     pub(crate) basis: Basis,
     pub(crate) candidate: Candidate,
-}
-
-impl Seat {
-    /// Whether the request may go there.
-    pub(crate) fn is_open_to(&self, wish: &Wish) -> bool {
-        self.not_eligible.is_none()
-            && !wish.excluded.contains(&self.worker)
-            && wish.names(&self.worker, self.rank)
-    }
 }
 
 impl State {

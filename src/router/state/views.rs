@@ -1,12 +1,14 @@
 //! What the state shows of itself: workers, and models by the names that requests use.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use crate::block::BlockSize;
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::BEFORE_FIRST;
 use crate::router::basis::Basis;
 use crate::router::member::Member;
+use crate::router::outcome;
 use crate::router::state::State;
 use crate::router::view::{ModelView, WorkerView};
 
@@ -15,7 +17,7 @@ use crate::router::view::{ModelView, WorkerView};
 const BLOCK_SIZES_MAX: usize = 4;
 
 impl State {
-    pub(crate) fn worker_views(&self) -> Vec<WorkerView> {
+    pub(crate) fn worker_views(&self, now: Instant) -> Vec<WorkerView> {
         let view = |member: &Member| {
             let worker = &member.record.worker;
             let ranks = (0..member.ranks.len()).map(|rank| DpRank(rank as u32));
@@ -28,6 +30,7 @@ impl State {
                     .collect(),
                 basis: ranks.map(|rank| self.shown_basis(member, rank)).collect(),
                 load: member.loads(),
+                circuit: outcome::shown(&member.circuit, now),
             }
         };
         self.workers.values().map(view).collect()
