@@ -12,6 +12,7 @@ use tokio::runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::check_config::{self, CheckError};
+use crate::commands::replay;
 use crate::config::{Config, Sources, Values};
 use crate::engine::role::{self, RoleError};
 use crate::frontend;
@@ -52,6 +53,7 @@ enum Action {
     /// Runs a stand-in for `vllm serve` that needs no GPU: it computes all but the words
     MockEngine(mock::options::Options),
     CheckConfig(check_config::Args),
+    Replay(Box<replay::Args>),
 }
 
 /// Why the program ends with another code than 0.
@@ -130,6 +132,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
             run_role("mock-engine", |stop| mock::run(options, stop))
         }
         Action::CheckConfig(args) => print(&check_config::run(&args, &sources)?),
+        Action::Replay(args) => {
+            let config = check_config::load(&sources)?;
+            let answer = replay::run(&args, &config.router);
+            print(&answer.map_err(|error| Failure::Role {
+                role: "replay",
+                source: error.into(),
+            })?)
+        }
     }
 }
 

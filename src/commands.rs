@@ -1,3 +1,4 @@
 //! Commands that answer and end.
 
 pub mod check_config;
+pub mod replay;
