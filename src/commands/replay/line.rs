@@ -39,7 +39,11 @@ pub enum LineError {
     #[error("has an answer of {tokens} tokens, more than {TOKENS_MAX}")]
     OutputTokens { tokens: u64 },
     #[error("has {ids} hash_ids for {tokens} tokens, which take {wanted}")]
-    Ids { ids: usize, tokens: u64, wanted: u64 },
+    Ids {
+        ids: usize,
+        tokens: u64,
+        wanted: u64,
+    },
     #[error("part {index} is not one of text and image")]
     Part { index: usize },
 }
@@ -190,7 +194,10 @@ mod tests {
                 line("\"hash_ids\":[1],\"input_length\":513"),
                 "has 1 hash_ids for 513 tokens, which take 2",
             ),
-            (line("\"hash_ids\":[],\"input_length\":0"), "has a prompt of 0"),
+            (
+                line("\"hash_ids\":[],\"input_length\":0"),
+                "has a prompt of 0",
+            ),
             (
                 line("\"hash_ids\":[],\"input_length\":4294967297"),
                 "has a prompt of 4294967297 tokens, which is not between 1 and 4194304",

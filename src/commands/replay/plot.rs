@@ -163,7 +163,11 @@ mod tests {
 
     fn outcome(policy: &str, times_ms: &[u64]) -> Outcome {
         let mut tally = Tally::new(1);
-        tally.ttft = times_ms.iter().copied().map(Duration::from_millis).collect();
+        tally.ttft = times_ms
+            .iter()
+            .copied()
+            .map(Duration::from_millis)
+            .collect();
         tally.outcome(policy.to_owned())
     }
 
@@ -172,7 +176,13 @@ mod tests {
         let outcomes = [outcome("kv", &[20, 40, 900]), outcome("a<b", &[30])];
         let svg = svg("t & u", &outcomes);
         assert_eq!(svg.matches("<polyline").count(), 2);
-        for part in [">t &amp; u<", ">kv: mean 320 ms<", ">a&lt;b:", ">10 ms<", ">1 s<"] {
+        for part in [
+            ">t &amp; u<",
+            ">kv: mean 320 ms<",
+            ">a&lt;b:",
+            ">10 ms<",
+            ">1 s<",
+        ] {
             assert!(svg.contains(part), "{part} is not in {svg}");
         }
         // 20 ms is 0.301 of the way from 10 ms to a second, which is two powers.

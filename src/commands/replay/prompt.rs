@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::block::{self, BlockSize, SequenceHash};
 use crate::id::MediaDigest;
 use crate::prompt::{ExpandedPrompt, MediaSpan};
+use crate::router::footprint::MediaShare;
 
 /// The model that every request of a replay asks for, and every worker serves.
 pub(crate) const MODEL: &str = "replay";
@@ -70,6 +71,19 @@ impl Prompt {
                 text.map(|part| part.tokens).sum()
             }
         }
+    }
+
+    /// Its images, in order.
+    pub(crate) fn media(&self) -> Vec<MediaShare> {
+        let Self::Parts(parts) = self else {
+            return Vec::new();
+        };
+        let images = parts.iter().filter(|part| part.kind == PartKind::Image);
+        let share = |part: &Part| MediaShare {
+            digest: digest(part.id),
+            tokens: part.tokens,
+        };
+        images.map(share).collect()
     }
 
     /// The names of its full blocks. Prompts that begin alike have their first names in common;

@@ -2,15 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use crate::block::BlockSize;
+use crate::block::{BlockSize, SequenceHash};
 use crate::commands::replay::prompt::MODEL;
 use crate::config::router::RouterConfig;
 use crate::discovery::{Completeness, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::{DpRank, Incarnation, InvalidWorkerId, WorkerId};
 use crate::index::KvEvent;
+use crate::router::RouteError;
+use crate::router::footprint::{Footprint, Wish};
 use crate::router::state::{BookingKey, State};
-use crate::router::{Footprint, RouteError};
+use crate::select::load::Load;
 
 /// Engines are told apart from those of another life by it; ours have one.
 const INCARNATION: Incarnation = Incarnation(1);
@@ -49,7 +51,7 @@ pub(crate) struct Placed {
 impl Routed {
     /// A router of a fleet with empty caches.
     pub(crate) fn new(config: &RouterConfig, fleet: Fleet) -> Result<Self, InvalidWorkerId> {
-        let mut state = State::new(config.policy());
+        let mut state = State::new(config);
         let mut workers = Vec::with_capacity(fleet.workers);
         for number in 0..fleet.workers {
             // The router goes through workers by name: leading zeros keep the order of numbers.
@@ -76,7 +78,9 @@ impl Routed {
         footprint: &Footprint,
         now: Duration,
     ) -> Result<Placed, RouteError> {
-        let chosen = self.state.place(footprint, &[], self.start + now)?;
+        let chosen = self
+            .state
+            .place(footprint, &Wish::default(), self.start + now)?;
         let found = self
             .workers
             .binary_search_by(|worker| worker.id.cmp(&chosen.worker));
@@ -101,7 +105,7 @@ impl Routed {
         &mut self,
         worker: usize,
         now: Duration,
-        (removed, stored): (Vec<crate::block::SequenceHash>, Vec<crate::block::SequenceHash>),
+        (removed, stored): (Vec<SequenceHash>, Vec<SequenceHash>),
     ) {
         if removed.is_empty() && stored.is_empty() {
             return;
@@ -123,6 +127,6 @@ impl Routed {
     /// Whether no request is booked anywhere.
     pub(crate) fn is_free(&self) -> bool {
         let mut loads = self.state.workers.values().flat_map(|m| m.loads());
-        loads.all(|load| load == crate::select::load::Load::default())
+        loads.all(|load| load == Load::default())
     }
 }

@@ -266,7 +266,7 @@ mod tests {
             assert!(prompts.iter().any(|other| other == before));
         }
         let share = later.count() as f64 / 2_000.0;
-        assert!((0.6..0.85).contains(&share), "{share}");
+        assert!((0.5..0.75).contains(&share), "{share}"); // 0.8 without the start
     }
 
     #[test]
