@@ -94,6 +94,9 @@ pub struct Args {
     /// How much faster than recorded requests come
     #[arg(long, default_value_t = 1.0, value_parser = rate)]
     speed: f64,
+    /// Spread requests of one time evenly until the next time; Mooncake's are rounded to 3 seconds
+    #[arg(long)]
+    spread: bool,
     /// Replay only the first so many requests; 20000 are made up unless told
     #[arg(long)]
     requests_max: Option<usize>,
@@ -204,6 +207,7 @@ impl Args {
                 kind.trace(requests.min(REQUESTS_MAX), self.seed)
             }
         };
+        let trace = if self.spread { trace.spread() } else { trace };
         Ok(trace.sped_up(self.speed))
     }
 

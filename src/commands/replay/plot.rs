@@ -19,10 +19,11 @@ const COLOURS: [&str; 7] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000",
 ];
 
-/// The scale along the bottom: logarithmic, whole powers of ten at its ends.
+/// The scale along the bottom: logarithmic, from one round time to another. Round times are 1, 2
+/// and 5 times the powers of ten, and numbered from a millisecond.
 struct Scale {
-    first_power: i32,
-    last_power: i32,
+    first: i32,
+    last: i32,
 }
 
 impl Scale {
@@ -33,19 +34,29 @@ impl Scale {
             shortest = shortest.min(time);
             longest = longest.max(time);
         }
-        let power = |time: Duration| milliseconds(time).log10();
-        let first_power = power(shortest.min(longest)).floor() as i32;
-        Self {
-            first_power,
-            last_power: (power(longest).ceil() as i32).max(first_power + 1),
+        // Each is at most a power of ten, three numbers, from this one.
+        let near = |time: Duration| (milliseconds(time).log10() * 3.0).round() as i32;
+        let mut first = near(shortest.min(longest)) + 3;
+        while round_ms(first) > milliseconds(shortest.min(longest)) {
+            first -= 1;
         }
+        let mut last = near(longest) - 3;
+        while round_ms(last) < milliseconds(longest) || last <= first {
+            last += 1;
+        }
+        Self { first, last }
     }
 
-    fn x(&self, time: Duration) -> f64 {
-        let powers = f64::from(self.last_power - self.first_power);
-        let power = milliseconds(at_least(time)).log10() - f64::from(self.first_power);
-        LEFT + power / powers * (RIGHT - LEFT)
+    fn x(&self, milliseconds: f64) -> f64 {
+        let (first, last) = (round_ms(self.first).log10(), round_ms(self.last).log10());
+        LEFT + (milliseconds.log10() - first) / (last - first) * (RIGHT - LEFT)
     }
+}
+
+/// A round time by its number.
+fn round_ms(number: i32) -> f64 {
+    let digit = [1.0, 2.0, 5.0][number.rem_euclid(3) as usize];
+    digit * 10_f64.powi(number.div_euclid(3))
 }
 
 /// A logarithm wants more than nothing.
@@ -82,13 +93,13 @@ fn axes(out: &mut String, scale: &Scale) {
         let percent = share * 100.0;
         text(out, (LEFT - 8.0, at + 4.0), "end", &format!("{percent} %"));
     }
-    for power in scale.first_power..=scale.last_power {
-        let powers = f64::from(scale.last_power - scale.first_power);
-        let at = LEFT + f64::from(power - scale.first_power) / powers * (RIGHT - LEFT);
+    for number in scale.first..=scale.last {
+        let milliseconds = round_ms(number);
+        let at = scale.x(milliseconds);
         line(out, (at, TOP), (at, BOTTOM));
-        let label = match power {
-            ..3 => format!("{} ms", 10_f64.powi(power)),
-            3.. => format!("{} s", 10_f64.powi(power - 3)),
+        let label = match milliseconds {
+            ..1e3 => format!("{milliseconds} ms"),
+            _ => format!("{} s", milliseconds / 1e3),
         };
         text(out, (at, BOTTOM + 20.0), "middle", &label);
     }
@@ -109,7 +120,13 @@ fn curve(out: &mut String, scale: &Scale, number: usize, outcome: &Outcome) {
         let share = point as f64 / POINTS as f64;
         let at = (share * last as f64).round() as usize;
         if let Some(time) = outcome.ttft.get(at) {
-            write!(points, "{:.1},{:.1} ", scale.x(*time), y(share)).ok();
+            write!(
+                points,
+                "{:.1},{:.1} ",
+                scale.x(milliseconds(at_least(*time))),
+                y(share)
+            )
+            .ok();
         }
     }
     // The bound below all others is no policy that could be had.
@@ -185,8 +202,8 @@ mod tests {
         ] {
             assert!(svg.contains(part), "{part} is not in {svg}");
         }
-        // 20 ms is 0.301 of the way from 10 ms to a second, which is two powers.
-        assert!(svg.contains("points=\"174.2,420.0"), "{svg}");
+        // From 20 ms on, the shortest, to a second.
+        assert!(svg.contains("points=\"64.0,420.0"), "{svg}");
     }
 
     #[test]

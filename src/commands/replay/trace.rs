@@ -83,6 +83,24 @@ impl Trace {
         Self { name, requests }
     }
 
+    /// Lets requests of one time come evenly until the next time, the last ones all at once: many
+    /// traces have rounded times.
+    pub(crate) fn spread(mut self) -> Self {
+        let mut from = 0;
+        let arrivals: Vec<_> = self.requests.iter().map(|r| r.arrival).collect();
+        while let Some(at) = arrivals.get(from) {
+            let to = arrivals.partition_point(|other| other <= at);
+            let gap = arrivals.get(to).map_or(Duration::ZERO, |next| *next - *at);
+            let same = &mut self.requests[from..to];
+            let count = same.len() as f64;
+            for (number, request) in same.iter_mut().enumerate() {
+                request.arrival += gap.mul_f64(number as f64 / count);
+            }
+            from = to;
+        }
+        self
+    }
+
     /// Lets the requests come `speed` times as fast.
     pub(crate) fn sped_up(mut self, speed: f64) -> Self {
         for request in &mut self.requests {
@@ -140,4 +158,31 @@ fn read_lines(
         return Err(TraceError::Empty { path });
     }
     Ok(requests)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrivals(trace: &Trace) -> Vec<u64> {
+        let millis = |request: &Request| request.arrival.as_millis() as u64;
+        trace.requests.iter().map(millis).collect()
+    }
+
+    #[test]
+    fn times_begin_at_zero_and_can_be_spread_and_sped_up() {
+        let request = |arrival_ms| Request {
+            arrival: Duration::from_millis(arrival_ms),
+            tenant: Arc::default(),
+            prompt: Prompt::Parts(Box::default()),
+            output_tokens: 1,
+        };
+        let requests = [3_100, 100, 100, 100, 6_100, 6_100].map(request);
+        let trace = Trace::new("t".to_owned(), requests.into());
+        assert_eq!(arrivals(&trace), [0, 0, 0, 3_000, 6_000, 6_000]);
+        let trace = trace.spread();
+        assert_eq!(arrivals(&trace), [0, 1_000, 2_000, 3_000, 6_000, 6_000]);
+        let trace = trace.sped_up(2.0);
+        assert_eq!(arrivals(&trace), [0, 500, 1_000, 1_500, 3_000, 3_000]);
+    }
 }
