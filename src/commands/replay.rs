@@ -100,7 +100,7 @@ pub struct Args {
     /// Replay only the first so many requests; 20000 are made up unless told
     #[arg(long)]
     requests_max: Option<usize>,
-    /// Decides what is made up by chance
+    /// Decides what is left to chance: what is made up, and which of equal workers is chosen
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// How much a block already held counts against a block of load, instead of the configuration's
@@ -240,6 +240,7 @@ impl Args {
             decode_tokens_per_second: self.decode_tokens_per_second,
         };
         let mut config = config.clone();
+        config.seed = self.seed;
         if let Some(weight) = self.router_kv_overlap_score_weight {
             config.overlap_score_weight = weight;
         }
@@ -288,13 +289,15 @@ fn policy(text: &str) -> Result<Policy, String> {
     if text == oracle::NAME {
         return Ok(Policy::Oracle);
     }
-    RouterMode::from_str(text, false)
+    // Requests of a trace name no worker.
+    let modes = RouterMode::value_variants().iter().copied();
+    let mut modes = modes.filter(|mode| *mode != RouterMode::Direct);
+    let names = modes.clone().map(mode_name);
+    let names: Vec<_> = names.chain([oracle::NAME.to_owned()]).collect();
+    let known = modes.find(|mode| mode_name(*mode) == text);
+    known
         .map(Policy::Mode)
-        .map_err(|_| {
-            let modes = RouterMode::value_variants().iter().copied().map(mode_name);
-            let names: Vec<_> = modes.chain([oracle::NAME.to_owned()]).collect();
-            format!("must be one of {}", names.join(", "))
-        })
+        .ok_or_else(|| format!("must be one of {}", names.join(", ")))
 }
 
 fn rate(text: &str) -> Result<f64, String> {
