@@ -78,12 +78,17 @@ impl Prompt {
         let Self::Parts(parts) = self else {
             return Vec::new();
         };
-        let images = parts.iter().filter(|part| part.kind == PartKind::Image);
-        let share = |part: &Part| MediaShare {
-            digest: digest(part.id),
-            tokens: part.tokens,
+        let mut start = 0;
+        let place = |part: &Part| {
+            let share = MediaShare {
+                digest: digest(part.id),
+                start,
+                tokens: part.tokens,
+            };
+            start += part.tokens;
+            (part.kind == PartKind::Image).then_some(share)
         };
-        images.map(share).collect()
+        parts.iter().filter_map(place).collect()
     }
 
     /// The names of its full blocks. Prompts that begin alike have their first names in common;
@@ -206,6 +211,9 @@ mod tests {
     fn lengths_are_sums() {
         let prompt = Prompt::Parts([Part::text(1, 5), Part::image(2, 7), Part::text(1, 5)].into());
         assert_eq!((prompt.tokens(), prompt.text_tokens()), (17, 5));
+        let images = prompt.media();
+        let places: Vec<_> = images.iter().map(|i| (i.start, i.tokens)).collect();
+        assert_eq!(places, [(5, 7)]);
         let prompt = with_ids(&[1], 9);
         assert_eq!((prompt.tokens(), prompt.text_tokens()), (9, 9));
     }

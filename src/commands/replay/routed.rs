@@ -91,8 +91,8 @@ impl Routed {
     }
 
     /// Notes that a request's first token has come.
-    pub(crate) fn prefill_done(&mut self, booking: BookingKey) {
-        self.state.prefill_done(booking);
+    pub(crate) fn prefill_done(&mut self, booking: BookingKey, now: Duration) {
+        self.state.prefill_done(booking, self.start + now);
     }
 
     /// Notes that a request has ended.

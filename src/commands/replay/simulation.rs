@@ -119,7 +119,7 @@ impl<'a> Simulation<'a> {
         self.router.tell(worker, now, (Vec::new(), computed.stored));
         let request = computed.request;
         if let Some(booking) = self.bookings.get(&request) {
-            self.router.prefill_done(*booking);
+            self.router.prefill_done(*booking, now);
         }
         self.plan(now + computed.takes, Due::Answered { worker, request });
         self.start(worker, now);
