@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commands::check_config::{self, CheckError};
 use crate::commands::explain::{self, ExplainError};
+use crate::commands::replay;
 use crate::config::{Config, Sources, Values};
 use crate::engine::role::{self, RoleError};
 use crate::frontend;
@@ -54,6 +55,7 @@ enum Action {
     MockEngine(mock::options::Options),
     CheckConfig(check_config::Args),
     Explain(explain::Args),
+    Replay(Box<replay::Args>),
 }
 
 /// Why the program ends with another code than 0.
@@ -135,6 +137,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Action::CheckConfig(args) => print(&check_config::run(&args, &sources)?),
         Action::Explain(args) => print(&explain::run(&args)?),
+        Action::Replay(args) => {
+            let config = check_config::load(&sources)?;
+            let answer = replay::run(&args, &config.router);
+            print(&answer.map_err(|error| Failure::Role {
+                role: "replay",
+                source: error.into(),
+            })?)
+        }
     }
 }
 

@@ -33,6 +33,7 @@ mod openai_requests;
 mod parity;
 mod rank;
 mod recording;
+mod replay;
 mod roles;
 mod router;
 mod router_choice;
