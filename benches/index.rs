@@ -14,9 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvlens::block::SequenceHash;
+use kvlens::config::frontend::FrontendConfig;
 use kvlens::config::media::MediaConfig;
 use kvlens::dispatch::EngineClient;
 use kvlens::frontend::Frontend;
+use kvlens::frontend::recovery::Recovery;
 use kvlens::index::{Index, KvEvent};
 use kvlens::media::Media;
 use kvlens::model::Model;
@@ -202,6 +204,8 @@ fn resident_mb_of_a_frontend() -> String {
             unknown_fields: UnknownFields::Drop,
         },
         expose_routing: false,
+        allow_overrides: false,
+        recovery: Recovery::new(&FrontendConfig::default()),
         sse_event_bytes_max: 1 << 20,
         router,
         models: HashMap::from([(MODEL.to_owned(), model.clone())]),

@@ -13,10 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvlens::block::{self, BlockSize};
+use kvlens::config::frontend::FrontendConfig;
 use kvlens::config::media::MediaConfig;
 use kvlens::dispatch::EngineClient;
 use kvlens::dispatch::request::chat_body;
 use kvlens::frontend::Frontend;
+use kvlens::frontend::recovery::Recovery;
 use kvlens::media::{Image, Media};
 use kvlens::model::{ChatInput, Model};
 use kvlens::openai::chat::ChatRequest;
@@ -98,6 +100,8 @@ fn frontend(
         sse_event_bytes_max: 1 << 20,
         limits: LIMITS,
         expose_routing: false,
+        allow_overrides: false,
+        recovery: Recovery::new(&FrontendConfig::default()),
         router: fleet::router(metrics.clone(), WORKERS, shared),
         models: HashMap::from([(MODEL.to_owned(), model.clone())]),
         media: Some(media.clone()),

@@ -33,6 +33,7 @@ use crate::config::problem::{ConfigError, Problem};
 use crate::config::router::RouterConfig;
 use crate::config::schema::{Key, Kind};
 use crate::config::worker::WorkerConfig;
+use crate::select::RouterMode;
 
 /// All that can be configured, one table per role or concern.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -123,7 +124,7 @@ impl Config {
         let config = match figment.extract::<Self>() {
             Ok(config) => {
                 problems.extend(out_of_range(&config, &figment, &keys));
-                problems.extend(config.contradictions());
+                problems.extend(config.contradictions(&figment));
                 config
             }
             Err(error) => {
@@ -139,7 +140,7 @@ impl Config {
     }
 
     /// Values that are each legal but cannot hold together.
-    fn contradictions(&self) -> Vec<Problem> {
+    fn contradictions(&self, figment: &Figment) -> Vec<Problem> {
         let limits = &self.frontend.limits;
         let rows = [
             (
@@ -172,14 +173,30 @@ impl Config {
                  there could take the worker out; name a key file (--key-file) or listen on 127.0.0.1",
             ),
             (
+                self.router.bad_preference().is_some(),
+                "router.preferred_labels has an entry that is not label=weight",
+            ),
+            (
+                self.router.mode == RouterMode::Direct && !self.router.allow_overrides,
+                "router.mode is direct and router.allow_overrides is false: no request could name \
+                 its worker",
+            ),
+            (
+                self.router.mode != RouterMode::Kv && self.router.temperature > 0.0,
+                "router.temperature is above 0 and router.mode is not kv: nothing would use it",
+            ),
+            (
                 self.engine.backoff_first() > self.engine.backoff_max(),
                 "engine.backoff_first_millis is above engine.backoff_max_secs",
             ),
         ];
-        rows.into_iter()
-            .filter(|(wrong, _)| *wrong)
-            .map(|(_, text)| Problem::Contradiction { text })
-            .collect()
+        let keys = schema::keys();
+        let problem = |text: &'static str| Problem::Contradiction {
+            text,
+            places: places(text, &keys, figment),
+        };
+        let wrong = rows.into_iter().filter(|(wrong, _)| *wrong);
+        wrong.map(|(_, text)| problem(text)).collect()
     }
 }
 
@@ -203,6 +220,20 @@ fn layers(sources: &Sources, keys: &[Key], problems: &mut Vec<Problem>) -> Vec<L
         problems.extend(layer.remove_unknown(keys));
     }
     layers
+}
+
+/// Where each key that a text names was set; keys at their defaults are left out.
+fn places(text: &str, keys: &[Key], figment: &Figment) -> String {
+    let words: Vec<_> = text
+        .split(|c: char| !(c.is_alphanumeric() || "._".contains(c)))
+        .collect();
+    let named = keys.iter().map(Key::dotted);
+    let named = named.filter(|key| words.contains(&key.as_str()));
+    let set = named.filter_map(|key| {
+        let place = figment.find_metadata(&key)?.name.to_string();
+        Some(format!("{key} in {place}"))
+    });
+    set.collect::<Vec<_>>().join(", ")
 }
 
 fn value_problem(error: &figment::Error) -> Problem {

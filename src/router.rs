@@ -1,5 +1,6 @@
 //! The router: answers placements, and takes in what workers hold and which of them there are.
 
+pub mod basis;
 pub mod booking;
 mod circuit;
 mod confirm;
@@ -9,6 +10,7 @@ mod held;
 mod link;
 mod member;
 mod outcome;
+mod rank_state;
 mod snapshot;
 pub mod state;
 pub mod view;
@@ -27,6 +29,7 @@ use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::Step;
 use crate::index::{Applied, KvEvent};
+use crate::router::basis::Basis;
 use crate::router::booking::Booking;
 use crate::router::footprint::{Footprint, Wish};
 use crate::router::state::disproof::Disproved;
@@ -63,6 +66,8 @@ pub struct Placement {
     pub report_session: Option<Arc<str>>,
     /// Which prompts the worker's engine is known to make otherwise than we do.
     pub parity_failed: Option<ParityScope>,
+    /// From what its overlap is told.
+    pub basis: Basis,
     /// Cancelled when the worker is taken out: nothing more is to be expected of it.
     pub gone: CancellationToken,
     pub booking: Booking,
@@ -103,6 +108,8 @@ pub enum RouteError {
         worker: WorkerId,
         reason: &'static str,
     },
+    #[error("requests must name a worker in this mode")]
+    WorkerNotNamed,
 }
 
 /// One router, shared by all that ask it. Its state stands behind one short synchronous lock: a
@@ -152,19 +159,26 @@ impl Router {
             media_dir: chosen.media_dir,
             report_session: chosen.report_session,
             parity_failed: chosen.parity_failed,
+            basis: chosen.basis,
             gone: chosen.gone,
             booking,
         })
     }
 
     /// Every candidate a request would have now, with the terms of its cost; nothing is booked.
-    pub fn explain(&self, footprint: &Footprint) -> Vec<CandidateView> {
-        self.lock().explain(footprint, Instant::now())
+    pub fn explain(&self, footprint: &Footprint, wish: &Wish) -> Vec<CandidateView> {
+        self.lock().explain(footprint, wish, Instant::now())
     }
 
     /// The workers, as operators see them.
     pub fn workers(&self) -> Vec<WorkerView> {
         self.lock().worker_views(Instant::now())
+    }
+
+    /// Brings the metrics up to date that follow from many things at once.
+    pub fn show(&self) {
+        let approximate = self.lock().approximate_workers();
+        self.metrics.approximate_workers.set(approximate as i64);
     }
 
     /// What a request's `model` stands for; `None` when no worker serves it.

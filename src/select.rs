@@ -1,9 +1,10 @@
 //! The cost model: which of several candidates a request goes to. Same inputs and seed, same choice.
 
+pub mod affinity;
+pub mod choose;
 pub mod churn;
+pub mod drift;
 pub mod load;
-
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::block::BlockSize;
 use crate::select::load::Load;
@@ -31,18 +32,57 @@ pub enum RouterMode {
     RoundRobin,
     /// Any, by chance.
     Random,
+    /// Of two by chance, the one with fewer requests in flight.
+    PowerOfTwo,
     /// The one with the fewest requests in flight.
     LeastLoaded,
+    /// GPUs and CPUs in proportion to what they do, then the one with the fewest requests in flight.
+    DeviceAwareWeighted,
+    /// The one that the request names.
+    Direct,
 }
 
 /// What the choice depends on beside the candidates.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
     pub mode: RouterMode,
     /// Weight of the prefill term; 0 ignores the caches.
     pub overlap_weight: f64,
     /// 0 takes the cheapest; above, costlier candidates are taken now and then.
     pub temperature: f64,
+    /// Whether prefill that is queued at a candidate counts.
+    pub tracks_prefill: bool,
+    /// The share of its work that a block held in the host's memory, or on disk, saves.
+    pub host_credit: f64,
+    pub disk_credit: f64,
+    /// The share of an image's work that its encoder output saves, where a worker still has that.
+    pub media_credit: f64,
+    /// What a degraded worker's cost is multiplied by, at least 1.
+    pub degraded_weight: f64,
+    /// How many times as much a GPU is given to do as a CPU.
+    pub gpu_to_cpu_ratio: f64,
+    /// Where chances begin; with the same seed the same requests are placed alike.
+    pub seed: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            mode: RouterMode::default(),
+            overlap_weight: 1.0,
+            temperature: 0.0,
+            tracks_prefill: true,
+            // What blocks in slower tiers save, as NVIDIA Dynamo's router has it.
+            host_credit: 0.75,
+            disk_credit: 0.25,
+            // Qwen2-VL 7B: four patches of a 675 M encoder against one token of a 7.6 B decoder.
+            media_credit: 0.25,
+            // Where it holds more than two thirds of a prompt, it is still the cheapest.
+            degraded_weight: 1.5,
+            gpu_to_cpu_ratio: 8.0,
+            seed: 0,
+        }
+    }
 }
 
 /// One worker rank that could take the request.
@@ -53,9 +93,62 @@ pub struct Candidate {
     pub overlap_blocks: u32,
     /// Leading blocks of the prompt that a prompt in flight there has too.
     pub shared_blocks: u32,
+    /// Further blocks of the prompt, right behind the overlap, that it holds in slower tiers.
+    pub lower: LowerTiers,
+    /// Tokens of the prompt's images that it encoded lately, and whose blocks it does not hold.
+    pub encoded_tokens: u32,
     /// What there is room for in its cache; `None` where that is not known.
     pub room: Option<Room>,
     pub load: Load,
+    pub standing: Standing,
+}
+
+/// Blocks outside the GPU's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct LowerTiers {
+    pub host_blocks: u32,
+    pub disk_blocks: u32,
+}
+
+/// What an engine computes on.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    #[default]
+    Gpu,
+    Cpu,
+}
+
+/// What makes a candidate more or less wanted, whatever it holds and does.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Standing {
+    pub is_degraded: bool,
+    pub device: Device,
+    /// The sum of the weights of the preferred labels that it has.
+    pub preference: f64,
+}
+
+impl Standing {
+    /// What its cost is multiplied by. Preferences count as in NVIDIA Dynamo's router, so that they
+    /// never outweigh a factor of e, whatever their weights.
+    fn factor(self, policy: Policy) -> f64 {
+        let degraded = if self.is_degraded {
+            policy.degraded_weight
+        } else {
+            1.0
+        };
+        degraded * (-self.preference.tanh()).exp()
+    }
 }
 
 /// What a cache loses by taking in more.
@@ -109,7 +202,12 @@ pub struct Cost {
     pub decode_tokens: f64,
     /// Pushed out of the cache by what of this prompt is new everywhere.
     pub evicted_tokens: f64,
-    /// `overlap_weight × (prefill_tokens + evicted_tokens) + decode_tokens`.
+    /// What of the prefill is spared by blocks in slower tiers and by images that were encoded.
+    pub spared_tokens: f64,
+    /// 1, more for a degraded worker, less for one with preferred labels.
+    pub factor: f64,
+    /// `factor × (overlap_weight × (prefill_tokens − spared_tokens + evicted_tokens) +
+    /// decode_tokens)`.
     pub total: f64,
 }
 
@@ -124,111 +222,66 @@ pub struct Cost {
 pub fn cost(ask: Ask, candidate: &Candidate, policy: Policy) -> Cost {
     let block_tokens = candidate.block_size.tokens();
     let uncached_tokens = u64::from(candidate.uncached_tokens(ask.prompt_tokens));
-    let prefill_tokens = (candidate.load.prefill_tokens + uncached_tokens) as f64;
+    let queued_tokens = match policy.tracks_prefill {
+        true => candidate.load.prefill_tokens,
+        false => 0,
+    };
+    let prefill_tokens = (queued_tokens + uncached_tokens) as f64;
     let blocks = ask.prompt_tokens.div_ceil(block_tokens);
     // What a prompt in flight holds already is in the load.
     let own_blocks = u64::from(blocks.saturating_sub(candidate.shared_blocks));
-    let decode_blocks = candidate.load.decode_blocks + own_blocks;
+    let decode_blocks = candidate.load.decode_blocks + candidate.load.output_blocks + own_blocks;
     let decode_tokens = decode_blocks as f64 * f64::from(block_tokens);
     let new_blocks = u64::from(ask.new_tokens.div_ceil(block_tokens));
     let evicted_blocks = candidate
         .room
         .map_or(0.0, |room| room.lost_blocks(new_blocks));
     let evicted_tokens = evicted_blocks * f64::from(block_tokens);
-    let total = policy.overlap_weight * (prefill_tokens + evicted_tokens) + decode_tokens;
+    let spared_tokens = spared_tokens(candidate, policy).min(uncached_tokens as f64);
+    let factor = candidate.standing.factor(policy);
+    let work_tokens = prefill_tokens - spared_tokens + evicted_tokens;
     Cost {
         prefill_tokens,
         decode_tokens,
         evicted_tokens,
-        total,
+        spared_tokens,
+        factor,
+        total: factor * (policy.overlap_weight * work_tokens + decode_tokens),
     }
 }
 
-/// Chooses one of `candidates`, given each one's cost: its position, or `None` when there are none.
-/// `turn` counts placements; it orders round-robin, and with it ties and chances are spread.
-pub fn select(
-    candidates: &[Candidate],
-    costs: &[Cost],
-    policy: Policy,
-    turn: u64,
-) -> Option<usize> {
-    debug_assert_eq!(candidates.len(), costs.len(), "one cost per candidate");
-    let count = candidates.len() as u64;
-    if count == 0 {
-        return None;
-    }
-    let choice = match policy.mode {
-        RouterMode::RoundRobin => (turn % count) as usize,
-        RouterMode::Random => (chance(turn) % count) as usize,
-        RouterMode::LeastLoaded => {
-            cheapest(candidates.iter().map(|c| c.load.requests as f64), turn)
-        }
-        RouterMode::Kv if policy.temperature > 0.0 => softmax(costs, policy.temperature, turn),
-        RouterMode::Kv => cheapest(costs.iter().map(|cost| cost.total), turn),
-    };
-    Some(choice)
-}
-
-/// The position of the lowest value; ties are spread evenly, and not in turns: a client that sends
-/// each new prompt twice would find every new one at the same position.
-fn cheapest(values: impl Iterator<Item = f64> + Clone, turn: u64) -> usize {
-    let lowest = values.clone().fold(f64::INFINITY, f64::min);
-    let ties: Vec<usize> = values
-        .enumerate()
-        .filter(|(_, value)| *value <= lowest)
-        .map(|(at, _)| at)
-        .collect();
-    ties.get((chance(turn) % ties.len().max(1) as u64) as usize)
-        .copied()
-        .unwrap_or(0)
-}
-
-/// Draws a position with probability falling in its cost. Costs are scaled to 0..1 first, so that
-/// one temperature means the same for short and long prompts.
-fn softmax(costs: &[Cost], temperature: f64, turn: u64) -> usize {
-    let lowest = costs
-        .iter()
-        .map(|cost| cost.total)
-        .fold(f64::INFINITY, f64::min);
-    let highest = costs
-        .iter()
-        .map(|cost| cost.total)
-        .fold(f64::NEG_INFINITY, f64::max);
-    let range = (highest - lowest).max(f64::MIN_POSITIVE);
-    let weight = |cost: &Cost| (-(cost.total - lowest) / range / temperature).exp();
-    let sum: f64 = costs.iter().map(weight).sum();
-    // 53 random bits make a fraction of every size a double can tell apart.
-    let mut left = (chance(turn) >> 11) as f64 / (1_u64 << 53) as f64 * sum;
-    for (at, cost) in costs.iter().enumerate() {
-        left -= weight(cost);
-        if left < 0.0 {
-            return at;
-        }
-    }
-    costs.len() - 1
-}
-
-/// Evenly spread bits from a counter.
-fn chance(turn: u64) -> u64 {
-    xxh3_64_with_seed(&turn.to_le_bytes(), 0)
+fn spared_tokens(candidate: &Candidate, policy: Policy) -> f64 {
+    let LowerTiers {
+        host_blocks,
+        disk_blocks,
+    } = candidate.lower;
+    let fetched_blocks =
+        policy.host_credit * f64::from(host_blocks) + policy.disk_credit * f64::from(disk_blocks);
+    fetched_blocks * f64::from(candidate.block_size.tokens())
+        + policy.media_credit * f64::from(candidate.encoded_tokens)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::select::choose::select;
 
     fn candidate(overlap_blocks: u32, prefill_tokens: u64, decode_blocks: u64) -> Candidate {
         let load = Load {
             prefill_tokens,
             decode_blocks,
+            output_blocks: 0,
             requests: decode_blocks as u32,
         };
         Candidate {
             block_size: BlockSize::new(16).unwrap(),
             overlap_blocks,
             shared_blocks: 0,
+            lower: LowerTiers::default(),
+            encoded_tokens: 0,
             room: None,
             load,
+            standing: Standing::default(),
         }
     }
 
@@ -241,8 +294,7 @@ mod tests {
     fn choose(mode: RouterMode, candidates: &[Candidate], turn: u64) -> Option<usize> {
         let policy = Policy {
             mode,
-            overlap_weight: 1.0,
-            temperature: 0.0,
+            ..Policy::default()
         };
         select(candidates, &costs(candidates, policy), policy, turn)
     }
@@ -312,39 +364,70 @@ mod tests {
     }
 
     #[test]
-    fn ties_are_spread_and_modes_keep_their_promise() {
-        let same = [candidate(0, 0, 0); 3];
-        let turns: Vec<_> = (0..4)
-            .map(|turn| choose(RouterMode::RoundRobin, &same, turn))
-            .collect();
-        assert_eq!(turns, [Some(0), Some(1), Some(2), Some(0)]);
-        for mode in [RouterMode::Kv, RouterMode::LeastLoaded, RouterMode::Random] {
-            for step in [1, 2, 3] {
-                let mut drawn = [0_u32; 3];
-                let turns = (0..3_000).map(|turn| turn * step);
-                turns.for_each(|turn| drawn[choose(mode, &same, turn).unwrap()] += 1);
-                assert!(
-                    drawn.iter().all(|count| (850..1_150).contains(count)),
-                    "{mode:?}: {drawn:?}"
-                );
-            }
-        }
-        let uneven = [candidate(9, 0, 3), candidate(0, 0, 1), candidate(0, 0, 2)];
-        assert_eq!(choose(RouterMode::LeastLoaded, &uneven, 5), Some(1));
-    }
-
-    #[test]
-    fn temperature_takes_the_costlier_now_and_then() {
-        let candidates = [candidate(9, 0, 0), candidate(0, 0, 0)];
-        let policy = Policy {
-            mode: RouterMode::Kv,
-            overlap_weight: 1.0,
-            temperature: 0.5,
+    fn every_term_moves_the_cost_as_it_says() {
+        let plain = candidate(0, 0, 0);
+        let policy = Policy::default();
+        let ask = Ask {
+            prompt_tokens: 160,
+            new_tokens: 160,
         };
-        let costs = costs(&candidates, policy);
-        let chosen = |turn| select(&candidates, &costs, policy, turn) == Some(0);
-        let cheapest = (0..2_000).filter(|turn| chosen(*turn)).count();
-        // e^0 : e^-2 is 0.881 : 0.119.
-        assert!((1_700..1_820).contains(&cheapest), "{cheapest} of 2000");
+        let total = |candidate: &Candidate, policy| cost(ask, candidate, policy).total;
+        let (prefill, decode) = (160.0, 160.0);
+        let lower = |host_blocks, disk_blocks| Candidate {
+            lower: LowerTiers {
+                host_blocks,
+                disk_blocks,
+            },
+            ..plain
+        };
+        let standing = |is_degraded, preference| Candidate {
+            standing: Standing {
+                is_degraded,
+                preference,
+                ..Standing::default()
+            },
+            ..plain
+        };
+        let encoded = |encoded_tokens| Candidate {
+            encoded_tokens,
+            ..plain
+        };
+        let output = Candidate {
+            load: Load {
+                output_blocks: 3,
+                ..Load::default()
+            },
+            ..plain
+        };
+        let queued = candidate(0, 100, 0);
+        let untracked = Policy {
+            tracks_prefill: false,
+            ..policy
+        };
+        for (candidate, policy, expected) in [
+            (plain, policy, prefill + decode),
+            (lower(4, 0), policy, prefill - 4.0 * 16.0 * 0.75 + decode),
+            (lower(0, 4), policy, prefill - 4.0 * 16.0 * 0.25 + decode),
+            (encoded(80), policy, prefill - 80.0 * 0.25 + decode),
+            // Never more than all that is left to compute.
+            (encoded(100_000), policy, decode),
+            (output, policy, prefill + decode + 48.0),
+            (queued, policy, prefill + 100.0 + decode),
+            (queued, untracked, prefill + decode),
+            (standing(true, 0.0), policy, 1.5 * (prefill + decode)),
+            (
+                standing(false, 0.5),
+                policy,
+                (prefill + decode) * (-0.5_f64.tanh()).exp(),
+            ),
+            (
+                standing(false, -1e9),
+                policy,
+                (prefill + decode) * std::f64::consts::E,
+            ),
+        ] {
+            let found = total(&candidate, policy);
+            assert!((found - expected).abs() < 1e-6, "{candidate:?}: {found}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use crate::http::reply::Reply;
 use crate::http::serve::panics_total;
 use crate::media::Image;
 use crate::openai::error::ApiError;
+use crate::router::footprint::Wish;
 use crate::telemetry::metrics::{CONTENT_TYPE, Metrics};
 
 impl Frontend {
@@ -27,6 +28,7 @@ impl Frontend {
         } = &*self.metrics;
         // Counted elsewhere: set, not added, so that two readers at once count nothing twice.
         panics.inner().store(panics_total(), Ordering::Relaxed);
+        self.router.show();
         if let Some(media) = &self.media {
             let counts = media.cache_counts();
             media_cache_hits
@@ -64,7 +66,7 @@ impl Frontend {
             "prompt_tokens": chat.footprint.prompt_tokens,
             "mm": exactness,
             "images": images(&chat),
-            "candidates": self.router.explain(&chat.footprint),
+            "candidates": self.router.explain(&chat.footprint, &Wish::default()),
         });
         if chat.request.options.passed.get("return_token_ids") == Some(&Value::Bool(true)) {
             body["prompt_token_ids"] = json!(chat.prompt.tokens);

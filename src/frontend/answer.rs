@@ -17,6 +17,10 @@ use crate::openai::nvext::Nvext;
 use crate::router::{Answered, Placement};
 use crate::telemetry::metrics::Metrics;
 
+/// How many pieces come between two notes to the router: often enough for its blocks of 16 to 128
+/// tokens, and no cost beside the pieces themselves.
+const PIECES_TOLD: u32 = 64;
+
 /// An answer on its way: what it holds, and what is counted of it.
 pub(crate) struct Answer {
     pub(crate) counts: Counts,
@@ -38,6 +42,8 @@ pub(crate) struct Counts {
     is_prefilled: bool,
     first_piece: Option<Instant>,
     last_piece: Option<Instant>,
+    /// Pieces that have come; each has a token at least.
+    pieces: u32,
     usage: Option<Usage>,
     /// What the engine may still read.
     _files: Vec<Lent>,
@@ -62,6 +68,7 @@ impl Answer {
             is_prefilled: false,
             first_piece: None,
             last_piece: None,
+            pieces: 0,
             usage: None,
             _files: Vec::new(),
         };
@@ -97,6 +104,10 @@ impl Counts {
         }
         self.first_piece.get_or_insert(now);
         self.last_piece = Some(now);
+        self.pieces = self.pieces.saturating_add(1);
+        if self.pieces.is_multiple_of(PIECES_TOLD) {
+            self.placement.booking.progress(self.pieces);
+        }
     }
 
     /// Holds what the engine says of the prompt against what was predicted.

@@ -148,6 +148,7 @@ impl Frontend {
 fn media(images: &[Image], prompt: &ExpandedPrompt) -> Arc<[MediaShare]> {
     let shares = images.iter().zip(&prompt.spans);
     let shares = shares.map(|(image, span)| MediaShare {
+        start: span.start,
         digest: image.digest,
         tokens: span.token_count,
     });

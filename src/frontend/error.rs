@@ -28,6 +28,9 @@ impl From<RouteError> for ApiError {
                 status: 409,
                 ..Self::invalid("worker_unavailable", WORKER, error.to_string())
             },
+            RouteError::WorkerNotNamed => {
+                Self::invalid("worker_required", WORKER, error.to_string())
+            }
         }
     }
 }

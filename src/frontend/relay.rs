@@ -31,6 +31,7 @@ use crate::telemetry::labels::ModeLabels;
 
 const WORKER: HeaderName = HeaderName::from_static("x-kvlens-worker");
 const OVERLAP: HeaderName = HeaderName::from_static("x-kvlens-overlap");
+const BASIS: HeaderName = HeaderName::from_static("x-kvlens-basis");
 const MM: HeaderName = HeaderName::from_static("x-kvlens-mm");
 
 /// A request that is ready to be placed and sent.
@@ -121,6 +122,7 @@ impl Frontend {
             rank = %placement.rank,
             overlap_blocks = placement.overlap_blocks,
             prompt_blocks = placement.prompt_blocks,
+            assumed = placement.basis.reason(),
             cost = placement.cost.total,
             queued_ms = outgoing.received.elapsed().as_millis() as u64,
             attempt,
@@ -216,10 +218,15 @@ impl Frontend {
             Exactness::Exact => "exact".to_owned(),
             Exactness::TextOnly { reason } => format!("text_only; reason={reason}"),
         };
+        let basis = match placement.basis.reason() {
+            None => "events".to_owned(),
+            Some(reason) => format!("assumed; reason={reason}"),
+        };
         let overlap = format!("{}/{}", placement.overlap_blocks, placement.prompt_blocks);
         vec![
             (WORKER, placement.worker.to_string()),
             (OVERLAP, overlap),
+            (BASIS, basis),
             (MM, exactness),
         ]
     }

@@ -1,6 +1,7 @@
 //! A request's share of a worker's load, given back when it is dropped.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::router::state::BookingKey;
 use crate::router::{Answered, Router};
@@ -20,7 +21,12 @@ impl Booking {
 
     /// Frees the prefill share: the first token has come.
     pub fn first_token(&self) {
-        self.router.lock().prefill_done(self.key);
+        self.router.lock().prefill_done(self.key, Instant::now());
+    }
+
+    /// Notes how many tokens of the answer have come; now and then is enough.
+    pub fn progress(&self, seen_tokens: u32) {
+        self.router.lock().progress(self.key, seen_tokens);
     }
 
     /// Holds what the engine says of its cache against the events that it sends.

@@ -36,6 +36,8 @@ pub struct Footprint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MediaShare {
     pub digest: MediaDigest,
+    /// The position of its first token in the prompt.
+    pub start: u32,
     /// Tokens of its expansion.
     pub tokens: u32,
 }
@@ -95,6 +97,12 @@ impl Footprint {
 }
 
 impl Wish {
+    /// Whether a rank of a worker is among those that the wish names; all are where it names none.
+    pub(crate) fn names(&self, worker: &WorkerId, rank: DpRank) -> bool {
+        self.worker.as_ref().is_none_or(|named| named == worker)
+            && self.rank.is_none_or(|named| named == rank)
+    }
+
     /// Any worker but these.
     pub fn without(excluded: &[WorkerId]) -> Self {
         Self {

@@ -1,6 +1,5 @@
 //! One worker as the router knows it: its record and what is booked on each of its ranks.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,9 +9,9 @@ use crate::config::circuit::CircuitConfig;
 use crate::discovery::{Parity, ParityScope, WorkerRecord};
 use crate::router::circuit::Circuit;
 use crate::router::confirm::{Confirm, MISSED_MAX, PATIENCE};
-use crate::router::state::{BookingKey, Chosen};
-use crate::select::churn::Churn;
-use crate::select::load::{InFlight, Load, Share};
+use crate::router::rank_state::RankState;
+use crate::router::state::Chosen;
+use crate::select::load::Load;
 
 /// A worker and what is booked on it.
 #[derive(Debug)]
@@ -30,16 +29,6 @@ pub(crate) struct Member {
     pub(crate) circuit: Circuit,
     /// Cancelled when the worker is taken out or its engine is away.
     pub(crate) gone: CancellationToken,
-}
-
-/// What is booked on one rank.
-#[derive(Debug, Default)]
-pub(crate) struct RankState {
-    /// Each request in flight is a tentative holder of its prompt's blocks.
-    pub(crate) in_flight: InFlight,
-    pub(crate) shares: HashMap<BookingKey, Share>,
-    /// The new blocks it was sent.
-    pub(crate) churn: Churn,
 }
 
 impl Member {
@@ -73,7 +62,13 @@ impl Member {
         if self.record.incarnation != record.incarnation {
             // What was missed of the former process, or failed there, says nothing of this one.
             self.confirm = Confirm::default();
+            self.ranks.iter_mut().for_each(RankState::begin_again);
             self.circuit.renew();
+        }
+        if self.record.engine_load != record.engine_load {
+            for (rank, load) in self.ranks.iter_mut().zip(&record.engine_load) {
+                rank.observe(*load);
+            }
         }
         self.address = record.address.as_str().into();
         self.media_dir = record.media_dir.as_deref().map(Arc::from);
@@ -130,9 +125,6 @@ impl Member {
 
     /// The load of each rank.
     pub(crate) fn loads(&self) -> Vec<Load> {
-        self.ranks
-            .iter()
-            .map(|rank| rank.in_flight.load())
-            .collect()
+        self.ranks.iter().map(RankState::load).collect()
     }
 }

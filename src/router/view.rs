@@ -7,8 +7,9 @@ use serde::Serialize;
 use crate::block::BlockSize;
 use crate::discovery::WorkerRecord;
 use crate::id::{DpRank, WorkerId};
-use crate::select::Cost;
+use crate::router::basis::Basis;
 use crate::select::load::Load;
+use crate::select::{Cost, LowerTiers};
 
 /// What a request's `model` stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +35,9 @@ pub struct WorkerView {
     /// The engine's own number of the last batch of events that the index has taken in, one entry
     /// per data-parallel rank; `None` before the first.
     pub applied_sequences: Vec<Option<u64>>,
-    /// One entry per data-parallel rank.
+    /// From what each data-parallel rank's overlaps are told.
+    pub basis: Vec<Basis>,
+    /// The load that requests are placed by, one entry per data-parallel rank.
     pub load: Vec<Load>,
     pub circuit: CircuitView,
 }
@@ -64,6 +67,12 @@ pub struct CandidateView {
     pub not_eligible: Option<&'static str>,
     pub overlap_blocks: u32,
     pub prompt_blocks: u32,
+    /// From what the overlap is told.
+    pub basis: Basis,
+    /// Blocks behind the overlap that it holds in slower tiers.
+    pub lower: LowerTiers,
+    /// Tokens of images that it encoded lately, and would not encode again.
+    pub encoded_tokens: u32,
     pub load: Load,
     pub cost: Cost,
     pub chosen: bool,

@@ -111,7 +111,10 @@ impl EncodeLabelValue for RouterMode {
             Self::Kv => "kv",
             Self::RoundRobin => "round-robin",
             Self::Random => "random",
+            Self::PowerOfTwo => "power-of-two",
             Self::LeastLoaded => "least-loaded",
+            Self::DeviceAwareWeighted => "device-aware-weighted",
+            Self::Direct => "direct",
         })
     }
 }

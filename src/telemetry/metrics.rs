@@ -108,6 +108,8 @@ metrics! {
         "feed_breaks", "Times that the feed of a known worker's agent broke off.";
     ledger_alarms: Family<AlarmLabels, Counter> = Family::default(),
         "ledger_alarms", "What ledgers met that cannot be taken at face value, by kind.";
+    approximate_workers: Gauge = Gauge::default(),
+        "approximate_workers", "Workers whose caches are assumed from what they were sent, because their events do not tell.";
     partial_ledgers: Gauge = Gauge::default(),
         "partial_ledgers", "Workers whose blocks are not all known, so that more may be cached there than is expected.";
     index_blocks: Gauge = Gauge::default(),

@@ -11,7 +11,7 @@ use kvlens::discovery::{Completeness, WorkerRecord};
 use kvlens::events::zmq::Source;
 use kvlens::health::Verdict;
 use kvlens::id::WorkerId;
-use kvlens::router::footprint::Footprint;
+use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::router::view::WorkerView;
 use kvlens::router::{self, Router, UPDATES_MAX};
 use kvlens::telemetry::metrics::Metrics;
@@ -109,7 +109,10 @@ impl Host {
             hashes: vec![(size, blocks.into())],
             ..Footprint::new("tiny-vl", 16 * blocks.len() as u32 + 1)
         };
-        let views = self.router.explain(&footprint).into_iter();
+        let views = self
+            .router
+            .explain(&footprint, &Wish::default())
+            .into_iter();
         views
             .filter(|view| view.not_eligible.is_none())
             .map(|view| (view.worker.to_string(), view.overlap_blocks))
@@ -257,7 +260,9 @@ async fn one_whose_block_size_is_another_says_so() {
         .await;
     assert_eq!(record.block_size, BlockSize::new(32));
     host.until("bad", |view| view.indexed_blocks == 1).await;
-    assert!(alarms(&host, "block_size_changed") > 0.0);
+    // It is counted when the agent looks at the rank again.
+    host.until("bad", |_| alarms(&host, "block_size_changed") > 0.0)
+        .await;
     // One that changes in mid-life is not understood any more.
     publisher.publish(&(1, batch(vec![stored(2, 16)]))).await;
     let record = host

@@ -36,6 +36,7 @@ mod rank;
 mod recording;
 mod roles;
 mod router;
+mod router_choice;
 mod shm;
 mod source;
 mod template;

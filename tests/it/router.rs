@@ -119,6 +119,7 @@ fn a_booking_is_there_before_the_answer_and_gone_with_its_drop() {
         Load {
             prefill_tokens: 33,
             decode_blocks: 3,
+            output_blocks: 0,
             requests: 1
         }
     );
@@ -128,6 +129,7 @@ fn a_booking_is_there_before_the_answer_and_gone_with_its_drop() {
         Load {
             prefill_tokens: 0,
             decode_blocks: 3,
+            output_blocks: 0,
             requests: 1
         }
     );
@@ -216,7 +218,7 @@ fn workers_that_cannot_take_requests_get_none() {
         "{error}"
     );
     let reasons: Vec<_> = router
-        .explain(&footprint(&[1]))
+        .explain(&footprint(&[1]), &Wish::default())
         .into_iter()
         .map(|view| view.not_eligible)
         .collect();
@@ -243,7 +245,7 @@ fn a_lost_worker_takes_its_blocks_and_bookings_along() {
 fn explain_books_nothing_and_shows_the_choice() {
     let router = router(RouterMode::Kv, &["a", "b"]);
     stored(&router, "b", 0, &[1, 2, 3]);
-    let views = router.explain(&footprint(&[1, 2, 3]));
+    let views = router.explain(&footprint(&[1, 2, 3]), &Wish::default());
     let rows: Vec<_> = views.iter().map(|v| (v.overlap_blocks, v.chosen)).collect();
     assert_eq!(rows, [(0, false), (3, true)]);
     assert!(views[1].cost.total < views[0].cost.total);
@@ -274,8 +276,6 @@ fn each_block_size_is_looked_up_by_its_own_hashes() {
 
 #[test]
 fn blocks_that_parity_cannot_vouch_for_do_not_count() {
-    let router = router(RouterMode::Kv, &["a"]);
-    stored(&router, "a", 0, &[1, 2, 3, 4]);
     let mut prompt = footprint(&[1, 2, 3, 4]);
     prompt.text_tokens = 2 * SIZE + 5;
     let failed = |scope| Parity::Failed {
@@ -288,6 +288,8 @@ fn blocks_that_parity_cannot_vouch_for_do_not_count() {
         (failed(ParityScope::Text), 0),
         (Parity::Exact, 4),
     ] {
+        let router = router(RouterMode::Kv, &["a"]);
+        stored(&router, "a", 0, &[1, 2, 3, 4]);
         let mut record = record("a");
         record.parity = parity.clone();
         up(&router, record);

@@ -5,7 +5,8 @@ use std::time::Instant;
 use crate::router::RouteError;
 use crate::router::circuit::Passage;
 use crate::router::footprint::{Footprint, Wish};
-use crate::router::state::{Seat, State};
+use crate::router::state::State;
+use crate::router::state::seats::Seat;
 
 impl State {
     /// Tells for each seat whether a request may take it; at least one may.
@@ -23,11 +24,16 @@ impl State {
         wish: &Wish,
         now: Instant,
     ) -> Result<Vec<bool>, RouteError> {
-        let wished: Vec<bool> = seats.iter().map(|seat| is_wished(seat, wish)).collect();
+        let wished: Vec<bool> = seats
+            .iter()
+            .map(|seat| wish.names(&seat.worker, seat.rank))
+            .collect();
         if !wished.contains(&true) {
             return Err(not_found(seats, wish));
         }
-        let left = |seat: &Seat| is_wished(seat, wish) && !wish.excluded.contains(&seat.worker);
+        let left = |seat: &Seat| {
+            wish.names(&seat.worker, seat.rank) && !wish.excluded.contains(&seat.worker)
+        };
         let open = |seat: &Seat| left(seat) && seat.not_eligible.is_none();
         let open: Vec<bool> = seats.iter().map(open).collect();
         if open.contains(&true) {
@@ -62,12 +68,6 @@ impl State {
             _ => None,
         }
     }
-}
-
-fn is_wished(seat: &Seat, wish: &Wish) -> bool {
-    let worker = wish.worker.as_ref();
-    worker.is_none_or(|worker| seat.worker == *worker)
-        && wish.rank.is_none_or(|rank| seat.rank == rank)
 }
 
 /// Why nobody is whom a request wishes for.

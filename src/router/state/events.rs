@@ -32,7 +32,7 @@ impl State {
         }
         member.confirm.observe(event);
         if let Some(rank) = member.ranks.get_mut(event.rank.0 as usize) {
-            rank.in_flight.note_stored(&event.stored);
+            rank.note_stored(&event.stored, now);
         }
         (applied, turn(member, before, now))
     }
@@ -49,7 +49,7 @@ impl State {
         let (worker, rank) = self.seats.get(&key)?;
         let member = self.workers.get_mut(worker)?;
         let state = member.ranks.get(rank.0 as usize)?;
-        let hashes = &state.shares.get(&key)?.hashes;
+        let hashes = &state.booked.get(&key)?.share.hashes;
         let first = answered.block_size.full_blocks(answered.cached_tokens) as usize;
         let text_blocks = answered.block_size.full_blocks(answered.text_tokens) as usize;
         let slot = self.index.slot(worker, *rank);
