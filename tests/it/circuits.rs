@@ -82,7 +82,7 @@ fn a_worker_that_fails_gets_none_until_it_has_answered() {
     for _ in 0..4 {
         assert_eq!(placed(&router).as_deref(), Some("b"));
     }
-    let explained = router.explain(&Footprint::new("base", 33));
+    let explained = router.explain(&Footprint::new("base", 33), &Wish::default());
     let reasons: Vec<_> = explained.iter().map(|view| view.not_eligible).collect();
     let open = Some("circuit open: requests failed one after the other");
     assert_eq!(reasons, [open, open, None, None]);
