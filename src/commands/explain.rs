@@ -169,7 +169,9 @@ fn page(explained: &Value) -> String {
         .iter()
         .any(|candidate| candidate["chosen"] == true);
     let foot = match chosen {
-        true => "\n* is where it would go; terms are in tokens, the least total wins\n",
+        true => {
+            "\n* is where it would go: the least total wins; all terms but a factor are in tokens\n"
+        }
         false => "\nno worker can take it now\n",
     };
     head + &table(candidates) + foot
@@ -276,7 +278,7 @@ model demo, mode kv, prompt of 108 tokens (exact), 1 image
    gpu-10     0      0/6       12   112.5  124.5
      gets none: circuit open: it refused a connection
 
-* is where it would go; terms are in tokens, the least total wins
+* is where it would go: the least total wins; all terms but a factor are in tokens
 ";
         assert_eq!(page(&explained), expected);
     }

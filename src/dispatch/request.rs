@@ -287,6 +287,12 @@ mod tests {
     use crate::openai::fields::UnknownFields;
     use crate::openai::request::RequestLimits;
 
+    const LIMITS: RequestLimits = RequestLimits {
+        messages_max: 9,
+        images_max: 9,
+        unknown_fields: UnknownFields::Drop,
+    };
+
     #[test]
     fn every_image_stands_in_its_place_in_the_one_spelling() {
         let part =
@@ -295,12 +301,7 @@ mod tests {
             {"role": "user", "content": [part("DATA:;BASE64,aGVs bG8"), {"type": "text", "text": "\"data:\""}]},
             {"role": "user", "content": [part("http://host/a.png"), part("data:image/jpg;base64,aGVs")]},
         ]});
-        let limits = RequestLimits {
-            messages_max: 9,
-            images_max: 9,
-            unknown_fields: UnknownFields::Drop,
-        };
-        let request = ChatRequest::parse(sent.to_string().as_bytes(), limits).unwrap();
+        let request = ChatRequest::parse(sent.to_string().as_bytes(), LIMITS).unwrap();
         let image = |(number, bytes): (u8, &'static str)| Image {
             digest: MediaDigest([number; 32]),
             size: None,
@@ -341,5 +342,53 @@ mod tests {
             body["messages"][1]["content"][1],
             part(3, "data:image/png;base64,aGVs")
         );
+    }
+
+    #[test]
+    fn a_digest_is_of_the_request_and_not_of_its_marks() {
+        let body = |word: &str, number: u8| {
+            let sent = json!({"model": "m", "messages": [{"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": "http://host/"}},
+                {"type": "text", "text": word}]}]});
+            let request = ChatRequest::parse(sent.to_string().as_bytes(), LIMITS).unwrap();
+            let image = Image {
+                digest: MediaDigest([number; 32]),
+                size: None,
+                bytes: Bytes::from(vec![number]),
+                mime: "image/png",
+            };
+            chat_body(request, &[image], "")
+        };
+        let digest = |word: &str, number: u8| body(word, number).digest("/p");
+        assert_eq!(digest("a", 1), digest("a", 1));
+        for other in [digest("b", 1), digest("a", 2), body("a", 1).digest("/q")] {
+            assert_ne!(digest("a", 1), other);
+        }
+        let inlined = |word: &str| body(word, 1).inlined().digest("/p");
+        assert_eq!(inlined("a"), inlined("a"));
+        assert_ne!(inlined("a"), inlined("b"));
+        assert_eq!(body("a", 1).json_bytes(), body("b", 2).json_bytes());
+    }
+
+    #[test]
+    fn a_chat_goes_on_as_token_ids_or_as_a_chat() {
+        let sent = json!({"model": "m", "max_completion_tokens": 9, "temperature": 0.5,
+            "reasoning_effort": "none", "messages": [{"role": "user", "content": "a"}]});
+        let request = ChatRequest::parse(sent.to_string().as_bytes(), LIMITS).unwrap();
+        let body = chat_body(request, &[], "salt");
+        let read = |body: &EngineBody| -> Value {
+            serde_json::from_slice(&body.finish(&[], None)).unwrap()
+        };
+        assert_eq!(
+            read(&body.continued_tokens(&[1, 2], Some(5))),
+            json!({"temperature": 0.5, "model": "m", "cache_salt": "salt", "prompt": [1, 2],
+                "max_tokens": 5})
+        );
+        let messages = vec![json!({"role": "assistant", "content": "so far"})];
+        let chat = read(&body.continued_chat(messages.clone(), None));
+        assert_eq!(chat["messages"], Value::Array(messages));
+        assert_eq!(chat["continue_final_message"], true);
+        assert_eq!(chat["add_generation_prompt"], false);
+        assert_eq!(chat.get("max_completion_tokens"), None);
     }
 }

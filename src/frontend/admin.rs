@@ -14,7 +14,6 @@ use crate::http::reply::Reply;
 use crate::http::serve::panics_total;
 use crate::media::Image;
 use crate::openai::error::ApiError;
-use crate::router::footprint::Wish;
 use crate::telemetry::metrics::{CONTENT_TYPE, Metrics};
 
 impl Frontend {
@@ -55,6 +54,7 @@ impl Frontend {
     /// every candidate's cost; with `return_token_ids` the prompt as far as it is known, too.
     /// Nothing is placed or sent; image URLs are fetched.
     pub(crate) async fn explain(self: Arc<Self>, call: Call) -> Result<Reply, ApiError> {
+        let wish = self.wish(&call.headers)?;
         let chat = self.prepare_chat(&call.body).await?;
         let exactness = match chat.exactness {
             Exactness::Exact => "exact",
@@ -62,11 +62,11 @@ impl Frontend {
         };
         let mut body = json!({
             "model": &*chat.footprint.model,
-            "mode": self.router.mode(),
+            "mode": wish.mode.unwrap_or(self.router.mode()),
             "prompt_tokens": chat.footprint.prompt_tokens,
             "mm": exactness,
             "images": images(&chat),
-            "candidates": self.router.explain(&chat.footprint, &Wish::default()),
+            "candidates": self.router.explain(&chat.footprint, &wish),
         });
         if chat.request.options.passed.get("return_token_ids") == Some(&Value::Bool(true)) {
             body["prompt_token_ids"] = json!(chat.prompt.tokens);

@@ -220,3 +220,82 @@ fn render(
     }
     Ok((after.split_off(before.len()), messages))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::openai::completion::CompletionRequest;
+    use crate::openai::fields::UnknownFields;
+    use crate::openai::request::RequestLimits;
+
+    fn options(fields: &Value) -> RequestOptions {
+        let mut body = json!({"model": "m", "prompt": "a", "stream": true});
+        let fields = fields.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(fields);
+        let limits = RequestLimits {
+            messages_max: 1,
+            images_max: 1,
+            unknown_fields: UnknownFields::Pass,
+        };
+        let request = CompletionRequest::parse(body.to_string().as_bytes(), limits);
+        request.unwrap().options
+    }
+
+    #[test]
+    fn what_spans_the_whole_answer_is_not_continued() {
+        for (fields, allowed) in [
+            (json!({}), true),
+            (json!({"stream": false}), false),
+            (
+                json!({"temperature": 0.7, "top_p": 0.9, "top_k": 4, "seed": 1, "user": "u"}),
+                true,
+            ),
+            (
+                json!({"max_tokens": 9, "ignore_eos": true, "stop_token_ids": [7]}),
+                true,
+            ),
+            (
+                json!({"n": 1, "best_of": 1, "echo": false, "logprobs": false}),
+                true,
+            ),
+            (
+                json!({"presence_penalty": 0, "frequency_penalty": 0.0, "stop": []}),
+                true,
+            ),
+            (json!({"repetition_penalty": 1.0, "min_tokens": 0}), true),
+            (json!({"n": 2}), false),
+            (json!({"best_of": 2}), false),
+            (json!({"stop": ["a"]}), false),
+            (json!({"stop": "a"}), false),
+            (json!({"min_tokens": 3}), false),
+            (json!({"presence_penalty": 0.1}), false),
+            (json!({"frequency_penalty": -0.1}), false),
+            (json!({"repetition_penalty": 1.1}), false),
+            (json!({"logprobs": 2}), false),
+            (json!({"prompt_logprobs": 0}), false),
+            (json!({"echo": true}), false),
+            (json!({"return_token_ids": true}), false),
+            (json!({"response_format": {"type": "json_object"}}), false),
+            (json!({"structured_outputs": {"regex": "a"}}), false),
+            (json!({"tool_choice": "auto"}), false),
+            (json!({"suffix": "b"}), false),
+            (json!({"a_field_of_tomorrow": 1}), false),
+        ] {
+            assert_eq!(allows(&options(&fields)), allowed, "{fields}");
+        }
+    }
+
+    #[test]
+    fn the_limit_is_the_one_that_the_engine_reads() {
+        for (fields, expected) in [
+            (json!({}), None),
+            (json!({"max_tokens": 9}), Some(9)),
+            (
+                json!({"max_completion_tokens": 7, "max_tokens": 9}),
+                Some(7),
+            ),
+        ] {
+            assert_eq!(answer_tokens_max(&options(&fields)), expected, "{fields}");
+        }
+    }
+}

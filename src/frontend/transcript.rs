@@ -140,7 +140,7 @@ impl Transcript {
         piece["logprobs"] = Value::Null;
         piece["finish_reason"] = json!(choice.finish_reason);
         piece["stop_reason"] = json!(choice.stop_reason);
-        self.event(json!([piece]), None)
+        self.event(&json!([piece]), None)
     }
 
     /// The usage of the whole answer, from the one that the engine which went on reports: its prompt
@@ -158,10 +158,10 @@ impl Transcript {
             let found = cached.as_u64().map(|found| found.min(prompt));
             *cached = json!(found);
         }
-        self.event(json!([]), Some(usage))
+        self.event(&json!([]), Some(usage))
     }
 
-    fn event(&self, choices: Value, usage: Option<Value>) -> Option<Bytes> {
+    fn event(&self, choices: &Value, usage: Option<Value>) -> Option<Bytes> {
         let Head { id, created, model } = self.head.as_ref()?;
         let object = match self.shape {
             Shape::Chat => "chat.completion.chunk",

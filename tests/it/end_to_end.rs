@@ -3,9 +3,11 @@
 mod bad_images;
 mod bad_requests;
 pub(crate) mod client;
+mod continuations;
 mod crowd;
 mod deaths;
 mod departures;
+mod explains;
 mod files;
 mod overlap;
 mod parity;
@@ -15,3 +17,4 @@ mod prediction;
 mod resets;
 mod signals;
 pub(crate) mod stack;
+mod wishes;

@@ -5,6 +5,7 @@ mod bad_engines;
 mod bodies;
 mod bound_source;
 mod cache_share;
+mod circuits;
 mod cli;
 mod codec;
 mod config;

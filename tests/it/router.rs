@@ -211,7 +211,7 @@ fn workers_that_cannot_take_requests_get_none() {
         },
     );
     let error = router
-        .place(&footprint(&[1, 2]), &Wish::default())
+        .place(&footprint(&[1, 2]), &Wish::without(&[worker("a")]))
         .unwrap_err();
     assert!(
         matches!(error, RouteError::NoEligibleWorker { workers: 2, .. }),
@@ -222,7 +222,8 @@ fn workers_that_cannot_take_requests_get_none() {
         .into_iter()
         .map(|view| view.not_eligible)
         .collect();
-    assert_eq!(reasons, [Some("refused a connection"), Some("verdict")]);
+    let open = "circuit open: it refused a connection";
+    assert_eq!(reasons, [Some(open), Some("verdict")]);
 }
 
 #[test]
