@@ -22,7 +22,8 @@ use crate::discovery::{Change, Completeness, ParityScope, Update};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::Step;
-use crate::index::{Applied, KvEvent};
+use crate::index::room::BYTES_MAX;
+use crate::index::{Applied, Index, KvEvent};
 use crate::router::booking::Booking;
 use crate::router::state::disproof::Disproved;
 use crate::router::state::{BookingKey, State};
@@ -137,11 +138,17 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router with no workers.
+    /// A router with no workers, its index no larger than [`BYTES_MAX`].
     pub fn new(policy: Policy, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::capped(policy, BYTES_MAX, metrics)
+    }
+
+    /// A router with no workers, its index no larger than this.
+    pub fn capped(policy: Policy, index_bytes_max: u64, metrics: Arc<Metrics>) -> Arc<Self> {
+        let index = Index::capped(index_bytes_max);
         Arc::new(Self {
             policy,
-            state: Mutex::new(State::new(policy)),
+            state: Mutex::new(State::new(policy, index)),
             metrics,
         })
     }
@@ -224,8 +231,13 @@ impl Router {
     }
 
     fn show_blocks(&self) {
-        let blocks = self.lock().indexed_blocks();
-        self.metrics.index_blocks.set(blocks as i64);
+        let shown = self.lock().index_view();
+        self.metrics.index_blocks.set(shown.blocks as i64);
+        self.metrics.index_bytes.set(shown.bytes as i64);
+        let counter = &self.metrics.index_evicted_blocks;
+        counter.inc_by(shown.new_losses.evicted_blocks);
+        let counter = &self.metrics.index_left_out_blocks;
+        counter.inc_by(shown.new_losses.left_out_blocks);
     }
 
     /// See [`Booking::answered`].

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::index::room::BYTES_MAX;
 use crate::select::{Policy, RouterMode};
 
 /// How a worker is chosen.
@@ -17,6 +18,10 @@ pub struct RouterConfig {
     /// Randomness of the choice: 0 takes the cheapest worker, more spreads requests.
     #[schemars(range(min = 0))]
     pub temperature: f64,
+    /// The memory that the index of blocks may take, in bytes; 1 GiB knows some 35 million blocks.
+    /// Beyond it the blocks of the workers that were silent longest are forgotten first.
+    #[schemars(range(min = 16_777_216))]
+    pub index_bytes_max: u64,
 }
 
 impl Default for RouterConfig {
@@ -25,6 +30,7 @@ impl Default for RouterConfig {
             mode: RouterMode::default(),
             overlap_score_weight: 1.0,
             temperature: 0.0,
+            index_bytes_max: BYTES_MAX,
         }
     }
 }

@@ -145,7 +145,11 @@ fn agents(urls: &[String]) -> Result<Vec<String>, BadPlan> {
 pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<(), FrontendError> {
     let listeners = Listeners::bind(&config.frontend).await?;
     let metrics = Arc::new(Metrics::default());
-    let router = Router::new(config.router.policy(), metrics.clone());
+    let router = Router::capped(
+        config.router.policy(),
+        config.router.index_bytes_max,
+        metrics.clone(),
+    );
     let models = HashMap::from([(plan.name.clone(), plan.model)]);
     let frontend = Frontend::new(
         &config,

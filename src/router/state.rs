@@ -16,6 +16,7 @@ use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::Index;
 use crate::index::holders::Slot;
+use crate::index::room::Losses;
 use crate::router::member::{Member, RankState};
 use crate::router::view::CandidateView;
 use crate::router::{Footprint, RouteError};
@@ -42,6 +43,14 @@ pub(crate) struct Chosen {
     pub(crate) parity_failed: Option<ParityScope>,
     pub(crate) gone: CancellationToken,
     pub(crate) booking: BookingKey,
+}
+
+/// What the index takes.
+#[derive(Debug)]
+pub(crate) struct IndexView {
+    pub(crate) blocks: u64,
+    pub(crate) bytes: u64,
+    pub(crate) new_losses: Losses,
 }
 
 /// One rank of one worker as a request sees it.
@@ -72,11 +81,11 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(policy: Policy) -> Self {
+    pub(crate) fn new(policy: Policy, index: Index) -> Self {
         Self {
             policy,
             workers: BTreeMap::new(),
-            index: Index::new(),
+            index,
             seats: HashMap::new(),
             next_booking: 0,
             turn: 0,
@@ -185,9 +194,13 @@ impl State {
         self.seats.remove(&key);
     }
 
-    /// Counts the indexed blocks.
-    pub(crate) fn indexed_blocks(&self) -> u64 {
-        self.index.total_blocks()
+    /// What the index takes, and what it lost since the last call.
+    pub(crate) fn index_view(&mut self) -> IndexView {
+        IndexView {
+            blocks: self.index.total_blocks(),
+            bytes: self.index.bytes(),
+            new_losses: self.index.take_losses(),
+        }
     }
 
     /// Counts the workers whose ledger may not name all that their engine holds.
@@ -345,7 +358,8 @@ impl State {
             return None;
         }
         let slot = self.index.slot(&record.worker, rank);
-        let held = slot.map_or(0, |slot| self.index.blocks(slot));
+        // What the index had no memory for fills the cache all the same.
+        let held = slot.map_or(0, |slot| self.index.told_blocks(slot));
         let coming = state.in_flight.load().prefill_tokens / u64::from(size.tokens());
         Some(Room {
             free_blocks: capacity.saturating_sub(held + coming),

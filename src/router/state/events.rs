@@ -92,6 +92,7 @@ mod tests {
     use crate::discovery::{Parity, WorkerRecord};
     use crate::health::Verdict;
     use crate::id::{DpRank, Incarnation, WorkerId};
+    use crate::index::Index;
     use crate::router::Footprint;
     use crate::router::confirm::PATIENCE;
     use crate::select::{Policy, RouterMode};
@@ -125,7 +126,7 @@ mod tests {
                 overlap_weight: 1.0,
                 temperature: 0.0,
             };
-            let mut state = State::new(policy);
+            let mut state = State::new(policy, Index::new());
             state.upsert(record());
             Self {
                 state,
