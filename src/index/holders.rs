@@ -119,7 +119,7 @@ struct Node {
 const END: u32 = u32::MAX;
 
 /// Nodes that are allocated at once: none is ever moved, so that no event pays for that.
-const CHUNK_NODES: usize = 1_024;
+const CHUNK_NODES: usize = 256;
 
 /// What a chunk takes, its entry in the list of chunks included.
 const CHUNK_BYTES: u64 = (CHUNK_NODES * size_of::<Node>() + 48) as u64;
