@@ -131,43 +131,41 @@ impl Index {
     /// there is no memory though all older blocks made room, are left out.
     pub fn hold(&mut self, slot: Slot, hashes: &[SequenceHash]) {
         self.slots.touch(slot);
+        let most = SLOT_BLOCKS_MAX.saturating_sub(self.blocks(slot));
+        let (mut new, mut left_out) = (0, 0);
         self.touch(hashes, 0);
         for (at, batch) in hashes.chunks(BATCH).enumerate() {
             self.touch(hashes, at + 1);
             for hash in batch {
-                let is_full = self.slots[slot].blocks >= SLOT_BLOCKS_MAX;
-                let added = match is_full {
-                    true => Added::NoRoom,
-                    false => self.add_holder(Key::of(*hash), slot),
+                let added = match new < most {
+                    true => self.add_holder(Key::of(*hash), slot),
+                    false => Added::NoRoom,
                 };
-                let state = &mut self.slots[slot];
                 match added {
-                    Added::Yes => state.blocks += 1,
+                    Added::Yes => new += 1,
                     Added::Already => {}
-                    Added::NoRoom => {
-                        state.lost_blocks += 1;
-                        self.room.losses.left_out_blocks += 1;
-                    }
+                    Added::NoRoom => left_out += 1,
                 }
             }
         }
+        self.slots.add(slot, new);
+        self.slots[slot].lost_blocks += left_out;
+        self.room.losses.left_out_blocks += left_out;
     }
 
     fn drop(&mut self, slot: Slot, hashes: &[SequenceHash]) {
+        let mut held = 0;
         self.touch(hashes, 0);
         for (at, batch) in hashes.chunks(BATCH).enumerate() {
             self.touch(hashes, at + 1);
             for hash in batch {
-                let held = self.drop_holder(Key::of(*hash), slot);
-                let state = &mut self.slots[slot];
-                if held {
-                    state.blocks -= 1;
-                } else {
-                    // Most likely one of those that had to make room.
-                    state.lost_blocks = state.lost_blocks.saturating_sub(1);
-                }
+                held += u64::from(self.drop_holder(Key::of(*hash), slot));
             }
         }
+        self.slots.drop(slot, held);
+        // The others are most likely some of those that had to make room.
+        let state = &mut self.slots[slot];
+        state.lost_blocks = state.lost_blocks.saturating_sub(hashes.len() as u64 - held);
     }
 
     /// For every slot that holds the first block: how many leading blocks it holds without a hole.
@@ -220,10 +218,11 @@ impl Index {
 
     /// Forgets the blocks of one slot; the slot stays.
     pub fn clear(&mut self, slot: Slot) {
-        let state = &mut self.slots[slot];
-        state.lost_blocks = 0;
+        self.slots[slot].lost_blocks = 0;
+        let blocks = self.blocks(slot);
+        self.slots.drop(slot, blocks);
         // A new worker's first event clears nothing, and must not scan what the others hold.
-        if std::mem::take(&mut state.blocks) == 0 {
+        if blocks == 0 {
             return;
         }
         for at in 0..self.tables.len() {

@@ -49,7 +49,7 @@ impl Index {
         if oldest == slot || !holders.replace(oldest, slot) {
             return Added::NoRoom;
         }
-        self.slots[oldest].lose_block();
+        self.slots.lose(oldest);
         self.room.losses.evicted_blocks += 1;
         Added::Yes
     }
@@ -71,7 +71,7 @@ impl Index {
         table.remove(place);
         let (slots, losses) = (&mut self.slots, &mut self.room.losses);
         self.bitmaps.slots(holders, |slot| {
-            slots[slot].lose_block();
+            slots.lose(slot);
             losses.evicted_blocks += 1;
         });
         self.bitmaps.release(holders);

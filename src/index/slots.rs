@@ -24,14 +24,6 @@ pub(super) struct SlotState {
     pub(super) applied_at: u64,
 }
 
-impl SlotState {
-    /// Notes that a block which it holds has made room.
-    pub(super) fn lose_block(&mut self) {
-        self.blocks -= 1;
-        self.lost_blocks += 1;
-    }
-}
-
 /// FNV-1a: names are short and come from the operator's own agents, and every event looks one up.
 #[derive(Debug)]
 struct Fnv(u64);
@@ -60,6 +52,8 @@ pub(super) struct Slots {
     free: Vec<Slot>,
     slots_max: usize,
     by_name: HashMap<WorkerId, Vec<(DpRank, Slot)>, BuildHasherDefault<Fnv>>,
+    /// Blocks of all slots.
+    total_blocks: u64,
     /// Counts applied events.
     turn: u64,
 }
@@ -71,6 +65,7 @@ impl Slots {
             free: Vec::new(),
             slots_max,
             by_name: HashMap::default(),
+            total_blocks: 0,
             turn: 0,
         }
     }
@@ -122,8 +117,26 @@ impl Slots {
         self[slot].applied_at = self.turn;
     }
 
+    /// Counts blocks that a slot holds from now on.
+    pub(super) fn add(&mut self, slot: Slot, blocks: u64) {
+        self.total_blocks += blocks;
+        self[slot].blocks += blocks;
+    }
+
+    /// Counts blocks that a slot holds no more, because its events say so.
+    pub(super) fn drop(&mut self, slot: Slot, blocks: u64) {
+        self.total_blocks -= blocks;
+        self[slot].blocks -= blocks;
+    }
+
+    /// Counts a block that a slot holds no more, because it had to make room.
+    pub(super) fn lose(&mut self, slot: Slot) {
+        self.drop(slot, 1);
+        self[slot].lost_blocks += 1;
+    }
+
     pub(super) fn total_blocks(&self) -> u64 {
-        self.states.iter().map(|state| state.blocks).sum()
+        self.total_blocks
     }
 
     pub(super) fn bytes(&self) -> u64 {

@@ -17,6 +17,7 @@ mod gate;
 mod hash_vectors;
 mod http;
 mod index_laws;
+mod index_limit;
 mod layers;
 mod ledger;
 mod ledger_saved;
