@@ -1,230 +1,232 @@
-//! The index with a million (worker, block) entries of 64 workers: events applied per second,
-//! the time of an overlap query, and the memory of a frontend and router that hold it.
-//!
-//! Beside it stands the least any index does: a hash map that knows one holder a block.
+//! The index with a million (worker, block) entries of 64 workers beside the peer's: events applied
+//! per second, the time of an overlap query, memory, and what it answers against the caches
+//! themselves; then what a limit on its memory holds back.
 
+mod children;
 mod figures;
 mod fleet;
-mod samples;
+mod peer;
+mod trace;
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-use std::process::Command;
-use std::sync::Arc;
-use std::time::Duration;
+use std::alloc::System;
+use std::time::{Duration, Instant};
 
-use kvlens::block::SequenceHash;
-use kvlens::config::frontend::FrontendConfig;
-use kvlens::config::media::MediaConfig;
-use kvlens::dispatch::EngineClient;
-use kvlens::frontend::Frontend;
-use kvlens::frontend::recovery::Recovery;
-use kvlens::index::{Index, KvEvent};
-use kvlens::media::Media;
-use kvlens::model::Model;
-use kvlens::openai::fields::UnknownFields;
-use kvlens::openai::request::RequestLimits;
-use kvlens::telemetry::metrics::Metrics;
+use cap::Cap;
 
 use crate::figures::{row, table, target};
-use crate::fleet::{BLOCKS_PER_WORKER, Chance, MODEL, WORKERS, cpu_time};
-use crate::samples::Samples;
+use crate::fleet::{WORKERS, cpu_time};
+use crate::peer::{Contender, Ours, Peer};
+use crate::trace::{Prompt, Told, Trace};
 
-/// Blocks of the longest prompt asked for: 131,072 tokens.
-const SHARED_BLOCKS: usize = 8_192;
+#[global_allocator]
+static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
+
+/// Each contender is measured so often, in turns; its best figure counts, for other programs on the
+/// machine only ever take away.
+const ROUNDS: usize = 3;
 const QUERIES: usize = 2_000;
-const MEMORY_MAX_MB: f64 = 150.0;
-
-/// Set in the process that only fills an index and says what memory it took.
-const CHILD: &str = "KVLENS_BENCH_INDEX_CHILD";
+const DEEP_QUERIES: usize = 400;
+/// Blocks of the events that are applied to full caches.
+const STEADY_BLOCKS: usize = 2 << 20;
+/// Events that are brought into a contender's own form at once, unmeasured.
+const CHUNK_EVENTS: usize = 2_000;
+/// Prompts whose answers are held against the caches.
+const CHECKED: usize = 200;
+const ENTRY_BYTES_MAX: f64 = 32.0;
 
 fn main() {
-    if std::env::var_os(CHILD).is_some() {
-        println!("{}", resident_mb_of_a_frontend());
+    if children::run() {
         return;
     }
-    let mut chance = Chance(7);
-    let shared: Vec<_> = std::iter::repeat_with(|| SequenceHash(chance.next()))
-        .take(SHARED_BLOCKS)
-        .collect();
-    let mut index = Index::new();
-    let mut floor: Floor = HashMap::default();
-    let applied = apply_all(&shared, &mut index, &mut floor);
-    let entries = u64::from(WORKERS) * BLOCKS_PER_WORKER as u64;
-    assert_eq!(index.total_blocks(), entries);
-    let rows = [
-        row(["CPU time", "index", "one holder a block", "ratio"]),
-        rate("stored, M blocks/s", applied.stored, entries),
-        rate("replaced, M blocks/s", applied.replaced, entries),
-    ];
-    table(
-        &format!("index: {entries} entries of {WORKERS} workers"),
-        &rows,
-    );
-
-    let mut rows = vec![row(["CPU time of an overlap query", "p50 us", "p99 us"])];
-    for blocks in [32, 512, SHARED_BLOCKS] {
-        let prompt = &shared[..blocks];
-        let name = format!("{blocks} blocks, {} workers hold them", WORKERS / 4);
-        rows.push(queries(|| index.overlap(prompt).len()).row(&name));
-        let walk = || prompt.iter().filter_map(|hash| floor.get(&hash.0)).count();
-        rows.push(queries(walk).row("  floor: as many look-ups"));
+    for prompt_blocks in [32, 512, 8_192] {
+        compare(prompt_blocks);
     }
-    table("", &rows);
-    memory();
+    children::print();
 }
 
-/// A map that knows one holder a block; hashes are spread already.
-type Floor = HashMap<u64, u16, BuildHasherDefault<AsItIs>>;
-
-#[derive(Default)]
-struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, _: &[u8]) {}
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
+/// What both are given.
+struct Work {
+    warm: Vec<Told>,
+    entries: usize,
+    distinct: usize,
+    /// Prompts of which some worker holds all or most: further turns of a chat.
+    deep: Vec<Prompt>,
+    /// Prompts as they come, asked before anything of them was told.
+    fresh: Vec<Prompt>,
+    steady: Vec<Told>,
+    truth: Vec<Vec<(u32, u32)>>,
 }
 
-/// CPU time of the index and of the floor.
-#[derive(Default)]
-struct Applied {
-    stored: [Duration; 2],
-    replaced: [Duration; 2],
-}
-
-fn apply_all(shared: &[SequenceHash], index: &mut Index, floor: &mut Floor) -> Applied {
-    let mut applied = Applied::default();
-    for number in 0..WORKERS {
-        let blocks = fleet::blocks(number, shared);
-        for event in fleet::events(number, &blocks) {
-            let times = [
-                time(|| _ = index.apply(&event)),
-                time(|| apply_to_floor(floor, &event, number as u16)),
-            ];
-            add(&mut applied.stored, times);
+impl Work {
+    fn new(prompt_blocks: usize) -> Self {
+        let mut trace = Trace::new(prompt_blocks);
+        let (mut warm, mut deep) = (Vec::new(), Vec::new());
+        let prompts = trace.warm_prompts();
+        for number in 0..prompts {
+            let (prompt, told) = trace.step();
+            warm.extend(told);
+            if number + DEEP_QUERIES >= prompts {
+                deep.push(prompt);
+            }
+        }
+        let (entries, distinct) = (trace.entries(), trace.distinct());
+        let (mut fresh, mut steady) = (Vec::new(), Vec::new());
+        for _ in 0..(STEADY_BLOCKS / prompt_blocks).max(QUERIES / 4) {
+            let (prompt, told) = trace.step();
+            steady.extend(told);
+            if fresh.len() < QUERIES {
+                fresh.push(prompt);
+            }
+        }
+        let checked = fresh.iter().take(CHECKED);
+        Self {
+            warm,
+            entries,
+            distinct,
+            deep,
+            truth: checked.map(|prompt| trace.truth(prompt)).collect(),
+            fresh,
+            steady,
         }
     }
-    // A full cache removes as many blocks as it stores.
-    for number in (1..WORKERS).step_by(2) {
-        let mut chance = Chance(u64::from(number) << 32);
-        let old = fleet::events(number, &fleet::blocks(number, &[]));
-        for mut event in old {
-            event.sequence += BLOCKS_PER_WORKER as u64;
-            event.removed = event.stored.clone();
-            event.stored.fill_with(|| SequenceHash(!chance.next()));
-            let times = [
-                time(|| _ = index.apply(&event)),
-                time(|| apply_to_floor(floor, &event, number as u16)),
-            ];
-            add(&mut applied.replaced, times);
+}
+
+/// What one contender showed in one round, or in the best of all.
+struct Figures {
+    warm: f64,
+    steady: f64,
+    bytes: usize,
+    fresh: Times,
+    deep: Times,
+}
+
+/// Microseconds.
+#[derive(Clone, Copy)]
+struct Times {
+    mean: f64,
+    p50: f64,
+    p99: f64,
+}
+
+fn measure<C: Contender>(work: &Work) -> Figures {
+    let before = ALLOCATOR.allocated();
+    let mut contender = C::new();
+    let warm = apply(&mut contender, &work.warm);
+    let bytes = ALLOCATOR.allocated() - before;
+    let fresh = ask(&contender, &work.fresh);
+    let deep = ask(&contender, &work.deep);
+    let steady = apply(&mut contender, &work.steady);
+    for (prompt, truth) in work.fresh.iter().zip(&work.truth) {
+        let mut answer = contender.answer(&C::prompt(prompt));
+        answer.sort_unstable();
+        assert_eq!(answer, *truth, "the caches themselves hold otherwise");
+    }
+    Figures {
+        warm,
+        steady,
+        bytes,
+        fresh,
+        deep,
+    }
+}
+
+/// Blocks stored and removed a second of CPU time, in millions.
+fn apply<C: Contender>(contender: &mut C, told: &[Told]) -> f64 {
+    let mut spent = Duration::ZERO;
+    for chunk in told.chunks(CHUNK_EVENTS) {
+        let events: Vec<_> = chunk.iter().map(C::event).collect();
+        let started = cpu_time();
+        for event in &events {
+            contender.apply(event);
         }
+        spent += cpu_time() - started;
     }
-    applied
+    let blocks: usize = told.iter().map(Told::blocks).sum();
+    blocks as f64 / spent.as_secs_f64() / 1e6
 }
 
-fn apply_to_floor(floor: &mut Floor, event: &KvEvent, number: u16) {
-    for hash in &event.removed {
-        floor.remove(&hash.0);
-    }
-    for hash in &event.stored {
-        floor.insert(hash.0, number);
-    }
-}
-
-fn add(sums: &mut [Duration; 2], times: [Duration; 2]) {
-    for (sum, time) in sums.iter_mut().zip(times) {
-        *sum += time;
-    }
-}
-
-fn time(step: impl FnOnce()) -> Duration {
+fn ask<C: Contender>(contender: &C, prompts: &[Prompt]) -> Times {
+    let prompts: Vec<_> = prompts.iter().map(C::prompt).collect();
+    let mut times = Vec::with_capacity(prompts.len());
     let started = cpu_time();
-    step();
-    cpu_time() - started
-}
-
-/// Blocks a second, in millions, of both; each replaced block counts once.
-fn rate(name: &str, [index, floor]: [Duration; 2], blocks: u64) -> Vec<String> {
-    let blocks = match name.starts_with("stored") {
-        true => blocks,
-        false => blocks / 2,
-    };
-    let per_second = |time: Duration| blocks as f64 / time.as_secs_f64() / 1e6;
-    let ratio = index.as_secs_f64() / floor.as_secs_f64();
-    let cells = [per_second(index), per_second(floor), ratio].map(|cell| format!("{cell:.2}"));
-    std::iter::once(name.to_owned()).chain(cells).collect()
-}
-
-fn queries(mut query: impl FnMut() -> usize) -> Samples {
-    let mut samples = Samples::default();
-    for _ in 0..QUERIES {
-        samples.push(time(|| assert!(std::hint::black_box(query()) > 0)));
+    for prompt in &prompts {
+        // Reading the clock of CPU time takes as long as a query.
+        let started = Instant::now();
+        std::hint::black_box(contender.query(prompt));
+        times.push(started.elapsed());
     }
-    samples
+    let spent = cpu_time() - started;
+    times.sort_unstable();
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    let percentile = |percent: usize| times[(times.len() - 1) * percent / 100];
+    Times {
+        mean: micros(spent) / prompts.len() as f64,
+        p50: micros(percentile(50)),
+        p99: micros(percentile(99)),
+    }
 }
 
-/// Asks a process of its own what it takes to hold the index, for this one holds more.
-fn memory() {
-    let program = std::env::current_exe().expect("the bench is a file");
-    let output = Command::new(program).env(CHILD, "1").output();
-    let output = String::from_utf8(output.expect("the child runs").stdout).expect("text");
-    let mut figures = output
-        .split_whitespace()
-        .filter_map(|text| text.parse().ok());
-    let mut next = || figures.next().unwrap_or(f64::NAN);
-    let (empty, full) = (next(), next());
-    let entries = f64::from(WORKERS) * BLOCKS_PER_WORKER as f64;
-    let floor = entries * 10.0 / 1e6;
-    let cell = |mb: f64| format!("{mb:.0}");
-    let rows = [
-        row(["resident memory", "MB"]),
-        row(["frontend and router, no blocks", &cell(empty)]),
-        row(["with a million blocks", &cell(full)]),
-        row(["  the blocks alone", &cell(full - empty)]),
-        row(["  floor: 8 bytes of hash, 2 of worker each", &cell(floor)]),
-    ];
-    table("", &rows);
-    let what = format!("frontend and router with a million blocks <= {MEMORY_MAX_MB} MB");
-    target(&what, full <= MEMORY_MAX_MB);
-}
-
-/// Resident memory of a frontend and router before and after a million blocks came in.
-fn resident_mb_of_a_frontend() -> String {
-    let metrics = Arc::new(Metrics::default());
-    let model = Arc::new(Model::demo().expect("the demo model is in the binary"));
-    let frontend = |router| Frontend {
-        limits: RequestLimits {
-            messages_max: 4_096,
-            images_max: 16,
-            unknown_fields: UnknownFields::Drop,
-        },
-        expose_routing: false,
-        allow_overrides: false,
-        recovery: Recovery::new(&FrontendConfig::default()),
-        sse_event_bytes_max: 1 << 20,
-        router,
-        models: HashMap::from([(MODEL.to_owned(), model.clone())]),
-        media: Media::new(MediaConfig::default()).ok(),
-        client: EngineClient::new(),
-        metrics: metrics.clone(),
+fn best(rounds: &[Figures]) -> Figures {
+    let most = |of: fn(&Figures) -> f64| rounds.iter().map(of).fold(0.0, f64::max);
+    let least = |of: &dyn Fn(&Figures) -> f64| rounds.iter().map(of).fold(f64::MAX, f64::min);
+    let times = |of: fn(&Figures) -> Times| Times {
+        mean: least(&|round| of(round).mean),
+        p50: least(&|round| of(round).p50),
+        p99: least(&|round| of(round).p99),
     };
-    let empty = frontend(fleet::router(metrics.clone(), 0, &[]));
-    let before = resident_mb();
-    drop(empty);
-    let full = frontend(fleet::router(metrics.clone(), WORKERS, &[]));
-    let after = resident_mb();
-    drop(full);
-    format!("{before} {after}")
+    Figures {
+        warm: most(|round| round.warm),
+        steady: most(|round| round.steady),
+        bytes: rounds.iter().map(|round| round.bytes).max().unwrap_or(0),
+        fresh: times(|round| round.fresh),
+        deep: times(|round| round.deep),
+    }
 }
 
-fn resident_mb() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kb = line.and_then(|line| line.split_whitespace().next());
-    kb.and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(f64::NAN) * 1024.0 / 1e6
+fn compare(prompt_blocks: usize) {
+    let work = Work::new(prompt_blocks);
+    let (mut ours, mut peers) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        ours.push(measure::<Ours>(&work));
+        peers.push(measure::<Peer>(&work));
+    }
+    let (ours, peer) = (best(&ours), best(&peers));
+    let mut rows = vec![row(["", "kvlens", "kv-index", "ratio"])];
+    let mut show = |name: &str, of: &dyn Fn(&Figures) -> f64| {
+        let (ours, peer) = (of(&ours), of(&peer));
+        let cells = [ours, peer, ours / peer].map(|cell| format!("{cell:.2}"));
+        rows.push(std::iter::once(name.to_owned()).chain(cells).collect());
+    };
+    show("filling caches, M blocks/s", &|figures| figures.warm);
+    show("full caches, M blocks/s", &|figures| figures.steady);
+    let entries = work.entries as f64;
+    let entry_bytes = |figures: &Figures| figures.bytes as f64 / entries;
+    show("bytes an entry", &entry_bytes);
+    for (name, of) in [
+        ("query", (|figures| figures.fresh) as fn(&Figures) -> Times),
+        ("deep query", |figures| figures.deep),
+    ] {
+        show(&format!("{name}, mean us"), &|figures| of(figures).mean);
+        show(&format!("{name}, p50 us"), &|figures| of(figures).p50);
+        show(&format!("{name}, p99 us"), &|figures| of(figures).p99);
+    }
+    let title = format!(
+        "index: prompts of {prompt_blocks} blocks, {WORKERS} workers, {} entries, {} blocks; \
+         {} answers of both are as the caches",
+        work.entries,
+        work.distinct,
+        work.truth.len()
+    );
+    table(&title, &rows);
+    let bytes = entry_bytes(&ours);
+    target(
+        &format!("{bytes:.1} bytes an entry <= {ENTRY_BYTES_MAX}"),
+        bytes <= ENTRY_BYTES_MAX,
+    );
+    let slower = (ours.warm / peer.warm).min(ours.steady / peer.steady);
+    target("events applied as fast as the peer", slower >= 1.0);
+    if prompt_blocks == 32 {
+        target("events applied 1.5 times as fast", slower >= 1.5);
+    }
+    target("query p99 <= the peer's", ours.fresh.p99 <= peer.fresh.p99);
 }

@@ -1,17 +1,24 @@
 //! Which worker holds which blocks: applies KV events and answers how much of a prompt each holds.
 
 pub mod assumed;
+mod evict;
 pub mod gap;
 pub mod holders;
+pub mod room;
+mod slots;
+pub mod table;
 
-use std::collections::HashMap;
+use std::hint::black_box;
 
 use serde::{Deserialize, Serialize};
 
-use crate::block::{BlockMap, SequenceHash};
+use crate::block::SequenceHash;
 use crate::id::{DpRank, Incarnation, WorkerId};
 use crate::index::gap::{Progress, Step};
-use crate::index::holders::{Bitmaps, Holders, Slot};
+use crate::index::holders::{Added, Bitmaps, Holders, Slot};
+use crate::index::room::{Losses, Room};
+use crate::index::slots::Slots;
+use crate::index::table::{Key, TABLE_BITS, Table};
 
 /// Most (worker, rank) pairs at once; slots are numbered in 16 bits, so that three fit an entry.
 pub const SLOTS_MAX: usize = 1 << 16;
@@ -20,9 +27,9 @@ pub const SLOTS_MAX: usize = 1 << 16;
 /// memory can hold, so only a broken agent meets it.
 pub const SLOT_BLOCKS_MAX: u64 = 1 << 24;
 
-/// Tables the hashes are spread over. Each grows by itself, so that no single event pays for moving
-/// every entry while the router waits.
-const TABLES: usize = 64;
+/// Hashes that are looked for at once: enough that the waits for memory overlap, few enough that a
+/// prompt nobody holds costs little.
+const BATCH: usize = 16;
 
 /// What changed in one worker's cache, net: applied as cleared, then removed, then stored. Carries
 /// no tokens, salts or parents.
@@ -53,31 +60,24 @@ pub enum Applied {
     Yes(Step),
     /// It was skipped: its sequence number had been applied before.
     Duplicate,
-    /// It was skipped: [`SLOTS_MAX`] slots are taken.
+    /// It was skipped: [`SLOTS_MAX`] slots are taken, or as many as there is memory for.
     NoSlot,
-}
-
-type Table = BlockMap<Holders>;
-
-#[derive(Debug)]
-struct SlotState {
-    progress: Progress,
-    blocks: u64,
 }
 
 /// Knows for every block which workers hold it. Pure and single-threaded; its owner puts it behind
 /// a lock.
 ///
-/// About 36 MB for a million blocks. Removing or clearing a worker that holds blocks scans all
-/// entries: about 10 ms per million.
+/// 20 to 25 bytes a block, up to a limit. Where that is reached, the blocks of the slot whose last
+/// event is oldest make room, a few at a time; see [`Index::take_losses`]. What is lost so is predicted
+/// too little, never too much.
+///
+/// Removing or clearing a worker that holds blocks scans all entries: about 5 ms per million.
 #[derive(Debug)]
 pub struct Index {
-    tables: Vec<Table>,
+    tables: Box<[Table]>,
     bitmaps: Bitmaps,
-    /// `None` where a slot is free to be taken again.
-    slots: Vec<Option<SlotState>>,
-    by_name: HashMap<WorkerId, HashMap<DpRank, Slot>>,
-    entries: u64,
+    slots: Slots,
+    room: Room,
 }
 
 impl Default for Index {
@@ -87,14 +87,22 @@ impl Default for Index {
 }
 
 impl Index {
-    /// An index of no workers.
+    /// An index of no workers, which takes at most [`room::BYTES_MAX`] of memory.
     pub fn new() -> Self {
+        Self::capped(room::BYTES_MAX)
+    }
+
+    /// An index of no workers, which takes at most `bytes_max` of memory. Below
+    /// [`room::BYTES_MAX_LEAST`] it may have no room for anything.
+    pub fn capped(bytes_max: u64) -> Self {
+        let room = Room::new(bytes_max);
         Self {
-            tables: (0..TABLES).map(|_| Table::default()).collect(),
-            bitmaps: Bitmaps::default(),
-            slots: Vec::new(),
-            by_name: HashMap::new(),
-            entries: 0,
+            tables: std::iter::repeat_with(Table::default)
+                .take(1 << TABLE_BITS)
+                .collect(),
+            bitmaps: Bitmaps::new(room.bitmaps_bytes_max),
+            slots: Slots::new(room.slots_max),
+            room,
         }
     }
 
@@ -102,189 +110,232 @@ impl Index {
     /// what the former one held, whether it says so or not. After a gap the event is applied all the
     /// same; the caller asks the worker for a snapshot.
     pub fn apply(&mut self, event: &KvEvent) -> Applied {
-        let Some(slot) = self.slot_or_new(&event.worker, event.rank) else {
+        let Some(slot) = self.slots.get_or_take(&event.worker, event.rank) else {
             return Applied::NoSlot;
         };
-        let Some(state) = &mut self.slots[slot.index()] else {
-            return Applied::NoSlot;
-        };
-        let step = state
-            .progress
-            .observe(event.incarnation, event.sequence, event.cleared);
+        let step =
+            self.slots[slot]
+                .progress
+                .observe(event.incarnation, event.sequence, event.cleared);
         if step == Step::Duplicate {
             return Applied::Duplicate;
         }
         if event.cleared || step == Step::NewIncarnation {
             self.clear(slot);
         }
-        let removed = event
-            .removed
-            .iter()
-            .filter(|hash| self.drop_holder(**hash, slot))
-            .count();
-        let blocks = self.blocks(slot).saturating_sub(removed as u64);
-        self.set_blocks(slot, blocks);
+        self.drop(slot, &event.removed);
         self.hold(slot, &event.stored);
         Applied::Yes(step)
     }
 
-    /// Notes that a slot holds these blocks too; those over [`SLOT_BLOCKS_MAX`] are left out.
+    /// Notes that a slot holds these blocks too; those over [`SLOT_BLOCKS_MAX`], and those for which
+    /// there is no memory though all older blocks made room, are left out.
     pub fn hold(&mut self, slot: Slot, hashes: &[SequenceHash]) {
-        let mut blocks = self.blocks(slot);
-        for hash in hashes {
-            if blocks < SLOT_BLOCKS_MAX && self.add_holder(*hash, slot) {
-                blocks += 1;
+        self.slots.touch(slot);
+        let most = SLOT_BLOCKS_MAX.saturating_sub(self.blocks(slot));
+        let (mut new, mut left_out) = (0, 0);
+        self.touch(hashes, 0);
+        for (at, batch) in hashes.chunks(BATCH).enumerate() {
+            self.touch(hashes, at + 1);
+            for hash in batch {
+                let added = match new < most {
+                    true => self.add_holder(Key::of(*hash), slot),
+                    false => Added::NoRoom,
+                };
+                match added {
+                    Added::Yes => new += 1,
+                    Added::Already => {}
+                    Added::NoRoom => left_out += 1,
+                }
             }
         }
-        self.set_blocks(slot, blocks);
+        self.slots.add(slot, new);
+        self.slots[slot].lost_blocks += left_out;
+        self.room.losses.left_out_blocks += left_out;
+    }
+
+    fn drop(&mut self, slot: Slot, hashes: &[SequenceHash]) {
+        let mut held = 0;
+        self.touch(hashes, 0);
+        for (at, batch) in hashes.chunks(BATCH).enumerate() {
+            self.touch(hashes, at + 1);
+            for hash in batch {
+                held += u64::from(self.drop_holder(Key::of(*hash), slot));
+            }
+        }
+        self.slots.drop(slot, held);
+        // The others are most likely some of those that had to make room.
+        let state = &mut self.slots[slot];
+        state.lost_blocks = state.lost_blocks.saturating_sub(hashes.len() as u64 - held);
     }
 
     /// For every slot that holds the first block: how many leading blocks it holds without a hole.
     pub fn overlap(&self, hashes: &[SequenceHash]) -> Vec<Overlap> {
         let mut found = Vec::new();
-        let Some(first) = hashes.first().and_then(|hash| self.holders(*hash)) else {
-            return found;
-        };
-        let words = self.bitmaps.words_per_set();
-        let mut active: Vec<u64> = (0..words)
-            .map(|word| self.bitmaps.word(first, word))
-            .collect();
-        for (depth, hash) in hashes.iter().enumerate().skip(1) {
-            let holders = self.holders(*hash);
-            let mut any = 0;
-            for (word, bits) in active.iter_mut().enumerate() {
-                if *bits == 0 {
-                    continue;
-                }
-                let kept = *bits & holders.map_or(0, |h| self.bitmaps.word(h, word));
-                push_overlaps(&mut found, word, *bits ^ kept, depth as u32);
-                *bits = kept;
-                any |= kept;
+        let mut last = Holders::default();
+        // What still holds every block so far, by page of slots.
+        let mut active: Vec<(u16, u64)> = Vec::new();
+        let mut depth = 0;
+        for (at, batch) in hashes.chunks(BATCH).enumerate() {
+            // Not the next one too: most prompts end to be held somewhere in their first batches.
+            self.touch(hashes, at);
+            let mut holders = [Holders::default(); BATCH];
+            for (hash, holders) in batch.iter().zip(&mut holders) {
+                *holders = self.holders(Key::of(*hash));
             }
-            if any == 0 {
-                return found;
+            self.bitmaps.touch(&holders);
+            for holders in holders.into_iter().take(batch.len()) {
+                if depth == 0 {
+                    self.bitmaps
+                        .pages(holders, |page, bits| active.push((page, bits)));
+                } else if holders != last {
+                    for (page, bits) in &mut active {
+                        let kept = *bits & self.bitmaps.word(holders, *page);
+                        push_overlaps(&mut found, *page, *bits ^ kept, depth);
+                        *bits = kept;
+                    }
+                    active.retain(|(_, bits)| *bits != 0);
+                }
+                if active.is_empty() {
+                    return found;
+                }
+                last = holders;
+                depth += 1;
             }
         }
-        for (word, bits) in active.iter().enumerate() {
-            push_overlaps(&mut found, word, *bits, hashes.len() as u32);
+        for (page, bits) in active {
+            push_overlaps(&mut found, page, bits, depth);
         }
         found
     }
 
     /// Forgets a worker and everything its ranks held.
     pub fn remove(&mut self, worker: &WorkerId) {
-        for slot in self.by_name.remove(worker).into_iter().flatten() {
-            self.clear(slot.1);
-            self.slots[slot.1.index()] = None;
+        for (_, slot) in self.slots.of(worker).to_vec() {
+            self.clear(slot);
         }
+        self.slots.give_back(worker);
     }
 
     /// Forgets the blocks of one slot; the slot stays.
     pub fn clear(&mut self, slot: Slot) {
+        self.slots[slot].lost_blocks = 0;
+        let blocks = self.blocks(slot);
+        self.slots.drop(slot, blocks);
         // A new worker's first event clears nothing, and must not scan what the others hold.
-        if self.blocks(slot) == 0 {
+        if blocks == 0 {
             return;
         }
-        for table in &mut self.tables {
+        for at in 0..self.tables.len() {
             let bitmaps = &mut self.bitmaps;
-            table.retain(|_, holders| {
+            self.tables[at].retain(|holders| {
                 bitmaps.remove(holders, slot);
-                !holders.is_empty()
             });
-            if table.len() < table.capacity() / 4 {
-                table.shrink_to_fit();
-            }
+            self.room.shrink(&mut self.tables[at]);
         }
-        self.set_blocks(slot, 0);
     }
 
     /// The slot of a worker's rank; `None` when no event of it was applied.
     pub fn slot(&self, worker: &WorkerId, rank: DpRank) -> Option<Slot> {
-        self.by_name.get(worker)?.get(&rank).copied()
+        self.slots.get(worker, rank)
     }
 
     /// Where a slot's events stand, to be held against its worker's heartbeat.
     pub fn progress(&self, slot: Slot) -> Option<Progress> {
-        Some(self.slots.get(slot.index())?.as_ref()?.progress)
+        Some(self.slots.at(slot)?.progress)
     }
 
-    /// Counts the blocks one slot holds.
+    /// Counts the blocks one slot holds, as far as the index knows them.
     pub fn blocks(&self, slot: Slot) -> u64 {
-        let state = self.slots.get(slot.index()).and_then(Option::as_ref);
-        state.map_or(0, |state| state.blocks)
+        self.slots.at(slot).map_or(0, |state| state.blocks)
+    }
+
+    /// Counts the blocks that one slot's events have told of: those held, and those for which there
+    /// was no memory. What an agent counts is held against this, so that no link takes a full index
+    /// for a broken one.
+    pub fn told_blocks(&self, slot: Slot) -> u64 {
+        let state = self.slots.at(slot);
+        state.map_or(0, |state| state.blocks + state.lost_blocks)
     }
 
     /// Counts the blocks a worker holds on all its ranks.
     pub fn worker_blocks(&self, worker: &WorkerId) -> u64 {
-        let ranks = self.by_name.get(worker).into_iter().flatten();
+        let ranks = self.slots.of(worker).iter();
         ranks.map(|(_, slot)| self.blocks(*slot)).sum()
     }
 
     /// Counts (slot, block) pairs over all workers.
     pub fn total_blocks(&self) -> u64 {
-        self.entries
+        self.slots.total_blocks()
     }
 
-    fn holders(&self, hash: SequenceHash) -> Option<&Holders> {
-        self.tables[table_of(hash)].get(&hash)
+    /// The memory it takes; never more than it was given.
+    pub fn bytes(&self) -> u64 {
+        self.room.table_bytes + self.bitmaps.bytes() + self.slots.bytes()
     }
 
-    fn add_holder(&mut self, hash: SequenceHash, slot: Slot) -> bool {
-        let holders = self.tables[table_of(hash)].entry(hash).or_default();
-        self.bitmaps.insert(holders, slot)
+    /// What it lost for want of memory since this was asked last.
+    pub fn take_losses(&mut self) -> Losses {
+        std::mem::take(&mut self.room.losses)
     }
 
-    fn drop_holder(&mut self, hash: SequenceHash, slot: Slot) -> bool {
-        let table = &mut self.tables[table_of(hash)];
-        let Some(holders) = table.get_mut(&hash) else {
+    /// Asks for the memory of a whole batch at once, so that the waits for it overlap; best while
+    /// there is still the batch before it to work on.
+    fn touch(&self, hashes: &[SequenceHash], batch: usize) {
+        let hashes = hashes.iter().skip(batch * BATCH).take(BATCH);
+        let keys = hashes.map(|hash| Key::of(*hash));
+        let seen = keys.fold(0, |seen, key| seen ^ self.tables[key.table()].touch(key));
+        // Unused, the loads would be left out.
+        black_box(seen);
+    }
+
+    fn holders(&self, key: Key) -> Holders {
+        let table = &self.tables[key.table()];
+        table
+            .find(key)
+            .map_or(Holders::default(), |place| table.holders(place))
+    }
+
+    fn add_holder(&mut self, key: Key, slot: Slot) -> Added {
+        let table = &mut self.tables[key.table()];
+        if let Some(place) = table.find(key) {
+            let mut holders = table.holders(place);
+            let added = match self.bitmaps.insert(&mut holders, slot) {
+                Added::NoRoom => self.replace_oldest(&mut holders, slot),
+                added => added,
+            };
+            if added == Added::Yes {
+                self.tables[key.table()].set_holders(place, holders);
+            }
+            return added;
+        }
+        if table.is_crowded() && !self.room.grow(table) && !self.evict(key, slot) {
+            return Added::NoRoom;
+        }
+        self.tables[key.table()].put(key, Holders::one(slot));
+        Added::Yes
+    }
+
+    fn drop_holder(&mut self, key: Key, slot: Slot) -> bool {
+        let table = &mut self.tables[key.table()];
+        let Some(place) = table.find(key) else {
             return false;
         };
-        let held = self.bitmaps.remove(holders, slot);
+        let mut holders = table.holders(place);
+        let held = self.bitmaps.remove(&mut holders, slot);
         if holders.is_empty() {
-            table.remove(&hash);
+            table.remove(place);
+            self.room.shrink(table);
+        } else {
+            table.set_holders(place, holders);
         }
         held
     }
-
-    fn set_blocks(&mut self, slot: Slot, blocks: u64) {
-        if let Some(state) = &mut self.slots[slot.index()] {
-            self.entries = self.entries - state.blocks + blocks;
-            state.blocks = blocks;
-        }
-    }
-
-    fn slot_or_new(&mut self, worker: &WorkerId, rank: DpRank) -> Option<Slot> {
-        if let Some(slot) = self.slot(worker, rank) {
-            return Some(slot);
-        }
-        let free = self.slots.iter().position(Option::is_none);
-        let index = free.unwrap_or(self.slots.len());
-        if index >= SLOTS_MAX {
-            return None;
-        }
-        if index == self.slots.len() {
-            self.slots.push(None);
-            self.bitmaps.fit(self.slots.len());
-        }
-        let slot = Slot(index as u16);
-        self.slots[index] = Some(SlotState {
-            progress: Progress::default(),
-            blocks: 0,
-        });
-        let ranks = self.by_name.entry(worker.clone()).or_default();
-        ranks.insert(rank, slot);
-        Some(slot)
-    }
 }
 
-/// The table of a hash, by bits that the tables themselves do not look at first.
-fn table_of(hash: SequenceHash) -> usize {
-    (hash.0 >> 40) as usize % TABLES
-}
-
-fn push_overlaps(found: &mut Vec<Overlap>, word: usize, mut bits: u64, blocks: u32) {
+fn push_overlaps(found: &mut Vec<Overlap>, page: u16, mut bits: u64, blocks: u32) {
     while bits != 0 {
-        let slot = Slot((word * 64) as u16 + bits.trailing_zeros() as u16);
+        let slot = Slot::on(page, bits.trailing_zeros());
         found.push(Overlap { slot, blocks });
         bits &= bits - 1;
     }

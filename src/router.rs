@@ -209,8 +209,13 @@ impl Router {
     }
 
     fn show_blocks(&self) {
-        let blocks = self.lock().indexed_blocks();
-        self.metrics.index_blocks.set(blocks as i64);
+        let shown = self.lock().index_view();
+        self.metrics.index_blocks.set(shown.blocks as i64);
+        self.metrics.index_bytes.set(shown.bytes as i64);
+        let counter = &self.metrics.index_evicted_blocks;
+        counter.inc_by(shown.new_losses.evicted_blocks);
+        let counter = &self.metrics.index_left_out_blocks;
+        counter.inc_by(shown.new_losses.left_out_blocks);
     }
 
     /// See [`Booking::answered`].

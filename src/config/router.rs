@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::circuit::CircuitConfig;
+use crate::index::room::BYTES_MAX;
 use crate::select::{Policy, RouterMode};
 
 /// How long a block is assumed to stay in the cache of an engine that does not tell.
@@ -67,6 +68,10 @@ pub struct RouterConfig {
     pub allow_overrides: bool,
     /// When a worker that fails gets no requests for a while.
     pub circuit: CircuitConfig,
+    /// The memory that the index of blocks may take, in bytes; 1 GiB knows some 35 million blocks.
+    /// Beyond it the blocks of the workers that were silent longest are forgotten first.
+    #[schemars(range(min = 16_777_216))]
+    pub index_bytes_max: u64,
 }
 
 impl Default for RouterConfig {
@@ -91,6 +96,7 @@ impl Default for RouterConfig {
             ttl_secs: 120.0,
             allow_overrides: false,
             circuit: CircuitConfig::default(),
+            index_bytes_max: BYTES_MAX,
         }
     }
 }

@@ -1,5 +1,7 @@
-//! The set of slots that hold one block, in eight bytes: up to three slots in place, more as a
-//! bitmap in one shared arena.
+//! The set of slots that hold one block, in eight bytes: up to three slots in place, more as a list
+//! of bitmaps in one shared arena.
+
+use std::hint::black_box;
 
 /// The small number of one (worker, rank) pair inside an index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -10,208 +12,438 @@ impl Slot {
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
+
+    /// Its page: 64 slots share one.
+    fn page(self) -> u16 {
+        self.0 / PAGE_SLOTS
+    }
+
+    /// The slot whose bit on a page is `bit`.
+    pub fn on(page: u16, bit: u32) -> Self {
+        Self(page * PAGE_SLOTS + bit as u16)
+    }
+
+    fn bit(self) -> u64 {
+        1 << (self.0 % PAGE_SLOTS)
+    }
 }
+
+/// Slots of one bitmap.
+const PAGE_SLOTS: u16 = 64;
 
 /// Slots that fit an entry itself. Most blocks have one holder, the hot ones have many.
 const IN_PLACE: usize = 3;
 
-/// The slots that hold one block.
-#[derive(Clone, Copy, Debug)]
-pub enum Holders {
-    Few {
-        count: u8,
-        slots: [Slot; IN_PLACE],
-    },
-    /// The number of a set in [`Bitmaps`].
-    Many(u32),
-}
+/// The slots that hold one block: in the top byte how many of them are in place below it, or
+/// [`MANY`] and below it the first node of a list in [`Bitmaps`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holders(u64);
 
-impl Default for Holders {
-    fn default() -> Self {
-        Self::Few {
-            count: 0,
-            slots: [Slot(0); IN_PLACE],
-        }
-    }
-}
+/// Holders without their count, in six bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Packed([u16; IN_PLACE]);
+
+const MANY: u64 = 0xff;
+const COUNT_SHIFT: u32 = 56;
 
 impl Holders {
+    /// One holder.
+    pub fn one(slot: Slot) -> Self {
+        Self(1 << COUNT_SHIFT | u64::from(slot.0))
+    }
+
+    /// Apart, so that a bucket can keep counts together.
+    pub fn pack(self) -> (Packed, u8) {
+        let slots = Packed([0, 16, 32].map(|shift| (self.0 >> shift) as u16));
+        (slots, (self.0 >> COUNT_SHIFT) as u8)
+    }
+
+    /// What was packed.
+    pub fn unpack(Packed([first, second, third]): Packed, count: u8) -> Self {
+        let slots = u64::from(first) | u64::from(second) << 16 | u64::from(third) << 32;
+        Self(slots | u64::from(count) << COUNT_SHIFT)
+    }
+
     /// Whether no slot holds the block.
-    pub fn is_empty(&self) -> bool {
-        matches!(self, Self::Few { count: 0, .. })
+    pub fn is_empty(self) -> bool {
+        self.0 >> COUNT_SHIFT == 0
+    }
+
+    /// Puts one slot in the place of another; false where slots are not in place.
+    pub fn replace(&mut self, old: Slot, new: Slot) -> bool {
+        let in_place = self.node().is_none();
+        if in_place {
+            *self = self.without(old).with(new);
+        }
+        in_place
+    }
+
+    fn many(node: u32) -> Self {
+        Self(MANY << COUNT_SHIFT | u64::from(node))
+    }
+
+    /// The first node of a list; `None` where the slots are in place.
+    fn node(self) -> Option<u32> {
+        (self.0 >> COUNT_SHIFT == MANY).then_some(self.0 as u32)
+    }
+
+    fn count(self) -> usize {
+        (self.0 >> COUNT_SHIFT) as usize
+    }
+
+    fn in_place(self) -> impl Iterator<Item = Slot> {
+        (0..self.count()).map(move |at| Slot((self.0 >> (16 * at)) as u16))
+    }
+
+    /// Adds a slot in place, where there is room.
+    fn with(self, slot: Slot) -> Self {
+        let at = self.count();
+        Self((self.0 + (1 << COUNT_SHIFT)) | u64::from(slot.0) << (16 * at))
+    }
+
+    fn without(self, slot: Slot) -> Self {
+        let others = self.in_place().filter(|held| *held != slot);
+        others.fold(Self::default(), Self::with)
     }
 }
 
-/// The arena of the larger sets: each as many 64-bit words as the slots need.
-#[derive(Debug, Default)]
+/// One bitmap of a list: the holders among 64 slots; never empty while in a list.
+#[derive(Clone, Copy, Debug, Default)]
+struct Node {
+    bits: u64,
+    next: u32,
+    page: u16,
+}
+
+/// The end of a list.
+const END: u32 = u32::MAX;
+
+/// Nodes that are allocated at once: none is ever moved, so that no event pays for that.
+const CHUNK_NODES: usize = 256;
+
+/// What a chunk takes, its entry in the list of chunks included.
+const CHUNK_BYTES: u64 = (CHUNK_NODES * size_of::<Node>() + 48) as u64;
+
+/// What came of adding a holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    Yes,
+    /// It was there.
+    Already,
+    /// The arena is as large as it may get.
+    NoRoom,
+}
+
+/// The arena of the larger sets.
+#[derive(Debug)]
 pub struct Bitmaps {
-    words_per_set: usize,
-    words: Vec<u64>,
-    free: Vec<u32>,
+    chunks: Vec<Box<[Node]>>,
+    chunks_max: usize,
+    /// The first node that no set has.
+    free: u32,
+    used: usize,
 }
 
 impl Bitmaps {
-    /// Words in each set.
-    pub fn words_per_set(&self) -> usize {
-        self.words_per_set
+    /// An arena of at most `bytes_max`.
+    pub fn new(bytes_max: u64) -> Self {
+        // Nodes are numbered in 32 bits, the last number being none.
+        let chunks_max = (bytes_max / CHUNK_BYTES).min(u64::from(END) / CHUNK_NODES as u64);
+        Self {
+            chunks: Vec::new(),
+            chunks_max: chunks_max as usize,
+            free: END,
+            used: 0,
+        }
     }
 
-    /// Makes every set wide enough for `slots` slots.
-    pub fn fit(&mut self, slots: usize) {
-        let wanted = slots.div_ceil(64);
-        if wanted <= self.words_per_set {
+    /// What the arena takes.
+    pub fn bytes(&self) -> u64 {
+        self.chunks.len() as u64 * CHUNK_BYTES
+    }
+
+    /// Asks for the memory of the lists of several blocks at once, so that the waits for it overlap.
+    pub fn touch(&self, blocks: &[Holders]) {
+        let nodes = blocks.iter().filter_map(|holders| holders.node());
+        let seen = nodes.fold(0, |seen, node| seen ^ self.node(node).bits);
+        // Unused, the loads would be left out.
+        black_box(seen);
+    }
+
+    /// The slots of one page that hold a block, as bits.
+    pub fn word(&self, holders: Holders, page: u16) -> u64 {
+        match holders.node() {
+            None => bits_in(holders, page),
+            Some(first) => self
+                .list(first)
+                .find(|node| node.page == page)
+                .map_or(0, |node| node.bits),
+        }
+    }
+
+    /// Every page with holders of a block, and which of its slots they are, as bits.
+    pub fn pages(&self, holders: Holders, mut each: impl FnMut(u16, u64)) {
+        if let Some(first) = holders.node() {
+            for node in self.list(first) {
+                each(node.page, node.bits);
+            }
             return;
         }
-        let sets = self.words.chunks_exact(self.words_per_set.max(1));
-        let mut wider = Vec::with_capacity(sets.len() * wanted);
-        for set in sets {
-            wider.extend_from_slice(set);
-            wider.resize(wider.len() + wanted - set.len(), 0);
-        }
-        self.words = wider;
-        self.words_per_set = wanted;
-    }
-
-    /// The 64 slots from `64 * word` on, as bits.
-    pub fn word(&self, holders: &Holders, word: usize) -> u64 {
-        match holders {
-            Holders::Many(set) => self.words[*set as usize * self.words_per_set + word],
-            Holders::Few { count, slots } => {
-                let here = slots[..usize::from(*count)].iter();
-                here.filter(|slot| slot.index() / 64 == word)
-                    .fold(0, |bits, slot| bits | 1 << (slot.index() % 64))
+        for (at, slot) in holders.in_place().enumerate() {
+            let page = slot.page();
+            // Once per page: with the first of its slots.
+            if holders
+                .in_place()
+                .take(at)
+                .all(|other| other.page() != page)
+            {
+                each(page, bits_in(holders, page));
             }
         }
     }
 
-    /// Adds a slot; false when it was there.
-    pub fn insert(&mut self, holders: &mut Holders, slot: Slot) -> bool {
-        let Holders::Few { count, slots } = holders else {
-            return self.set(holders, slot, true);
+    /// Every holder of a block.
+    pub fn slots(&self, holders: Holders, mut each: impl FnMut(Slot)) {
+        self.pages(holders, |page, mut bits| {
+            while bits != 0 {
+                each(Slot::on(page, bits.trailing_zeros()));
+                bits &= bits - 1;
+            }
+        });
+    }
+
+    /// Adds a slot.
+    pub fn insert(&mut self, holders: &mut Holders, slot: Slot) -> Added {
+        let Some(first) = holders.node() else {
+            return self.insert_in_place(holders, slot);
         };
-        let used = usize::from(*count);
-        if slots[..used].contains(&slot) {
-            return false;
+        let mut at = first;
+        while at != END {
+            let node = self.node_mut(at);
+            if node.page == slot.page() {
+                let was = node.bits & slot.bit() != 0;
+                node.bits |= slot.bit();
+                return if was { Added::Already } else { Added::Yes };
+            }
+            at = node.next;
         }
-        if used < IN_PLACE {
-            slots[used] = slot;
-            *count += 1;
-            return true;
+        match self.push(slot, first) {
+            Some(node) => {
+                *holders = Holders::many(node);
+                Added::Yes
+            }
+            None => Added::NoRoom,
         }
-        let few = *slots;
-        *holders = Holders::Many(self.take_set());
-        for slot in few {
-            self.set(holders, slot, true);
+    }
+
+    fn insert_in_place(&mut self, holders: &mut Holders, slot: Slot) -> Added {
+        if holders.in_place().any(|held| held == slot) {
+            return Added::Already;
         }
-        self.set(holders, slot, true)
+        if holders.count() < IN_PLACE {
+            *holders = holders.with(slot);
+            return Added::Yes;
+        }
+        // At most one page for each of them.
+        if !self.has_room(IN_PLACE + 1) {
+            return Added::NoRoom;
+        }
+        let mut list = match self.push(slot, END) {
+            Some(node) => Holders::many(node),
+            None => return Added::NoRoom,
+        };
+        for held in holders.in_place() {
+            self.insert(&mut list, held);
+        }
+        *holders = list;
+        Added::Yes
     }
 
     /// Takes a slot out; false when it was not there.
     pub fn remove(&mut self, holders: &mut Holders, slot: Slot) -> bool {
-        if let Holders::Few { count, slots } = holders {
-            let used = usize::from(*count);
-            let Some(at) = slots[..used].iter().position(|held| *held == slot) else {
-                return false;
-            };
-            slots[at] = slots[used - 1];
-            *count -= 1;
-            return true;
+        let Some(first) = holders.node() else {
+            let held = holders.in_place().any(|held| held == slot);
+            if held {
+                *holders = holders.without(slot);
+            }
+            return held;
+        };
+        let (mut before, mut at) = (END, first);
+        while at != END {
+            let node = *self.node(at);
+            if node.page != slot.page() {
+                (before, at) = (at, node.next);
+                continue;
+            }
+            let held = node.bits & slot.bit() != 0;
+            self.node_mut(at).bits &= !slot.bit();
+            if held && node.bits == slot.bit() {
+                match before {
+                    END => *holders = Holders::many(node.next),
+                    before => self.node_mut(before).next = node.next,
+                }
+                self.give_back(at);
+            }
+            if held {
+                self.settle(holders);
+            }
+            return held;
         }
-        let held = self.set(holders, slot, false);
-        if held {
-            self.settle(holders);
+        false
+    }
+
+    /// Forgets a set.
+    pub fn release(&mut self, holders: Holders) {
+        let mut at = holders.node().unwrap_or(END);
+        while at != END {
+            let next = self.node(at).next;
+            self.give_back(at);
+            at = next;
         }
-        held
     }
 
     /// Brings a set back in place once it is small enough. One less than fits, so that a block
     /// whose holders come and go does not move each time.
     fn settle(&mut self, holders: &mut Holders) {
-        let Holders::Many(set) = *holders else {
+        let Some(first) = holders.node() else {
             return;
         };
-        let count: u32 = self.range(set).map(|at| self.words[at].count_ones()).sum();
+        let count: u32 = self.list(first).map(|node| node.bits.count_ones()).sum();
         if count as usize >= IN_PLACE {
             return;
         }
         let mut few = Holders::default();
-        for at in self.range(set) {
-            let mut bits = std::mem::take(&mut self.words[at]);
-            let first = (at - set as usize * self.words_per_set) * 64;
-            while bits != 0 {
-                let slot = Slot((first + bits.trailing_zeros() as usize) as u16);
-                self.insert(&mut few, slot);
-                bits &= bits - 1;
-            }
-        }
-        self.free.push(set);
+        self.slots(*holders, |slot| few = few.with(slot));
+        self.release(*holders);
         *holders = few;
     }
 
-    fn range(&self, set: u32) -> std::ops::Range<usize> {
-        let start = set as usize * self.words_per_set;
-        start..start + self.words_per_set
+    fn list(&self, first: u32) -> impl Iterator<Item = &Node> {
+        let node = move |at: u32| (at != END).then(|| self.node(at));
+        std::iter::successors(node(first), move |before| node(before.next))
     }
 
-    fn take_set(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
-            let set = self.words.len() / self.words_per_set;
-            self.words.resize(self.words.len() + self.words_per_set, 0);
-            set as u32
-        })
+    fn has_room(&self, nodes: usize) -> bool {
+        self.used + nodes <= self.chunks_max * CHUNK_NODES
     }
 
-    /// Sets or unsets a slot's bit; true when that changed it.
-    fn set(&mut self, holders: &Holders, slot: Slot, held: bool) -> bool {
-        let Holders::Many(set) = holders else {
-            return false;
-        };
-        let word = &mut self.words[*set as usize * self.words_per_set + slot.index() / 64];
-        let bit = 1 << (slot.index() % 64);
-        let was = *word & bit != 0;
-        if was != held {
-            *word ^= bit;
+    /// Takes a free node for a list's new head.
+    fn push(&mut self, slot: Slot, next: u32) -> Option<u32> {
+        if self.free == END && !self.grow() {
+            return None;
         }
-        was != held
+        let at = self.free;
+        self.used += 1;
+        self.free = self.node(at).next;
+        *self.node_mut(at) = Node {
+            bits: slot.bit(),
+            next,
+            page: slot.page(),
+        };
+        Some(at)
     }
+
+    fn grow(&mut self) -> bool {
+        if self.chunks.len() >= self.chunks_max {
+            return false;
+        }
+        let first = self.chunks.len() * CHUNK_NODES;
+        let node = |at: usize| Node {
+            next: (first + at + 1) as u32,
+            ..Node::default()
+        };
+        let mut chunk: Box<[Node]> = (0..CHUNK_NODES).map(node).collect();
+        chunk[CHUNK_NODES - 1].next = END;
+        self.chunks.push(chunk);
+        self.free = first as u32;
+        true
+    }
+
+    fn give_back(&mut self, at: u32) {
+        let next = self.free;
+        *self.node_mut(at) = Node {
+            next,
+            ..Node::default()
+        };
+        self.free = at;
+        self.used -= 1;
+        if self.used == 0 {
+            self.chunks = Vec::new();
+            self.free = END;
+        }
+    }
+
+    fn node(&self, at: u32) -> &Node {
+        &self.chunks[at as usize / CHUNK_NODES][at as usize % CHUNK_NODES]
+    }
+
+    fn node_mut(&mut self, at: u32) -> &mut Node {
+        &mut self.chunks[at as usize / CHUNK_NODES][at as usize % CHUNK_NODES]
+    }
+}
+
+/// The slots of one page among those in place, as bits.
+fn bits_in(holders: Holders, page: u16) -> u64 {
+    let here = holders.in_place().filter(|slot| slot.page() == page);
+    here.fold(0, |bits, slot| bits | slot.bit())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn slots(bitmaps: &Bitmaps, holders: &Holders) -> Vec<u16> {
-        let all = 0..bitmaps.words_per_set() as u16 * 64;
-        let held =
-            |slot: &u16| bitmaps.word(holders, usize::from(slot / 64)) >> (slot % 64) & 1 == 1;
-        all.filter(held).collect()
+    fn slots(bitmaps: &Bitmaps, holders: Holders) -> Vec<u16> {
+        let mut slots = Vec::new();
+        bitmaps.slots(holders, |slot| slots.push(slot.0));
+        slots.sort_unstable();
+        slots
     }
 
     #[test]
     fn an_entry_takes_eight_bytes() {
-        assert_eq!(size_of::<Holders>(), 8);
+        assert_eq!((size_of::<Holders>(), size_of::<Node>()), (8, 16));
     }
 
     #[test]
-    fn a_set_grows_into_a_bitmap_and_back() {
-        let mut bitmaps = Bitmaps::default();
-        bitmaps.fit(64);
+    fn a_set_grows_into_bitmaps_and_back() {
+        let mut bitmaps = Bitmaps::new(1 << 20);
         let mut holders = Holders::default();
-        for slot in 0..60 {
-            assert!(bitmaps.insert(&mut holders, Slot(slot)));
-            assert!(!bitmaps.insert(&mut holders, Slot(slot)));
-            assert_eq!(slots(&bitmaps, &holders), (0..=slot).collect::<Vec<_>>());
+        // Three pages, the last slot of all among them.
+        let all: Vec<u16> = (0..60).chain([64, 127, u16::MAX]).collect();
+        for (at, slot) in all.iter().enumerate() {
+            assert_eq!(bitmaps.insert(&mut holders, Slot(*slot)), Added::Yes);
+            assert_eq!(bitmaps.insert(&mut holders, Slot(*slot)), Added::Already);
+            assert_eq!(slots(&bitmaps, holders), all[..=at]);
         }
-        bitmaps.fit(200); // sets already there must widen
-        assert!(bitmaps.insert(&mut holders, Slot(199)));
-        assert_eq!(slots(&bitmaps, &holders).len(), 61);
-        for slot in 0..60 {
-            assert!(bitmaps.remove(&mut holders, Slot(slot)));
-            assert!(!bitmaps.remove(&mut holders, Slot(slot)));
+        assert_eq!(bitmaps.word(holders, 1), 1 | 1 << 63);
+        for (at, slot) in all.iter().enumerate().take(all.len() - 1) {
+            assert!(bitmaps.remove(&mut holders, Slot(*slot)));
+            assert!(!bitmaps.remove(&mut holders, Slot(*slot)));
+            assert_eq!(slots(&bitmaps, holders), all[at + 1..]);
         }
-        assert_eq!(slots(&bitmaps, &holders), [199]);
-        assert!(bitmaps.remove(&mut holders, Slot(199)));
+        assert_eq!((bitmaps.used, bitmaps.bytes()), (0, 0), "nothing is left");
+        assert!(bitmaps.remove(&mut holders, Slot(u16::MAX)));
         assert!(holders.is_empty());
-        assert_eq!(bitmaps.free, [0], "the bitmap is free to be taken again");
+    }
+
+    #[test]
+    fn a_full_arena_takes_no_more_and_loses_nothing() {
+        let mut bitmaps = Bitmaps::new(CHUNK_BYTES);
+        let mut sets = vec![Holders::default(); CHUNK_NODES + 1];
+        let mut refused = 0;
+        for holders in &mut sets {
+            for slot in 0..4 {
+                let added = bitmaps.insert(holders, Slot(slot));
+                refused += usize::from(added == Added::NoRoom);
+            }
+        }
+        // What the last sets might need is not there, even where one node would do.
+        assert_eq!(refused, IN_PLACE + 1);
+        assert_eq!(bitmaps.bytes(), CHUNK_BYTES);
+        assert_eq!(slots(&bitmaps, sets[CHUNK_NODES]), [0, 1, 2]);
+        for holders in sets {
+            bitmaps.release(holders);
+        }
+        assert_eq!(bitmaps.bytes(), 0);
     }
 }

@@ -88,7 +88,7 @@ impl State {
                 rank,
                 incarnation,
                 sequence,
-                blocks: self.index.blocks(slot),
+                blocks: self.index.told_blocks(slot),
             })
         };
         let ranks = (0..ranks).map(|rank| DpRank(rank as u32));

@@ -19,6 +19,7 @@ use crate::discovery::{Completeness, ParityScope, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::Index;
+use crate::index::room::Losses;
 use crate::router::RouteError;
 use crate::router::basis::Basis;
 use crate::router::footprint::{Footprint, Wish};
@@ -51,6 +52,14 @@ pub(crate) struct Chosen {
     pub(crate) booking: BookingKey,
 }
 
+/// What the index takes.
+#[derive(Debug)]
+pub(crate) struct IndexView {
+    pub(crate) blocks: u64,
+    pub(crate) bytes: u64,
+    pub(crate) new_losses: Losses,
+}
+
 /// The only owner of index, load and the set of workers.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -79,7 +88,7 @@ impl State {
             preferences: config.preferences().into_iter().collect(),
             began: Instant::now(),
             workers: BTreeMap::new(),
-            index: Index::new(),
+            index: Index::capped(config.index_bytes_max),
             seats: HashMap::new(),
             next_booking: 0,
             turn: 0,
@@ -197,9 +206,13 @@ impl State {
         removed.inspect(|member| member.gone.cancel()).is_some()
     }
 
-    /// Counts the indexed blocks.
-    pub(crate) fn indexed_blocks(&self) -> u64 {
-        self.index.total_blocks()
+    /// What the index takes, and what it lost since the last call.
+    pub(crate) fn index_view(&mut self) -> IndexView {
+        IndexView {
+            blocks: self.index.total_blocks(),
+            bytes: self.index.bytes(),
+            new_losses: self.index.take_losses(),
+        }
     }
 
     /// Counts the workers whose ledger may not name all that their engine holds.

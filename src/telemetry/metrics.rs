@@ -114,6 +114,12 @@ metrics! {
         "partial_ledgers", "Workers whose blocks are not all known, so that more may be cached there than is expected.";
     index_blocks: Gauge = Gauge::default(),
         "index_blocks", "Blocks in the index, summed over workers.";
+    index_bytes: Gauge = Gauge::default(),
+        "index_bytes", "Memory that the index takes, at most router.index_bytes_max.";
+    index_evicted_blocks: Counter = Counter::default(),
+        "index_evicted_blocks", "Blocks of workers that the index gave up to make room for newer ones.";
+    index_left_out_blocks: Counter = Counter::default(),
+        "index_left_out_blocks", "Blocks that workers stored and the index had no room for.";
     workers: Family<VerdictLabels, Gauge> = Family::default(),
         "workers", "Workers known, by verdict.";
     engine_restarts: Counter = Counter::default(),

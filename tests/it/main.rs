@@ -18,6 +18,7 @@ mod gate;
 mod hash_vectors;
 mod http;
 mod index_laws;
+mod index_limit;
 mod layers;
 mod ledger;
 mod ledger_saved;

@@ -158,7 +158,8 @@ impl State {
             return None;
         }
         let slot = self.index.slot(&record.worker, rank);
-        let held = slot.map_or(0, |slot| self.index.blocks(slot));
+        // What the index had no memory for fills the cache all the same.
+        let held = slot.map_or(0, |slot| self.index.told_blocks(slot));
         let coming = state.in_flight.load().prefill_tokens / u64::from(size.tokens());
         Some(Room {
             free_blocks: capacity.saturating_sub(held + coming),
