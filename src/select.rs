@@ -5,6 +5,7 @@ pub mod choose;
 pub mod churn;
 pub mod drift;
 pub mod load;
+pub mod queue;
 
 use crate::block::BlockSize;
 use crate::select::load::Load;
