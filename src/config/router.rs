@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::circuit::CircuitConfig;
 use crate::index::room::BYTES_MAX;
+use crate::select::queue::{QueueLimits, QueuePolicy};
 use crate::select::{Policy, RouterMode};
 
 /// How long a block is assumed to stay in the cache of an engine that does not tell.
@@ -72,6 +73,24 @@ pub struct RouterConfig {
     /// Beyond it the blocks of the workers that were silent longest are forgotten first.
     #[schemars(range(min = 16_777_216))]
     pub index_bytes_max: u64,
+    /// A data-parallel rank is busy when it has more prompt tokens to compute than this many of its
+    /// engine's batches; requests wait while all they may go to are busy. 0 lets nobody wait.
+    #[schemars(range(min = 0))]
+    pub queue_threshold: f64,
+    /// Tokens of a batch of engines that do not say it (vLLM does not); unset, they are never busy.
+    #[schemars(range(min = 1))]
+    pub queue_batch_tokens: Option<u64>,
+    /// In which order the waiting requests of one tenant go; tenants take turns.
+    pub queue_policy: QueuePolicy,
+    /// Most requests that wait at once; one more is answered 429.
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub queue_requests_max: usize,
+    /// Most prompt tokens of all requests that wait; one that would pass it is answered 429.
+    #[schemars(range(min = 1))]
+    pub queue_tokens_max: u64,
+    /// Longest time that a request waits, in seconds; then it is answered 504.
+    #[schemars(range(min = 1, max = 86_400))]
+    pub queue_wait_secs: u64,
 }
 
 impl Default for RouterConfig {
@@ -97,6 +116,16 @@ impl Default for RouterConfig {
             allow_overrides: false,
             circuit: CircuitConfig::default(),
             index_bytes_max: BYTES_MAX,
+            // Deep enough that an engine never runs dry between two steps, and no deeper: what waits
+            // here can still go elsewhere, what waits in an engine cannot.
+            queue_threshold: 4.0,
+            queue_batch_tokens: None,
+            queue_policy: QueuePolicy::default(),
+            queue_requests_max: 4_096,
+            queue_tokens_max: 16_000_000,
+            // Proxies and load balancers mostly give up on a silent answer after 60 s; this leaves
+            // ten for the prefill.
+            queue_wait_secs: 50,
         }
     }
 }
@@ -138,6 +167,15 @@ impl RouterConfig {
         texts
             .find(|text| preference(text).is_none())
             .map(String::as_str)
+    }
+
+    /// How much may wait, and how long.
+    pub fn queue_limits(&self) -> QueueLimits {
+        QueueLimits {
+            requests_max: self.queue_requests_max,
+            tokens_max: self.queue_tokens_max,
+            wait_max: Duration::from_secs(self.queue_wait_secs),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use crate::config::Values;
 use crate::select::RouterMode;
+use crate::select::queue::QueuePolicy;
 
 /// Where the public listener is, and how a worker is chosen.
 #[derive(Clone, Debug, clap::Args)]
@@ -35,6 +36,12 @@ pub struct ServeFlags {
     /// Let requests name a mode, a worker and a rank in their headers
     #[arg(long)]
     router_allow_overrides: bool,
+    /// Batches of prompt tokens that a rank may have to compute before requests wait; 0 lets none wait
+    #[arg(long, value_name = "BATCHES")]
+    router_queue_threshold: Option<f64>,
+    /// In which order a tenant's waiting requests go
+    #[arg(long)]
+    router_queue_policy: Option<QueuePolicy>,
 }
 
 impl ServeFlags {
@@ -62,5 +69,7 @@ impl ServeFlags {
                 "router.allow_overrides",
                 self.router_allow_overrides.then_some(true),
             )
+            .set_given("router.queue_threshold", self.router_queue_threshold)
+            .set_given("router.queue_policy", self.router_queue_policy)
     }
 }

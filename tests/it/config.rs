@@ -211,6 +211,43 @@ fn numbers_that_are_none_are_refused() {
 }
 
 #[test]
+fn a_queue_that_cannot_be_is_refused() {
+    for (text, environment, expected) in [
+        (
+            "[router]\nqueue_threshold = -1.0\n",
+            &[] as &[(&str, &str)],
+            "router.queue_threshold is -1 in file FILE, but must be at least 0",
+        ),
+        (
+            "",
+            &[("KVLENS_ROUTER_QUEUE_REQUESTS_MAX", "0")],
+            "router.queue_requests_max is 0 in environment variable \
+             KVLENS_ROUTER_QUEUE_REQUESTS_MAX, but must be 1 to 1048576",
+        ),
+        (
+            "[router]\nqueue_policy = \"magic\"\n",
+            &[],
+            "unknown variant: found `magic`, expected `one of `fcfs`, `wspt`, `lcfs`` for key \
+             \"router.queue_policy\" in file FILE",
+        ),
+        (
+            "[router]\nqueue_threshold = nan\n",
+            &[],
+            "router.queue_threshold is NaN in file FILE, but must be finite and at least 0",
+        ),
+        (
+            "[router]\nqueue_threshold = 0.0\n",
+            &[("KVLENS_ROUTER_QUEUE_POLICY", "wspt")],
+            "router.queue_policy is not fcfs and router.queue_threshold is 0: nobody would wait \
+             (router.queue_threshold in file FILE, router.queue_policy in environment variable \
+             KVLENS_ROUTER_QUEUE_POLICY)",
+        ),
+    ] {
+        assert_eq!(problems(text, environment), [expected], "{text}");
+    }
+}
+
+#[test]
 fn all_problems_come_in_one_run() {
     let found = problems(
         "prot = 1\n[frontend]\nprot = 1\n[frontend.limits]\nimages = 3\n[media]\nside_max = \"big\"\n",
