@@ -6,7 +6,7 @@
 //! HTTP JSON → [`openai::chat::ChatRequest`] (each field rendered, passed, refused or dropped) → chat
 //! template → text → token ids as the engine makes them → images: bytes → digest and size → expansion
 //! → [`prompt::ExpandedPrompt`] → [`router::footprint::Footprint`] (sequence hashes and counts, nothing else) →
-//! [`router::Router::place`] → [`router::Placement`] with its booking → the engine's body, our digests
+//! [`router::Router::admit`] → [`router::Placement`] with its booking → the engine's body, our digests
 //! as its `uuid`s → stream → first token frees the prefill share, the end or the client's going away
 //! the rest. [`frontend`] tells this story; nothing flows back but the answer.
 //!
@@ -31,7 +31,7 @@
 //! | `ledger` | what one engine holds, under the engine's names and ours |
 //! | `index` | which worker holds which blocks, and how much of a prompt each holds |
 //! | `health` | whether a worker may be used, as a verdict |
-//! | `select` | the cost model: which worker is cheapest for a request |
+//! | `select` | the cost model: which worker is cheapest for a request; the queue: whose turn it is |
 //! | `config` | the configuration, from defaults to flags |
 //! | `telemetry` | logs and the list of metrics |
 //! | `lifecycle` | a process's beginning and end, and the folders of its own |
@@ -58,8 +58,8 @@
 //!   `media`, ZeroMQ in `events/zmq.rs` and `mock`, NVML in `gpu/nvml.rs`, systemd in `lifecycle`.
 //! - An image's identity is BLAKE3 of its encoded bytes: never its URL, nothing a client supplied,
 //!   and what was hashed is what the engine gets.
-//! - Only the router's state changes index or load, behind one short synchronous lock, never across
-//!   an await; answers never pass through it.
+//! - Only the router's state changes index, load or queue, behind one short synchronous lock, never
+//!   across an await; answers never pass through it.
 //! - What a request holds is given back by `Drop`; every task has a parent; every queue, cache, body
 //!   and loop has a limit.
 //! - `mock` shares only `openai`, `vision`, `model` and `http` with the rest, so that a mistake in

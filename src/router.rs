@@ -1,5 +1,6 @@
 //! The router: answers placements, and takes in what workers hold and which of them there are.
 
+mod admission;
 pub mod basis;
 pub mod booking;
 mod circuit;
@@ -15,8 +16,8 @@ mod snapshot;
 pub mod state;
 pub mod view;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -33,8 +34,9 @@ use crate::router::basis::Basis;
 use crate::router::booking::Booking;
 use crate::router::footprint::{Footprint, Wish};
 use crate::router::state::disproof::Disproved;
-use crate::router::state::{BookingKey, State};
+use crate::router::state::{BookingKey, Chosen, State};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
+use crate::select::queue::QueueFull;
 use crate::select::{Cost, RouterMode};
 use crate::telemetry::labels::{
     KvEventKind, KvEventLabels, Ledger, LedgerLabels, ParityCheck, ParityLabels, VerdictLabels,
@@ -59,6 +61,8 @@ pub struct Placement {
     /// Full blocks of the prompt.
     pub prompt_blocks: u32,
     pub cost: Cost,
+    /// How long the request waited for room.
+    pub queued: Duration,
     /// The worker's [`WorkerRecord::media_dir`](crate::discovery::WorkerRecord::media_dir).
     pub media_dir: Option<Arc<str>>,
     /// The session id under which the engine is asked to report the blocks it reuses; see
@@ -110,6 +114,10 @@ pub enum RouteError {
     },
     #[error("requests must name a worker in this mode")]
     WorkerNotNamed,
+    #[error("the workers of model {model:?} have too much to do: {full}")]
+    QueueFull { model: String, full: QueueFull },
+    #[error("no worker of model {model:?} had room within {waited:?}")]
+    QueueTimeout { model: String, waited: Duration },
 }
 
 /// One router, shared by all that ask it. Its state stands behind one short synchronous lock: a
@@ -119,15 +127,18 @@ pub struct Router {
     mode: RouterMode,
     state: Mutex<State>,
     metrics: Arc<Metrics>,
+    /// This router, for the bookings of those who waited.
+    this: Weak<Self>,
 }
 
 impl Router {
     /// A router with no workers.
     pub fn new(config: &RouterConfig, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|this| Self {
             mode: config.mode,
             state: Mutex::new(State::new(config)),
             metrics,
+            this: this.clone(),
         })
     }
 
@@ -136,7 +147,8 @@ impl Router {
         self.mode
     }
 
-    /// Chooses a worker as wished, and books the request there before it answers.
+    /// Chooses a worker as wished, and books the request there before it answers. It neither waits
+    /// for room nor minds who does: see [`Router::admit`].
     ///
     /// # Errors
     /// When no worker serves the model, or none that does can take requests.
@@ -146,8 +158,11 @@ impl Router {
         wish: &Wish,
     ) -> Result<Placement, RouteError> {
         let chosen = self.lock().place(footprint, wish, Instant::now())?;
-        let booking = Booking::new(self.clone(), chosen.booking);
-        Ok(Placement {
+        Ok(self.placement(chosen, Duration::ZERO))
+    }
+
+    fn placement(self: &Arc<Self>, chosen: Chosen, queued: Duration) -> Placement {
+        Placement {
             worker: chosen.worker,
             rank: chosen.rank,
             ranks: chosen.ranks,
@@ -156,13 +171,14 @@ impl Router {
             overlap_blocks: chosen.overlap_blocks,
             prompt_blocks: chosen.prompt_blocks,
             cost: chosen.cost,
+            queued,
             media_dir: chosen.media_dir,
             report_session: chosen.report_session,
             parity_failed: chosen.parity_failed,
             basis: chosen.basis,
             gone: chosen.gone,
-            booking,
-        })
+            booking: Booking::new(self.clone(), chosen.booking),
+        }
     }
 
     /// Every candidate a request would have now, with the terms of its cost; nothing is booked.
@@ -195,7 +211,7 @@ impl Router {
     pub fn apply(&self, update: Update) {
         match update {
             Update::Kv(event) => {
-                let (applied, turn) = self.lock().apply_event(&event, Instant::now());
+                let (applied, turn) = self.make_room(|state, now| state.apply_event(&event, now));
                 self.report(turn);
                 self.count_event(&event);
                 if let Applied::Yes(Step::Gap { missed }) = applied {
@@ -273,12 +289,12 @@ impl Router {
             Change::Up(record) => {
                 let worker = record.worker.clone();
                 let verdict: Verdict = record.verdict;
-                if self.lock().upsert(*record) {
+                if self.change_workers(|state, _| state.upsert(*record)) {
                     info!(%worker, ?verdict, "worker joined");
                 }
             }
             Change::Down(worker) => {
-                if self.lock().remove(&worker) {
+                if self.change_workers(|state, _| state.remove(&worker)) {
                     info!(%worker, "worker left");
                 }
             }

@@ -10,6 +10,10 @@ use crate::router::RouteError;
 /// When to come again after a 503: engines restart within seconds.
 const RETRY_SECS: u32 = 2;
 
+/// When to come again after a 429 or 504 of the queue: it moves with every prompt that is computed,
+/// and those who are sent away should not all be back at once.
+const QUEUE_RETRY_SECS: u32 = 5;
+
 impl From<RouteError> for ApiError {
     fn from(error: RouteError) -> Self {
         match &error {
@@ -30,6 +34,16 @@ impl From<RouteError> for ApiError {
             },
             RouteError::WorkerNotNamed => {
                 Self::invalid("worker_required", WORKER, error.to_string())
+            }
+            RouteError::QueueFull { .. } => {
+                let message = format!("{error}; send it again after the time in Retry-After");
+                Self::new(429, ErrorKind::RateLimitError, "queue_full", message)
+                    .retry_after(QUEUE_RETRY_SECS)
+            }
+            RouteError::QueueTimeout { .. } => {
+                let message = format!("{error}; send it again after the time in Retry-After");
+                Self::new(504, ErrorKind::Timeout, "queue_timeout", message)
+                    .retry_after(QUEUE_RETRY_SECS)
             }
         }
     }
@@ -166,7 +180,61 @@ fn server_error(code: &'static str) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::select::queue::QueueFull;
+
+    #[test]
+    fn who_is_not_placed_is_told_when_to_come_again() {
+        let model = || "m".to_owned();
+        let full = QueueFull::Requests { requests_max: 9 };
+        let waited = Duration::from_secs(50);
+        for (error, status, code, retry_after_secs, part) in [
+            (
+                RouteError::UnknownModel { model: model() },
+                404,
+                "model_not_found",
+                None,
+                "GET /v1/models",
+            ),
+            (
+                RouteError::NoEligibleWorker {
+                    model: model(),
+                    workers: 2,
+                },
+                503,
+                "no_eligible_worker",
+                Some(2),
+                "none of the 2 workers",
+            ),
+            (
+                RouteError::QueueFull {
+                    model: model(),
+                    full,
+                },
+                429,
+                "queue_full",
+                Some(5),
+                "9 requests wait already, as many as may; send it again",
+            ),
+            (
+                RouteError::QueueTimeout {
+                    model: model(),
+                    waited,
+                },
+                504,
+                "queue_timeout",
+                Some(5),
+                "had room within 50s; send it again",
+            ),
+        ] {
+            let told = ApiError::from(error);
+            let seen = (told.status, told.code, told.retry_after_secs);
+            assert_eq!(seen, (status, code, retry_after_secs));
+            assert!(told.message.contains(part), "{}", told.message);
+        }
+    }
 
     #[test]
     fn an_engines_insides_are_not_shown() {

@@ -83,7 +83,7 @@ impl Frontend {
         let mut tries = Tries::of(&outgoing);
         let (answer, headers) = loop {
             let wish = tries.wish(&outgoing.wish);
-            let placement = match self.router.place(&outgoing.footprint, &wish) {
+            let placement = match self.router.admit(&outgoing.footprint, &wish).await {
                 Ok(placement) => placement,
                 Err(error) => return Err(self.not_placed(error, &tries)),
             };
@@ -124,7 +124,7 @@ impl Frontend {
             prompt_blocks = placement.prompt_blocks,
             assumed = placement.basis.reason(),
             cost = placement.cost.total,
-            queued_ms = outgoing.received.elapsed().as_millis() as u64,
+            queued_ms = placement.queued.as_millis() as u64,
             attempt,
             request_id = %outgoing.id,
             "routed"

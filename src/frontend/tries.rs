@@ -237,7 +237,13 @@ impl Frontend {
 
     /// What a client is told when nobody is left to try.
     pub(crate) fn not_placed(&self, error: RouteError, tries: &Tries) -> ApiError {
-        self.metrics.no_worker.inc();
+        // Workers there are for those whom the queue sends away, and it counts them itself.
+        if !matches!(
+            error,
+            RouteError::QueueFull { .. } | RouteError::QueueTimeout { .. }
+        ) {
+            self.metrics.no_worker.inc();
+        }
         match error {
             RouteError::NoEligibleWorker { .. } => tries.ended(error.into()),
             error => error.into(),

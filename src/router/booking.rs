@@ -1,7 +1,6 @@
 //! A request's share of a worker's load, given back when it is dropped.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::router::state::BookingKey;
 use crate::router::{Answered, Router};
@@ -21,7 +20,8 @@ impl Booking {
 
     /// Frees the prefill share: the first token has come.
     pub fn first_token(&self) {
-        self.router.lock().prefill_done(self.key, Instant::now());
+        self.router
+            .make_room(|state, now| state.prefill_done(self.key, now));
     }
 
     /// Notes how many tokens of the answer have come; now and then is enough.
@@ -46,6 +46,6 @@ impl Booking {
 
 impl Drop for Booking {
     fn drop(&mut self) {
-        self.router.lock().free(self.key);
+        self.router.make_room(|state, _| state.free(self.key));
     }
 }

@@ -110,4 +110,9 @@ impl Wish {
             ..Self::default()
         }
     }
+
+    /// Whether any worker will do.
+    pub(crate) fn is_open(&self) -> bool {
+        self.worker.is_none() && self.rank.is_none() && self.excluded.is_empty()
+    }
 }

@@ -26,11 +26,10 @@ impl Router {
     /// Notes that a worker has begun an answer. To be called before the request's booking is
     /// dropped, lest another one try a worker that is known to answer.
     pub fn succeeded(&self, worker: &WorkerId) {
-        let closed = {
-            let mut state = self.lock();
+        let closed = self.make_room(|state, _| {
             let member = state.workers.get_mut(worker);
             member.is_some_and(|member| member.circuit.succeeded())
-        };
+        });
         if closed {
             info!(%worker, "circuit closed: worker answers again");
         }
@@ -44,11 +43,13 @@ impl Router {
     }
 
     fn note_failure(&self, worker: &WorkerId, cause: Cause) {
-        let now = Instant::now();
-        let opened = self.lock().note_failure(worker, cause, now);
-        if let Some(until) = opened {
+        let opened = self.change_workers(|state, now| {
+            let until = state.note_failure(worker, cause, now)?;
+            Some(until.saturating_duration_since(now))
+        });
+        if let Some(pause) = opened {
             self.metrics.circuit_openings.inc();
-            let (pause, cause) = (until - now, cause.text());
+            let cause = cause.text();
             warn!(%worker, ?pause, cause, "circuit opened: worker gets no requests");
         }
     }

@@ -21,6 +21,7 @@ use crate::id::{DpRank, WorkerId};
 use crate::index::Index;
 use crate::index::room::Losses;
 use crate::router::RouteError;
+use crate::router::admission::Admission;
 use crate::router::basis::Basis;
 use crate::router::footprint::{Footprint, Wish};
 use crate::router::member::Member;
@@ -78,6 +79,8 @@ pub(crate) struct State {
     turn: u64,
     /// How often the caches of all ranks together were filled anew.
     turnovers: f64,
+    /// Requests that wait for room.
+    pub(crate) admission: Admission,
 }
 
 impl State {
@@ -93,6 +96,7 @@ impl State {
             next_booking: 0,
             turn: 0,
             turnovers: 0.0,
+            admission: Admission::new(config),
         }
     }
 

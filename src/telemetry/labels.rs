@@ -105,6 +105,20 @@ label! {
     }
 }
 
+label! {
+    /// Why a request was not let into the queue, or sent away from it.
+    QueueRefusal {
+        /// As many requests wait as may.
+        Requests = "requests",
+        /// As many prompt tokens wait as may.
+        Tokens = "tokens",
+        /// It waited as long as one may.
+        Expired = "expired",
+        /// The workers it waited for can take no request any more.
+        NoWorker = "no_worker",
+    }
+}
+
 impl EncodeLabelValue for RouterMode {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
         encoder.write_str(match self {
@@ -216,4 +230,10 @@ pub struct ContinuationLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct LedgerLabels {
     pub ledger: Ledger,
+}
+
+/// What became of a request that was to wait.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct QueueLabels {
+    pub reason: QueueRefusal,
 }

@@ -10,7 +10,8 @@ use prometheus_client::registry::Registry;
 use crate::ledger::counts::Alarm;
 use crate::telemetry::labels::{
     AlarmLabels, ContinuationLabels, EndpointLabels, KvEventLabels, LedgerLabels, MediaLabels,
-    ModeLabels, ParityCheck, ParityLabels, RequestLabels, TransferLabels, VerdictLabels,
+    ModeLabels, ParityCheck, ParityLabels, QueueLabels, QueueRefusal, RequestLabels,
+    TransferLabels, VerdictLabels,
 };
 
 /// The media type of [`Metrics::encode`]'s text.
@@ -84,6 +85,14 @@ metrics! {
         "no_worker", "Requests that no worker could take.";
     circuit_openings: Counter = Counter::default(),
         "circuit_openings", "Times that a worker was given no requests for a while because it had failed.";
+    queue_depth: Gauge = Gauge::default(),
+        "queue_depth", "Requests that wait for a worker to have room.";
+    queue_tokens: Gauge = Gauge::default(),
+        "queue_tokens", "Prompt tokens of the requests that wait.";
+    queue_wait: Histogram = long_seconds(),
+        "queue_wait_seconds", "Time that requests waited before they were placed; those placed at once are not counted.";
+    queue_refusals: Family<QueueLabels, Counter> = Family::default(),
+        "queue_refusals", "Requests that were not let into the queue or were sent away from it, by reason.";
     retries: Counter = Counter::default(),
         "retries", "Requests placed again because their engine failed before the first byte.";
     retries_refused: Counter = Counter::default(),
@@ -145,6 +154,10 @@ impl Metrics {
         }
         for check in [ParityCheck::Registration, ParityCheck::Operation] {
             drop(self.parity_failures.get_or_create(&ParityLabels { check }));
+        }
+        use QueueRefusal::{Expired, NoWorker, Requests, Tokens};
+        for reason in [Requests, Tokens, Expired, NoWorker] {
+            drop(self.queue_refusals.get_or_create(&QueueLabels { reason }));
         }
     }
 
@@ -247,6 +260,7 @@ mod tests {
             "kvlens_request_duration_seconds_count{endpoint=\"chat_completions\"} 1",
             "kvlens_overlap_blocks_total 3",
             "kvlens_parity_failures_total{check=\"registration\"} 0",
+            "kvlens_queue_refusals_total{reason=\"expired\"} 0",
             "kvlens_overlap_difference_tokens_count 4",
             "kvlens_overlap_difference_tokens_bucket{le=\"-16.0\"} 1",
             "kvlens_overlap_difference_tokens_bucket{le=\"-1.0\"} 1",
