@@ -14,6 +14,7 @@ mod parity;
 mod paths;
 pub(crate) mod pictures;
 mod prediction;
+mod queue;
 mod resets;
 mod signals;
 pub(crate) mod stack;

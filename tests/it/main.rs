@@ -33,6 +33,7 @@ mod model;
 mod normalise;
 mod openai_requests;
 mod parity;
+mod queue;
 mod rank;
 mod recording;
 mod replay;
