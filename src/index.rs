@@ -1,6 +1,7 @@
 //! Which worker holds which blocks: applies KV events and answers how much of a prompt each holds.
 
 pub mod assumed;
+pub mod bitmaps;
 mod evict;
 pub mod gap;
 pub mod holders;
@@ -14,8 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::SequenceHash;
 use crate::id::{DpRank, Incarnation, WorkerId};
+use crate::index::bitmaps::{Added, Bitmaps};
 use crate::index::gap::{Progress, Step};
-use crate::index::holders::{Added, Bitmaps, Holders, Slot};
+use crate::index::holders::{Holders, Slot};
 use crate::index::room::{Losses, Room};
 use crate::index::slots::Slots;
 use crate::index::table::{Key, TABLE_BITS, Table};

@@ -1,7 +1,8 @@
 //! Who makes room when the index may not grow.
 
 use crate::index::Index;
-use crate::index::holders::{Added, Holders, Slot};
+use crate::index::bitmaps::Added;
+use crate::index::holders::{Holders, Slot};
 use crate::index::table::Key;
 
 /// The share of a table's blocks that makes room at once, as a divisor. Finding the oldest means to
