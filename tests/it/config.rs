@@ -155,9 +155,17 @@ fn what_is_refused_names_its_key_and_source() {
             "invalid type: found signed int `3`, expected struct FrontendConfig for key \
              \"frontend\" in file FILE",
         ),
+    ] {
+        assert_eq!(problems(text, environment), [expected], "{text}");
+    }
+}
+
+#[test]
+fn what_cannot_hold_together_is_refused_with_all_its_sources() {
+    for (text, environment, expected) in [
         (
             "[frontend]\nport = 8000\nadmin_port = 8000\n",
-            &[],
+            &[] as &[(&str, &str)],
             "frontend.admin_port is frontend.port: the two listeners need two addresses \
              (frontend.port in file FILE, frontend.admin_port in file FILE)",
         ),

@@ -113,21 +113,19 @@ impl State {
 
     /// From what this rank's overlap with a prompt is told.
     pub(crate) fn basis(&self, member: &Member, rank: DpRank, footprint: &Footprint) -> Basis {
-        if !self.config.use_kv_events {
-            return Basis::EventsUnused;
+        let has_media = footprint.text_tokens < footprint.prompt_tokens;
+        match (self.known_by(member, rank), member.parity_failed()) {
+            (Basis::Events, Some(ParityScope::Text)) => Basis::Parity,
+            (Basis::Events, Some(ParityScope::Media)) if has_media => Basis::Parity,
+            (basis, _) => basis,
         }
-        match member.parity_failed() {
-            Some(ParityScope::Text) => return Basis::Parity,
-            Some(ParityScope::Media) if footprint.text_tokens < footprint.prompt_tokens => {
-                return Basis::Parity;
-            }
-            _ => {}
-        }
-        self.known_by(member, rank)
     }
 
     /// The same, whatever the prompt.
     pub(crate) fn known_by(&self, member: &Member, rank: DpRank) -> Basis {
+        if !self.config.use_kv_events {
+            return Basis::EventsUnused;
+        }
         let ledger = &member.record.ledger;
         if !ledger.is_followed {
             return Basis::Unfollowed;
