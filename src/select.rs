@@ -10,6 +10,16 @@ pub mod queue;
 use crate::block::BlockSize;
 use crate::select::load::Load;
 
+/// What a token that must be computed counts, against one that is queued: it also keeps back those
+/// that come after it, and takes room in a second cache. `kvlens replay` finds the most hits that cost
+/// no time at about 2; with 1 prompts leave the caches that hold them too soon, beyond 3 they queue.
+const CACHE_WEIGHT: f64 = 2.0;
+
+/// What a token that is held while decoding counts, against one to compute: its keys and values, some
+/// 128 KiB, are read in 40 ns with each step of its answer, and it was computed in some 50 µs. So 60
+/// steps are a twentieth of that.
+const DECODE_WEIGHT: f64 = 0.05;
+
 /// How a worker is chosen.
 #[derive(
     Clone,
@@ -47,7 +57,7 @@ pub enum RouterMode {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
     pub mode: RouterMode,
-    /// Weight of the prefill term; 0 ignores the caches.
+    /// Weight of what is to be computed against load; 0 ignores the caches.
     pub overlap_weight: f64,
     /// 0 takes the cheapest; above, costlier candidates are taken now and then.
     pub temperature: f64,
@@ -207,14 +217,15 @@ pub struct Cost {
     pub spared_tokens: f64,
     /// 1, more for a degraded worker, less for one with preferred labels.
     pub factor: f64,
-    /// `factor × (overlap_weight × (prefill_tokens − spared_tokens + evicted_tokens) +
-    /// decode_tokens)`.
+    /// `factor × (2 × overlap_weight × (uncached tokens − spared_tokens + evicted_tokens) + queued
+    /// tokens + decode_tokens / 20)`, where prefill_tokens are the uncached and the queued ones.
     pub total: f64,
 }
 
 /// The cost of a prompt on one candidate. Two terms as in NVIDIA Dynamo's router: work before the
-/// first token, weighted, and memory held afterwards. Dynamo counts both in blocks; so do we, times
-/// the block size.
+/// first token and memory held afterwards, in blocks times the block size. Not as there, the work of
+/// others that is queued is not weighted, and memory counts little: a token held does not delay the
+/// first token as one to compute does.
 ///
 /// The third is ours. Prompts mostly begin alike, with a system prompt; whoever holds that lead is
 /// cheapest by it for every new prompt, and without load would be sent all of them for ever while
@@ -240,14 +251,15 @@ pub fn cost(ask: Ask, candidate: &Candidate, policy: Policy) -> Cost {
     let evicted_tokens = evicted_blocks * f64::from(block_tokens);
     let spared_tokens = spared_tokens(candidate, policy).min(uncached_tokens as f64);
     let factor = candidate.standing.factor(policy);
-    let work_tokens = prefill_tokens - spared_tokens + evicted_tokens;
+    let work_tokens = uncached_tokens as f64 - spared_tokens + evicted_tokens;
+    let load_tokens = queued_tokens as f64 + DECODE_WEIGHT * decode_tokens;
     Cost {
         prefill_tokens,
         decode_tokens,
         evicted_tokens,
         spared_tokens,
         factor,
-        total: factor * (policy.overlap_weight * work_tokens + decode_tokens),
+        total: factor * (CACHE_WEIGHT * policy.overlap_weight * work_tokens + load_tokens),
     }
 }
 
@@ -313,9 +325,11 @@ mod tests {
         };
         check(&[], None);
         check(&[idle, holds_half], Some(1));
-        check(&[idle, candidate(5, 96, 0)], Some(0)); // 6 blocks queued outweigh 5 held
-        check(&[idle, candidate(5, 0, 6)], Some(0)); // so do 6 blocks being decoded
-        check(&[idle, candidate(5, 32, 2)], Some(1));
+        check(&[idle, candidate(5, 176, 0)], Some(0)); // 11 blocks queued outweigh 5 held
+        check(&[idle, candidate(5, 144, 0)], Some(1));
+        check(&[idle, candidate(5, 0, 201)], Some(0)); // so do 201 blocks being decoded
+        check(&[idle, candidate(5, 0, 199)], Some(1));
+        check(&[idle, candidate(0, 0, 1)], Some(0)); // and one, where nothing is held
     }
 
     #[test]
@@ -373,7 +387,8 @@ mod tests {
             new_tokens: 160,
         };
         let total = |candidate: &Candidate, policy| cost(ask, candidate, policy).total;
-        let (prefill, decode) = (160.0, 160.0);
+        let work = |tokens: f64| CACHE_WEIGHT * tokens;
+        let decode = DECODE_WEIGHT * 160.0;
         let lower = |host_blocks, disk_blocks| Candidate {
             lower: LowerTiers {
                 host_blocks,
@@ -406,25 +421,25 @@ mod tests {
             ..policy
         };
         for (candidate, policy, expected) in [
-            (plain, policy, prefill + decode),
-            (lower(4, 0), policy, prefill - 4.0 * 16.0 * 0.75 + decode),
-            (lower(0, 4), policy, prefill - 4.0 * 16.0 * 0.25 + decode),
-            (encoded(80), policy, prefill - 80.0 * 0.25 + decode),
+            (plain, policy, work(160.0) + decode),
+            (lower(4, 0), policy, work(160.0 - 64.0 * 0.75) + decode),
+            (lower(0, 4), policy, work(160.0 - 64.0 * 0.25) + decode),
+            (encoded(80), policy, work(160.0 - 80.0 * 0.25) + decode),
             // Never more than all that is left to compute.
             (encoded(100_000), policy, decode),
-            (output, policy, prefill + decode + 48.0),
-            (queued, policy, prefill + 100.0 + decode),
-            (queued, untracked, prefill + decode),
-            (standing(true, 0.0), policy, 1.5 * (prefill + decode)),
+            (output, policy, work(160.0) + decode + DECODE_WEIGHT * 48.0),
+            (queued, policy, work(160.0) + 100.0 + decode),
+            (queued, untracked, work(160.0) + decode),
+            (standing(true, 0.0), policy, 1.5 * (work(160.0) + decode)),
             (
                 standing(false, 0.5),
                 policy,
-                (prefill + decode) * (-0.5_f64.tanh()).exp(),
+                (work(160.0) + decode) * (-0.5_f64.tanh()).exp(),
             ),
             (
                 standing(false, -1e9),
                 policy,
-                (prefill + decode) * std::f64::consts::E,
+                (work(160.0) + decode) * std::f64::consts::E,
             ),
         ] {
             let found = total(&candidate, policy);

@@ -129,7 +129,7 @@ fn what_cannot_be_used_ends_with_a_line_that_says_why() {
         (
             &[NAMED, "--capacity-blocks", "90"],
             1,
-            "kvlens: replay: request 1 needs 93 blocks at its end, and --capacity-blocks is 90\n"
+            "kvlens: replay: request 1 needs 125 blocks at its end, and --capacity-blocks is 90\n"
                 .to_owned(),
         ),
         (&[], 2, "error: the following required arguments".to_owned()),
