@@ -63,9 +63,6 @@ pub struct Policy {
     pub temperature: f64,
     /// Whether prefill that is queued at a candidate counts.
     pub tracks_prefill: bool,
-    /// The share of its work that a block held in the host's memory, or on disk, saves.
-    pub host_credit: f64,
-    pub disk_credit: f64,
     /// The share of an image's work that its encoder output saves, where a worker still has that.
     pub media_credit: f64,
     /// What a degraded worker's cost is multiplied by, at least 1.
@@ -83,13 +80,10 @@ impl Default for Policy {
             overlap_weight: 1.0,
             temperature: 0.0,
             tracks_prefill: true,
-            // What blocks in slower tiers save, as NVIDIA Dynamo's router has it.
-            host_credit: 0.75,
-            disk_credit: 0.25,
             // Qwen2-VL 7B: four patches of a 675 M encoder against one token of a 7.6 B decoder.
             media_credit: 0.25,
-            // Where it holds more than two thirds of a prompt, it is still the cheapest.
-            degraded_weight: 1.5,
+            // Where it holds more than half of a prompt, it is still the cheapest.
+            degraded_weight: 2.0,
             gpu_to_cpu_ratio: 8.0,
             seed: 0,
         }
@@ -104,21 +98,12 @@ pub struct Candidate {
     pub overlap_blocks: u32,
     /// Leading blocks of the prompt that a prompt in flight there has too.
     pub shared_blocks: u32,
-    /// Further blocks of the prompt, right behind the overlap, that it holds in slower tiers.
-    pub lower: LowerTiers,
     /// Tokens of the prompt's images that it encoded lately, and whose blocks it does not hold.
     pub encoded_tokens: u32,
     /// What there is room for in its cache; `None` where that is not known.
     pub room: Option<Room>,
     pub load: Load,
     pub standing: Standing,
-}
-
-/// Blocks outside the GPU's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct LowerTiers {
-    pub host_blocks: u32,
-    pub disk_blocks: u32,
 }
 
 /// What an engine computes on.
@@ -213,7 +198,7 @@ pub struct Cost {
     pub decode_tokens: f64,
     /// Pushed out of the cache by what of this prompt is new everywhere.
     pub evicted_tokens: f64,
-    /// What of the prefill is spared by blocks in slower tiers and by images that were encoded.
+    /// What of the prefill is spared by images that were encoded lately.
     pub spared_tokens: f64,
     /// 1, more for a degraded worker, less for one with preferred labels.
     pub factor: f64,
@@ -249,7 +234,8 @@ pub fn cost(ask: Ask, candidate: &Candidate, policy: Policy) -> Cost {
         .room
         .map_or(0.0, |room| room.lost_blocks(new_blocks));
     let evicted_tokens = evicted_blocks * f64::from(block_tokens);
-    let spared_tokens = spared_tokens(candidate, policy).min(uncached_tokens as f64);
+    let encoded_tokens = f64::from(candidate.encoded_tokens);
+    let spared_tokens = (policy.media_credit * encoded_tokens).min(uncached_tokens as f64);
     let factor = candidate.standing.factor(policy);
     let work_tokens = uncached_tokens as f64 - spared_tokens + evicted_tokens;
     let load_tokens = queued_tokens as f64 + DECODE_WEIGHT * decode_tokens;
@@ -261,17 +247,6 @@ pub fn cost(ask: Ask, candidate: &Candidate, policy: Policy) -> Cost {
         factor,
         total: factor * (CACHE_WEIGHT * policy.overlap_weight * work_tokens + load_tokens),
     }
-}
-
-fn spared_tokens(candidate: &Candidate, policy: Policy) -> f64 {
-    let LowerTiers {
-        host_blocks,
-        disk_blocks,
-    } = candidate.lower;
-    let fetched_blocks =
-        policy.host_credit * f64::from(host_blocks) + policy.disk_credit * f64::from(disk_blocks);
-    fetched_blocks * f64::from(candidate.block_size.tokens())
-        + policy.media_credit * f64::from(candidate.encoded_tokens)
 }
 
 #[cfg(test)]
@@ -290,7 +265,6 @@ mod tests {
             block_size: BlockSize::new(16).unwrap(),
             overlap_blocks,
             shared_blocks: 0,
-            lower: LowerTiers::default(),
             encoded_tokens: 0,
             room: None,
             load,
@@ -389,13 +363,6 @@ mod tests {
         let total = |candidate: &Candidate, policy| cost(ask, candidate, policy).total;
         let work = |tokens: f64| CACHE_WEIGHT * tokens;
         let decode = DECODE_WEIGHT * 160.0;
-        let lower = |host_blocks, disk_blocks| Candidate {
-            lower: LowerTiers {
-                host_blocks,
-                disk_blocks,
-            },
-            ..plain
-        };
         let standing = |is_degraded, preference| Candidate {
             standing: Standing {
                 is_degraded,
@@ -422,15 +389,13 @@ mod tests {
         };
         for (candidate, policy, expected) in [
             (plain, policy, work(160.0) + decode),
-            (lower(4, 0), policy, work(160.0 - 64.0 * 0.75) + decode),
-            (lower(0, 4), policy, work(160.0 - 64.0 * 0.25) + decode),
             (encoded(80), policy, work(160.0 - 80.0 * 0.25) + decode),
             // Never more than all that is left to compute.
             (encoded(100_000), policy, decode),
             (output, policy, work(160.0) + decode + DECODE_WEIGHT * 48.0),
             (queued, policy, work(160.0) + 100.0 + decode),
             (queued, untracked, work(160.0) + decode),
-            (standing(true, 0.0), policy, 1.5 * (work(160.0) + decode)),
+            (standing(true, 0.0), policy, 2.0 * (work(160.0) + decode)),
             (
                 standing(false, 0.5),
                 policy,

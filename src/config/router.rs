@@ -37,12 +37,6 @@ pub struct RouterConfig {
     pub seed: u64,
     /// Whether prefill that is queued at a worker counts against it.
     pub track_prefill_tokens: bool,
-    /// The share of a block's work that is spared where the block is in the host's memory.
-    #[schemars(range(min = 0, max = 1))]
-    pub host_cache_hit_weight: f64,
-    /// The share of a block's work that is spared where the block is on disk.
-    #[schemars(range(min = 0, max = 1))]
-    pub disk_cache_hit_weight: f64,
     /// The share of an image's work that is spared where a worker encoded the image lately.
     #[schemars(range(min = 0, max = 1))]
     pub media_affinity_weight: f64,
@@ -102,8 +96,6 @@ impl Default for RouterConfig {
             temperature: policy.temperature,
             seed: policy.seed,
             track_prefill_tokens: policy.tracks_prefill,
-            host_cache_hit_weight: policy.host_credit,
-            disk_cache_hit_weight: policy.disk_credit,
             media_affinity_weight: policy.media_credit,
             // vLLM keeps the encoder's output of as many tokens as its largest image has.
             media_affinity_tokens: 16_384,
@@ -138,8 +130,6 @@ impl RouterConfig {
             overlap_weight: self.overlap_score_weight,
             temperature: self.temperature,
             tracks_prefill: self.track_prefill_tokens,
-            host_credit: self.host_cache_hit_weight,
-            disk_credit: self.disk_cache_hit_weight,
             media_credit: self.media_affinity_weight,
             degraded_weight: self.degraded_weight,
             gpu_to_cpu_ratio: self.gpu_to_cpu_ratio,

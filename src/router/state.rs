@@ -176,7 +176,6 @@ impl State {
             not_eligible: seat.not_eligible,
             basis: seat.basis,
             overlap_blocks: seat.candidate.overlap_blocks,
-            lower: seat.candidate.lower,
             encoded_tokens: seat.candidate.encoded_tokens,
             prompt_blocks: seat.prompt_blocks,
             load: seat.candidate.load,

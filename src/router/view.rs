@@ -8,8 +8,8 @@ use crate::block::BlockSize;
 use crate::discovery::WorkerRecord;
 use crate::id::{DpRank, WorkerId};
 use crate::router::basis::Basis;
+use crate::select::Cost;
 use crate::select::load::Load;
-use crate::select::{Cost, LowerTiers};
 
 /// What a request's `model` stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,8 +69,6 @@ pub struct CandidateView {
     pub prompt_blocks: u32,
     /// From what the overlap is told.
     pub basis: Basis,
-    /// Blocks behind the overlap that it holds in slower tiers.
-    pub lower: LowerTiers,
     /// Tokens of images that it encoded lately, and would not encode again.
     pub encoded_tokens: u32,
     pub load: Load,

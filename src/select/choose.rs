@@ -154,8 +154,8 @@ impl Chance {
 mod tests {
     use super::*;
     use crate::block::BlockSize;
+    use crate::select::Standing;
     use crate::select::load::Load;
-    use crate::select::{LowerTiers, Standing};
 
     const MODES: [RouterMode; 7] = [
         RouterMode::Kv,
@@ -173,7 +173,6 @@ mod tests {
             block_size: BlockSize::new(16).unwrap(),
             overlap_blocks: 0,
             shared_blocks: 0,
-            lower: LowerTiers::default(),
             encoded_tokens: 0,
             room: None,
             load: Load {
@@ -244,7 +243,7 @@ mod tests {
             (RouterMode::LeastLoaded, [busy(3), busy(1), busy(2)], 1),
             (RouterMode::Kv, [busy(3), busy(1), busy(2)], 1),
             (RouterMode::Direct, [busy(3), busy(1), busy(2)], 1),
-            (RouterMode::LeastLoaded, [ill(2), busy(3), busy(4)], 1), // 3 × 1.5 against 4
+            (RouterMode::LeastLoaded, [ill(2), busy(3), busy(4)], 1), // 3 × 2 against 4
             (RouterMode::LeastLoaded, [ill(0), busy(2), busy(3)], 0),
             // A GPU is given eight times as much as a CPU.
             (RouterMode::DeviceAwareWeighted, [cpu(1), gpu(7), gpu(6)], 2),

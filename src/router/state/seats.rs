@@ -13,7 +13,7 @@ use crate::router::footprint::Footprint;
 use crate::router::member::Member;
 use crate::router::rank_state::RankState;
 use crate::router::state::State;
-use crate::select::{Candidate, LowerTiers, Room, Standing};
+use crate::select::{Candidate, Room, Standing};
 
 /// One rank of one worker as a request sees it.
 #[derive(Debug)]
@@ -94,7 +94,6 @@ impl State {
             block_size,
             overlap_blocks,
             shared_blocks,
-            lower: LowerTiers::default(),
             encoded_tokens: encoded_tokens(footprint, state, overlap_blocks * block_size.tokens()),
             room: self.room(member, rank, state),
             load: state.load(),
