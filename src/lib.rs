@@ -17,6 +17,24 @@
 //! [`index::Index`]. What leaves the agent has no tokens, salts or parents. An agent in a process of
 //! its own tells the router by its feed: [`worker::feed`] → [`discovery::feed`] → [`router::feed`].
 //!
+//! # The cost of a candidate
+//!
+//! [`select::cost()`] and NVIDIA Dynamo 1.6's, the reference's, lower is better; both are argmin with
+//! ties spread by chance at temperature 0, and a softmax over costs scaled to 0..1 above:
+//!
+//! | term | Dynamo, in blocks | kvlens, in tokens |
+//! |---|---|---|
+//! | to compute | uncached | 2 × overlap weight × (uncached − spared by an encoded image + evicted) |
+//! | queued there | active prefill, same weight | active prefill, weight 1 |
+//! | held | active blocks and this prompt's new ones | the same / 20 |
+//! | factor | e^−tanh(Σ preferred taints) | the same, × 2 where degraded |
+//!
+//! Tokens, because workers of two block sizes compare only so. What must be computed weighs double: it
+//! also keeps back those behind it and takes room in a second cache. What is held weighs little: it
+//! slows a step by its memory's bandwidth, where a token to compute is work. *Evicted* is what a prompt
+//! that is new everywhere pushes out of a cache, as far as that is young, so that whoever holds a
+//! common lead is not sent every new prompt. Credits for slower tiers than the GPU are not there yet.
+//!
 //! # The map
 //!
 //! A module imports only modules above it.
