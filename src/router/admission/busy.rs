@@ -43,11 +43,11 @@ impl Threshold {
     pub(crate) fn fit(
         &self,
         workers: &BTreeMap<WorkerId, Member>,
-        request: (&Footprint, &Wish),
+        (name, wish): (&str, &Wish),
         now: Instant,
     ) -> Fit {
         let mut fit = Fit::Nobody;
-        for (member, rank) in open_to(workers, request, now) {
+        for (member, rank) in open_to(workers, (name, wish), now) {
             if !self.is_busy(member, rank) {
                 return Fit::Free;
             }
@@ -65,13 +65,12 @@ impl Threshold {
     }
 }
 
-/// Every rank that a request may go to.
+/// Every rank that a request for a model or an adapter may go to.
 pub(crate) fn open_to<'a>(
     workers: &'a BTreeMap<WorkerId, Member>,
-    (footprint, wish): (&'a Footprint, &'a Wish),
+    (name, wish): (&'a str, &'a Wish),
     now: Instant,
 ) -> impl Iterator<Item = (&'a Member, &'a RankState)> {
-    let name = served_name(footprint);
     let members = workers.iter().filter(move |(worker, member)| {
         let is_eligible = member.not_eligible(now).is_none();
         is_eligible && member.record.serves(name) && !wish.excluded.contains(worker)

@@ -23,11 +23,12 @@ impl State {
         now: Instant,
         decided: &mut Vec<Decided>,
     ) -> Result<Admitted, RouteError> {
-        let mut fit = self.fit(footprint, wish, now);
+        let name = served_name(footprint);
+        let mut fit = self.fit(name, wish, now);
         if fit == Fit::Busy {
             // Some of what makes them busy may be over by now.
             self.settle(now);
-            fit = self.fit(footprint, wish, now);
+            fit = self.fit(name, wish, now);
         }
         let others_wait = self.admission.queue.has_waiting(&footprint.model);
         if fit == Fit::Nobody || (fit == Fit::Free && !others_wait) {
@@ -43,9 +44,9 @@ impl State {
         Ok(Admitted::Waits(ticket, outcome))
     }
 
-    fn fit(&self, footprint: &Footprint, wish: &Wish, now: Instant) -> Fit {
+    fn fit(&self, name: &str, wish: &Wish, now: Instant) -> Fit {
         let threshold = self.admission.threshold;
-        threshold.fit(&self.workers, (footprint, wish), now)
+        threshold.fit(&self.workers, (name, wish), now)
     }
 
     /// Decides on all whose turn has come, and on those who have waited long enough.
@@ -57,7 +58,10 @@ impl State {
         for model in self.admission.queue.models() {
             // No placement makes room, so who was found busy stays so in this pass.
             let mut busy = Vec::new();
-            while let Some(waiter) = self.next(&model, &mut busy, now) {
+            // Mostly all are busy again after one, and then nobody need be asked, however many wait.
+            while self.fit(&model, &Wish::default(), now) != Fit::Busy
+                && let Some(waiter) = self.next(&model, &mut busy, now)
+            {
                 decided.push(self.decide(waiter, now));
             }
         }
@@ -68,8 +72,9 @@ impl State {
     pub(crate) fn dismiss(&mut self, now: Instant) -> Vec<Decided> {
         let workers = &self.workers;
         let is_hopeless = |waiter: &Waiter| {
-            let request = (&waiter.footprint, &waiter.wish);
-            open_to(workers, request, now).next().is_none()
+            let name = served_name(&waiter.footprint);
+            let mut open = open_to(workers, (name, &waiter.wish), now);
+            open.next().is_none()
         };
         let waiters = self.admission.waiters.iter();
         let hopeless = waiters.filter(|(_, waiter)| is_hopeless(waiter));
@@ -161,7 +166,7 @@ impl State {
             if busy.contains(name) {
                 return false;
             }
-            let fit = threshold.fit(workers, (&waiter.footprint, &waiter.wish), now);
+            let fit = threshold.fit(workers, (name, &waiter.wish), now);
             if fit == Fit::Busy && waiter.wish.is_open() {
                 busy.push(name.clone());
             }

@@ -145,12 +145,22 @@ async fn an_arrival_does_not_overtake() {
 
 #[tokio::test(start_paused = true)]
 async fn who_wants_a_busy_worker_holds_up_nobody_else() {
-    let world = World::new(&config(), &["a", "b"]);
+    let world = World::new(&config(), &["b"]);
+    world.up(WorkerRecord {
+        adapters: vec!["adapter".to_owned()],
+        ..record("a")
+    });
     let on_a = world.place(BUSY, pinned("a"));
     let on_b = world.place(BUSY, pinned("b"));
-    let mut wants_a: Vec<_> = (0..3)
-        .map(|_| world.wait(prompt(50), pinned("a")))
-        .collect();
+    let adapted = Footprint {
+        adapter: Some("adapter".into()),
+        ..prompt(30)
+    };
+    let mut wants_a = [
+        world.wait(prompt(50), pinned("a")),
+        world.wait(adapted, any()),
+        world.wait(prompt(20), Wish::without(&[worker("b")])),
+    ];
     let mut open = world.wait(prompt(50), any());
     drop(on_b);
     assert_eq!(placed(&mut open).worker, worker("b"));
