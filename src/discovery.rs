@@ -124,6 +124,9 @@ pub struct WorkerRecord {
     /// What the engine says that it does, one entry per rank; empty where it does not say.
     #[serde(default)]
     pub engine_load: Vec<EngineLoad>,
+    /// How often it was asked that: each reading has another number, whatever it says.
+    #[serde(default)]
+    pub engine_readings: u64,
     pub verdict: Verdict,
     /// Why the verdict is not healthy, for a person.
     #[serde(default)]
@@ -157,6 +160,7 @@ impl WorkerRecord {
             device: Device::default(),
             labels: Vec::new(),
             engine_load: Vec::new(),
+            engine_readings: 0,
             verdict: Verdict::Unknown,
             cause: None,
             ledger: LedgerState {

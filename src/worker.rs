@@ -223,6 +223,7 @@ impl Agent {
                 if let Some(metrics) = metrics {
                     let capacity_blocks = self.facts.capacity_blocks;
                     self.record.engine_load = engine_load::parse(&metrics, capacity_blocks);
+                    self.record.engine_readings += 1;
                 }
                 if !matches!(self.standing, Standing::Well | Standing::Proving) {
                     self.standing = Standing::Proving;

@@ -103,7 +103,7 @@ impl Frontend {
         let footprint = Footprint {
             media: media(&images, &known.prompt),
             stream: request.options.stream,
-            hints: prompt::hints(request.options.nvext.hints),
+            hints: prompt::hints(request.options.nvext.hints, &asked, &known),
             ..prompt::footprint(&asked, &known, &salt, cached)
         };
         Ok(PreparedChat {

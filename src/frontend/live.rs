@@ -120,6 +120,11 @@ impl Live {
     /// Places and sends the rest of the answer, until one takes it or a second engine fails.
     async fn reopen(&mut self, outgoing: &Outgoing) -> Option<Answer> {
         loop {
+            // An engine that dies under many streams must not become a burst on the others.
+            if !self.frontend.recovery.take_retry() {
+                self.frontend.metrics.retries_refused.inc();
+                return None;
+            }
             let wish = self.tries.wish(&outgoing.wish);
             let placement = self
                 .frontend

@@ -31,6 +31,9 @@ pub(crate) enum Exactness {
 /// What an image of unknown size is taken to weigh: the tokens of a megapixel picture.
 const UNKNOWN_IMAGE_TOKENS: usize = 1_024;
 
+/// The longest answer that is expected of a model that does not say how much it takes.
+const OUTPUT_TOKENS_MAX: u32 = 1 << 17;
+
 /// A prompt as far as it is known.
 #[derive(Debug)]
 pub(crate) struct Known {
@@ -144,12 +147,18 @@ pub(crate) fn footprint(asked: &Asked, known: &Known, salt: &str, cached: bool) 
     }
 }
 
-/// What a client says of its request, as the router takes it.
-pub(crate) fn hints(hints: AgentHints) -> Hints {
+/// What a client says of its request, as the router takes it. An answer is expected to have no more
+/// tokens than the model has left, lest one request repel all others from its worker.
+pub(crate) fn hints(hints: AgentHints, asked: &Asked, known: &Known) -> Hints {
+    let context_tokens = asked.context_tokens_max().unwrap_or(OUTPUT_TOKENS_MAX);
+    let prompt_tokens = known.prompt.tokens.len() as u32;
+    let output_tokens_max = context_tokens.saturating_sub(prompt_tokens);
     Hints {
         priority: hints.priority,
         strict_priority: hints.strict_priority,
-        output_tokens: hints.output_tokens,
+        output_tokens: hints
+            .output_tokens
+            .map(|tokens| tokens.min(output_tokens_max)),
     }
 }
 

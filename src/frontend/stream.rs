@@ -166,6 +166,9 @@ impl StreamRelay {
         let came = tokio::select! {
             chunk = chunk => chunk,
             () = overdue => {
+                if matches!(self.state, State::Done) {
+                    return false;
+                }
                 let reason = "the worker was taken out and is silent";
                 self.state = State::Broken(Failure::Left(reason.to_owned()));
                 return true;
@@ -173,8 +176,9 @@ impl StreamRelay {
         };
         match came {
             Some(Ok(bytes)) => self.splitter.push(&bytes),
+            // All has come, however the connection ends.
+            Some(Err(_)) | None if matches!(self.state, State::Done) => return false,
             Some(Err(error)) => self.state = State::Broken(Failure::Died(error.to_string())),
-            None if matches!(self.state, State::Done) => return false,
             None => {
                 let reason = "the stream ended before its end";
                 self.state = State::Broken(Failure::Died(reason.to_owned()));

@@ -35,7 +35,7 @@ impl Frontend {
         let options = &request.options;
         let footprint = Footprint {
             stream: options.stream,
-            hints: prompt::hints(options.nvext.hints),
+            hints: prompt::hints(options.nvext.hints, &asked, &known),
             ..prompt::footprint(&asked, &known, &salt, !options.bypasses_cache)
         };
         let (stream, include_usage) = (options.stream, options.include_usage);

@@ -246,6 +246,10 @@ impl Frontend {
         }
         match error {
             RouteError::NoEligibleWorker { .. } => tries.ended(error.into()),
+            // The workers it was tried on were the last.
+            RouteError::UnknownModel { .. } if !tries.workers.is_empty() => {
+                tries.ended(error.into())
+            }
             error => error.into(),
         }
     }

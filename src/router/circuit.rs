@@ -113,13 +113,17 @@ impl Circuit {
             Phase::Closed => Passage::Closed,
             Phase::Open(opening) if now < opening.until => Passage::Open(opening),
             Phase::Open(opening) => Passage::Probe(opening),
-            Phase::Probed(opening, _) => Passage::Probing(opening),
+            Phase::Probed(opening, _) if now < opening.tried + opening.pause => {
+                Passage::Probing(opening)
+            }
+            // The answer of a probe that comes in one piece may take minutes.
+            Phase::Probed(opening, _) => Passage::Probe(opening),
         }
     }
 
     /// Notes that a request was placed here: on any but a closed circuit it is the probe.
     pub(crate) fn placed(&mut self, booking: BookingKey, now: Instant) {
-        if let Phase::Open(opening) = self.phase {
+        if let Phase::Open(opening) | Phase::Probed(opening, _) = self.phase {
             let opening = Opening {
                 tried: now,
                 ..opening

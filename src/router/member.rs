@@ -65,9 +65,9 @@ impl Member {
             self.ranks.iter_mut().for_each(RankState::begin_again);
             self.circuit.renew();
         }
-        if self.record.engine_load != record.engine_load {
-            for (rank, load) in self.ranks.iter_mut().zip(&record.engine_load) {
-                rank.observe(*load);
+        if self.record.engine_readings != record.engine_readings {
+            for (number, rank) in self.ranks.iter_mut().enumerate() {
+                rank.observe(record.engine_load.get(number).copied());
             }
         }
         self.address = record.address.as_str().into();

@@ -68,8 +68,13 @@ impl RankState {
         }
     }
 
-    /// Takes in what its engine says of its own load.
-    pub(crate) fn observe(&mut self, engine: EngineLoad) {
+    /// Takes in what its engine says of its own load; `None` where it says nothing any more.
+    pub(crate) fn observe(&mut self, engine: Option<EngineLoad>) {
+        let Some(engine) = engine else {
+            self.requests_drift.forget();
+            self.blocks_drift.forget();
+            return;
+        };
         let load = self.in_flight.load();
         let requests = engine.running + engine.waiting;
         self.requests_drift
@@ -262,12 +267,21 @@ mod tests {
         ] {
             let mut world = World::new();
             world.book(1, share(16, &[1, 2], false), 0);
-            readings.iter().for_each(|load| world.rank.observe(*load));
+            readings
+                .iter()
+                .for_each(|load| world.rank.observe(Some(*load)));
             let load = world.rank.load();
             assert_eq!(
                 (load.requests, load.decode_blocks),
                 (requests, blocks),
                 "{readings:?}"
+            );
+            world.rank.observe(None);
+            let load = world.rank.load();
+            assert_eq!(
+                (load.requests, load.decode_blocks),
+                (1, 2),
+                "it says nothing"
             );
         }
     }

@@ -307,8 +307,9 @@ fn requests_that_others_send_an_engine_count_there() {
         busy.engine_load = vec![EngineLoad {
             running: 6,
             waiting: 0,
-            used_blocks: Some(40 + reading),
+            used_blocks: Some(41),
         }];
+        busy.engine_readings = reading;
         up(&router, busy);
     }
     let load = router.workers()[0].load[0];

@@ -50,6 +50,8 @@ impl State {
         let since = now.saturating_duration_since(self.began);
         if let Some(member) = self.workers.get_mut(&chosen.worker) {
             member.describe(&mut chosen);
+            // Prompts with images may still be named otherwise there, though this one is not.
+            let tells_all = member.parity_failed().is_none();
             let capacity_blocks = member.record.capacity_blocks.unwrap_or(ASSUMED_BLOCKS_MAX);
             let stay = Stay {
                 time_max: self.config.assumed_for(),
@@ -57,9 +59,10 @@ impl State {
             };
             if let Some(rank) = member.ranks.get_mut(chosen.rank.0 as usize) {
                 rank.churn.add(new_blocks, self.turnovers);
-                match seat.basis.is_approximate() {
-                    true => rank.assumed.sent(&share.hashes, since, stay),
-                    false => rank.assumed.clear(),
+                if seat.basis.is_approximate() {
+                    rank.assumed.sent(&share.hashes, since, stay);
+                } else if tells_all {
+                    rank.assumed.clear();
                 }
                 for image in &*footprint.media {
                     let tokens_max = self.config.media_affinity_tokens;
