@@ -18,7 +18,7 @@ pub struct RouterConfig {
     /// Randomness of the choice: 0 takes the cheapest worker, more spreads requests.
     #[schemars(range(min = 0))]
     pub temperature: f64,
-    /// The memory that the index of blocks may take, in bytes; 1 GiB knows some 35 million blocks.
+    /// The memory that the index of blocks may take, in bytes; 1 GiB knows some 30 million blocks.
     /// Beyond it the blocks of the workers that were silent longest are forgotten first.
     #[schemars(range(min = 16_777_216))]
     pub index_bytes_max: u64,
