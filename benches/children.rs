@@ -6,9 +6,11 @@ use std::process::Command;
 use std::sync::Arc;
 
 use kvlens::block::SequenceHash;
+use kvlens::config::frontend::FrontendConfig;
 use kvlens::config::media::MediaConfig;
 use kvlens::dispatch::EngineClient;
 use kvlens::frontend::Frontend;
+use kvlens::frontend::recovery::Recovery;
 use kvlens::id::{DpRank, Incarnation};
 use kvlens::index::{Index, KvEvent};
 use kvlens::media::Media;
@@ -100,6 +102,8 @@ fn frontend() -> [f64; 2] {
             unknown_fields: UnknownFields::Drop,
         },
         expose_routing: false,
+        allow_overrides: false,
+        recovery: Recovery::new(&FrontendConfig::default()),
         sse_event_bytes_max: 1 << 20,
         router,
         models: HashMap::from([(MODEL.to_owned(), model.clone())]),

@@ -4,24 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvlens::block::{BlockSize, SequenceHash};
+use kvlens::config::router::RouterConfig;
 use kvlens::discovery::{Change, Update, WorkerRecord};
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
 use kvlens::router::Router;
-use kvlens::select::{Policy, RouterMode};
 use kvlens::telemetry::metrics::Metrics;
 use rustix::time::{ClockId, clock_gettime};
 
 pub(crate) const WORKERS: u32 = 64;
 pub(crate) const BLOCKS_PER_WORKER: usize = 16_384;
 pub(crate) const MODEL: &str = "demo";
-
-const POLICY: Policy = Policy {
-    mode: RouterMode::Kv,
-    overlap_weight: 1.0,
-    temperature: 0.0,
-};
 
 /// Blocks that one event stores: a prompt of 512 tokens.
 pub(crate) const BLOCKS_PER_EVENT: usize = 32;
@@ -84,7 +78,7 @@ pub(crate) fn events(number: u32, blocks: &[SequenceHash]) -> Vec<KvEvent> {
 
 /// A router of so many workers, a quarter of which hold `shared`.
 pub(crate) fn router(metrics: Arc<Metrics>, workers: u32, shared: &[SequenceHash]) -> Arc<Router> {
-    let router = Router::new(POLICY, metrics);
+    let router = Router::new(&RouterConfig::default(), metrics);
     for number in 0..workers {
         router.apply(Update::Change(Change::Up(Box::new(record(number)))));
         for event in events(number, &blocks(number, shared)) {

@@ -13,17 +13,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvlens::block::{self, BlockSize};
+use kvlens::config::frontend::FrontendConfig;
 use kvlens::config::media::MediaConfig;
 use kvlens::dispatch::EngineClient;
 use kvlens::dispatch::request::chat_body;
 use kvlens::frontend::Frontend;
+use kvlens::frontend::recovery::Recovery;
 use kvlens::media::{Image, Media};
 use kvlens::model::{ChatInput, Model};
 use kvlens::openai::chat::ChatRequest;
 use kvlens::openai::fields::UnknownFields;
 use kvlens::openai::request::RequestLimits;
 use kvlens::prompt::placeholder;
-use kvlens::router::Footprint;
+use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::telemetry::metrics::Metrics;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -73,7 +75,7 @@ fn main() {
         let started = cpu_time();
         let prepared = runtime.block_on(frontend.prepare_chat(&body));
         let prepared = prepared.expect("a legal chat");
-        let placement = frontend.router.place(&prepared.footprint, &[]);
+        let placement = frontend.router.place(&prepared.footprint, &Wish::default());
         parts.whole.push(cpu_time() - started);
         let placement = placement.expect("a worker is there");
         assert!(
@@ -98,6 +100,8 @@ fn frontend(
         sse_event_bytes_max: 1 << 20,
         limits: LIMITS,
         expose_routing: false,
+        allow_overrides: false,
+        recovery: Recovery::new(&FrontendConfig::default()),
         router: fleet::router(metrics.clone(), WORKERS, shared),
         models: HashMap::from([(MODEL.to_owned(), model.clone())]),
         media: Some(media.clone()),
@@ -161,7 +165,9 @@ impl Parts {
             block::sequence_hashes(root, &prompt, size)
         });
         assert_eq!(*hashes, *footprint.hashes[0].1);
-        let placement = timed(&mut self.place, || frontend.router.place(footprint, &[]));
+        let placement = timed(&mut self.place, || {
+            frontend.router.place(footprint, &Wish::default())
+        });
         drop(placement.expect("a worker is there"));
         timed(&mut self.engine_body, || {
             chat_body(request, &images, "").inlined()

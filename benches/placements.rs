@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvlens::block::{BlockSize, SequenceHash};
-use kvlens::router::{Footprint, Router};
+use kvlens::router::Router;
+use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::telemetry::metrics::Metrics;
 use tokio::task::JoinSet;
 
@@ -112,7 +113,9 @@ async fn task(
             tokio::task::yield_now().await;
         }
         let started = Instant::now();
-        let placement = router.place(&footprint, &[]).expect("a worker is there");
+        let placement = router
+            .place(&footprint, &Wish::default())
+            .expect("a worker is there");
         if due >= start + WARM {
             times.push((due.elapsed(), started.elapsed()));
         }
@@ -134,7 +137,7 @@ fn one_by_one(router: &Arc<Router>, shared: &[SequenceHash]) -> Samples {
     for _ in 0..2_000 {
         let footprint = footprint(shared, &mut chance);
         let started = cpu_time();
-        let placement = router.place(&footprint, &[]);
+        let placement = router.place(&footprint, &Wish::default());
         samples.push(cpu_time() - started);
         drop(placement);
     }
@@ -152,11 +155,7 @@ fn footprint(shared: &[SequenceHash], chance: &mut Chance) -> Footprint {
     let size = BlockSize::new(16).expect("16 is not zero");
     let prompt_tokens = hashes.len() as u32 * size.tokens() + 1;
     Footprint {
-        model: MODEL.into(),
-        adapter: None,
         hashes: vec![(size, hashes)],
-        prompt_tokens,
-        text_tokens: prompt_tokens,
-        estimated_tokens: 0,
+        ..Footprint::new(MODEL, prompt_tokens)
     }
 }

@@ -12,6 +12,8 @@ use tokio::runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::check_config::{self, CheckError};
+use crate::commands::explain::{self, ExplainError};
+use crate::commands::replay;
 use crate::config::{Config, Sources, Values};
 use crate::engine::role::{self, RoleError};
 use crate::frontend;
@@ -52,6 +54,8 @@ enum Action {
     /// Runs a stand-in for `vllm serve` that needs no GPU: it computes all but the words
     MockEngine(mock::options::Options),
     CheckConfig(check_config::Args),
+    Explain(explain::Args),
+    Replay(Box<replay::Args>),
 }
 
 /// Why the program ends with another code than 0.
@@ -69,6 +73,8 @@ enum Failure {
         role: &'static str,
         source: Box<dyn Error + Send + Sync>,
     },
+    #[error("explain")]
+    Explain(#[from] ExplainError),
     #[error("standard output cannot be written")]
     Output(#[from] io::Error),
     #[error("stopped at once by a second signal")]
@@ -130,6 +136,15 @@ fn run(cli: Cli) -> Result<(), Failure> {
             run_role("mock-engine", |stop| mock::run(options, stop))
         }
         Action::CheckConfig(args) => print(&check_config::run(&args, &sources)?),
+        Action::Explain(args) => print(&explain::run(&args)?),
+        Action::Replay(args) => {
+            let config = check_config::load(&sources)?;
+            let answer = replay::run(&args, &config.router);
+            print(&answer.map_err(|error| Failure::Role {
+                role: "replay",
+                source: error.into(),
+            })?)
+        }
     }
 }
 
@@ -195,7 +210,7 @@ impl Failure {
             Self::Config(_) | Self::Plan { .. } => ExitCode::from(EXIT_CONFIG),
             Self::Role { source, .. } if is_lasting(&**source) => ExitCode::from(EXIT_CONFIG),
             Self::Dropped => ExitCode::from(EXIT_DROPPED),
-            Self::Role { .. } | Self::Output(_) => ExitCode::FAILURE,
+            Self::Role { .. } | Self::Explain(_) | Self::Output(_) => ExitCode::FAILURE,
         }
     }
 }

@@ -1,3 +1,5 @@
 //! Commands that answer and end.
 
 pub mod check_config;
+pub mod explain;
+pub mod replay;

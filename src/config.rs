@@ -1,5 +1,6 @@
 //! The configuration: defaults, below a file, below `KVLENS_*` variables, below flags; checked whole.
 
+pub mod circuit;
 pub mod discovery;
 pub mod engine;
 pub mod frontend;
@@ -9,6 +10,7 @@ pub mod media;
 pub mod openai;
 pub mod problem;
 pub mod reference;
+pub mod retries;
 pub mod router;
 mod schema;
 pub mod worker;
@@ -31,6 +33,8 @@ use crate::config::problem::{ConfigError, Problem};
 use crate::config::router::RouterConfig;
 use crate::config::schema::{Key, Kind};
 use crate::config::worker::WorkerConfig;
+use crate::select::RouterMode;
+use crate::select::queue::QueuePolicy;
 
 /// All that can be configured, one table per role or concern.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -121,7 +125,7 @@ impl Config {
         let config = match figment.extract::<Self>() {
             Ok(config) => {
                 problems.extend(out_of_range(&config, &figment, &keys));
-                problems.extend(config.contradictions());
+                problems.extend(config.contradictions(&figment));
                 config
             }
             Err(error) => {
@@ -137,7 +141,7 @@ impl Config {
     }
 
     /// Values that are each legal but cannot hold together.
-    fn contradictions(&self) -> Vec<Problem> {
+    fn contradictions(&self, figment: &Figment) -> Vec<Problem> {
         let limits = &self.frontend.limits;
         let rows = [
             (
@@ -170,14 +174,34 @@ impl Config {
                  there could take the worker out; name a key file (--key-file) or listen on 127.0.0.1",
             ),
             (
+                self.router.bad_preference().is_some(),
+                "router.preferred_labels has an entry that is not label=weight",
+            ),
+            (
+                self.router.mode == RouterMode::Direct && !self.router.allow_overrides,
+                "router.mode is direct and router.allow_overrides is false: no request could name \
+                 its worker",
+            ),
+            (
+                self.router.mode != RouterMode::Kv && self.router.temperature > 0.0,
+                "router.temperature is above 0 and router.mode is not kv: nothing would use it",
+            ),
+            (
+                self.router.queue_policy != QueuePolicy::Fcfs && self.router.queue_threshold <= 0.0,
+                "router.queue_policy is not fcfs and router.queue_threshold is 0: nobody would wait",
+            ),
+            (
                 self.engine.backoff_first() > self.engine.backoff_max(),
                 "engine.backoff_first_millis is above engine.backoff_max_secs",
             ),
         ];
-        rows.into_iter()
-            .filter(|(wrong, _)| *wrong)
-            .map(|(_, text)| Problem::Contradiction { text })
-            .collect()
+        let keys = schema::keys();
+        let problem = |text: &'static str| Problem::Contradiction {
+            text,
+            places: places(text, &keys, figment),
+        };
+        let wrong = rows.into_iter().filter(|(wrong, _)| *wrong);
+        wrong.map(|(_, text)| problem(text)).collect()
     }
 }
 
@@ -201,6 +225,20 @@ fn layers(sources: &Sources, keys: &[Key], problems: &mut Vec<Problem>) -> Vec<L
         problems.extend(layer.remove_unknown(keys));
     }
     layers
+}
+
+/// Where each key that a text names was set; keys at their defaults are left out.
+fn places(text: &str, keys: &[Key], figment: &Figment) -> String {
+    let words: Vec<_> = text
+        .split(|c: char| !(c.is_alphanumeric() || "._".contains(c)))
+        .collect();
+    let named = keys.iter().map(Key::dotted);
+    let named = named.filter(|key| words.contains(&key.as_str()));
+    let set = named.filter_map(|key| {
+        let place = figment.find_metadata(&key)?.name.to_string();
+        Some(format!("{key} in {place}"))
+    });
+    set.collect::<Vec<_>>().join(", ")
 }
 
 fn value_problem(error: &figment::Error) -> Problem {

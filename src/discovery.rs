@@ -9,6 +9,7 @@ use crate::block::BlockSize;
 use crate::health::Verdict;
 use crate::id::{Incarnation, WorkerId};
 use crate::index::KvEvent;
+use crate::select::Device;
 
 /// Version of [`WorkerRecord`]'s form.
 pub const RECORD_VERSION: u32 = 1;
@@ -32,10 +33,29 @@ pub struct LedgerState {
     /// Why it is partial, or what else is not as it should be, for a person.
     #[serde(default)]
     pub cause: Option<String>,
+    /// Whether an agent follows the engine's events now.
+    #[serde(default = "followed")]
+    pub is_followed: bool,
     /// While set, each request asks the engine to report the blocks it reuses under this session
     /// id, so that the ledger learns what it missed.
     #[serde(default)]
     pub report_session: Option<String>,
+}
+
+/// What records of before it said so stand for.
+fn followed() -> bool {
+    true
+}
+
+/// What one rank of an engine says that it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineLoad {
+    /// Requests that it computes.
+    pub running: u64,
+    /// Requests that wait for that.
+    pub waiting: u64,
+    /// Blocks that they hold; `None` where it does not say.
+    pub used_blocks: Option<u64>,
 }
 
 /// Whether the prompts that the engine makes are those that we hash.
@@ -95,6 +115,15 @@ pub struct WorkerRecord {
     /// Most tokens that the engine computes in one step; `None` where it does not say.
     #[serde(default)]
     pub max_batched_tokens: Option<u64>,
+    /// What the engine computes on.
+    #[serde(default)]
+    pub device: Device,
+    /// What operators call it by, for routers that prefer some workers.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// What the engine says that it does, one entry per rank; empty where it does not say.
+    #[serde(default)]
+    pub engine_load: Vec<EngineLoad>,
     pub verdict: Verdict,
     /// Why the verdict is not healthy, for a person.
     #[serde(default)]
@@ -125,6 +154,9 @@ impl WorkerRecord {
             context_tokens_max: None,
             ranks: 1,
             max_batched_tokens: None,
+            device: Device::default(),
+            labels: Vec::new(),
+            engine_load: Vec::new(),
             verdict: Verdict::Unknown,
             cause: None,
             ledger: LedgerState {
@@ -132,6 +164,7 @@ impl WorkerRecord {
                 sequence: 0,
                 blocks: 0,
                 cause: None,
+                is_followed: true,
                 report_session: None,
             },
             parity: Parity::default(),

@@ -1,18 +1,25 @@
 //! The frontend: what a client's request goes through from HTTP in to stream out.
 
 pub mod admin;
+mod answer;
 pub mod chat;
+mod continuation;
 pub mod error;
 pub mod flags;
 pub mod listeners;
+mod live;
 pub mod observe;
+mod overrides;
 pub mod pages;
 pub mod prompt;
+pub mod recovery;
 pub mod relay;
 pub mod role;
 mod stream;
 pub mod text;
+mod transcript;
 mod transfer;
+mod tries;
 
 use std::collections::HashMap;
 use std::panic::resume_unwind;
@@ -23,6 +30,7 @@ use tokio::task::spawn_blocking;
 
 use crate::config::Config;
 use crate::dispatch::EngineClient;
+use crate::frontend::recovery::Recovery;
 use crate::frontend::relay::Outgoing;
 use crate::http::reply::{Reply, internal_error};
 use crate::http::{Answer, Call, Routes};
@@ -47,6 +55,9 @@ pub struct Frontend {
     pub sse_event_bytes_max: usize,
     /// Answers say which worker was chosen, and why.
     pub expose_routing: bool,
+    /// Clients may choose worker, rank and mode by headers.
+    pub allow_overrides: bool,
+    pub recovery: Recovery,
     pub router: Arc<Router>,
     /// By base name: what renders and tokenises its prompts.
     pub models: HashMap<String, Arc<Model>>,
@@ -94,6 +105,8 @@ impl Frontend {
             },
             sse_event_bytes_max: config.frontend.limits.sse_event_bytes_max,
             expose_routing: config.frontend.expose_routing,
+            allow_overrides: config.router.allow_overrides,
+            recovery: Recovery::new(&config.frontend),
             router,
             models,
             media: media.transpose()?,

@@ -1,5 +1,6 @@
 //! Which worker holds which blocks: applies KV events and answers how much of a prompt each holds.
 
+pub mod assumed;
 pub mod bitmaps;
 mod evict;
 pub mod gap;

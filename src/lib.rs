@@ -5,8 +5,8 @@
 //!
 //! HTTP JSON → [`openai::chat::ChatRequest`] (each field rendered, passed, refused or dropped) → chat
 //! template → text → token ids as the engine makes them → images: bytes → digest and size → expansion
-//! → [`prompt::ExpandedPrompt`] → [`router::Footprint`] (sequence hashes and counts, nothing else) →
-//! [`router::Router::place`] → [`router::Placement`] with its booking → the engine's body, our digests
+//! → [`prompt::ExpandedPrompt`] → [`router::footprint::Footprint`] (sequence hashes and counts, nothing else) →
+//! [`router::Router::admit`] → [`router::Placement`] with its booking → the engine's body, our digests
 //! as its `uuid`s → stream → first token frees the prefill share, the end or the client's going away
 //! the rest. [`frontend`] tells this story; nothing flows back but the answer.
 //!
@@ -16,6 +16,24 @@
 //! names become sequence hashes, copies are counted) → [`index::KvEvent`] → [`router`] →
 //! [`index::Index`]. What leaves the agent has no tokens, salts or parents. An agent in a process of
 //! its own tells the router by its feed: [`worker::feed`] → [`discovery::feed`] → [`router::feed`].
+//!
+//! # The cost of a candidate
+//!
+//! [`select::cost()`] and NVIDIA Dynamo 1.6's, the reference's, lower is better; both are argmin with
+//! ties spread by chance at temperature 0, and a softmax over costs scaled to 0..1 above:
+//!
+//! | term | Dynamo, in blocks | kvlens, in tokens |
+//! |---|---|---|
+//! | to compute | uncached | 2 × overlap weight × (uncached − spared by an encoded image + evicted) |
+//! | queued there | active prefill, same weight | active prefill, weight 1 |
+//! | held | active blocks and this prompt's new ones | the same / 20 |
+//! | factor | e^−tanh(Σ preferred taints) | the same, × 2 where degraded |
+//!
+//! Tokens, because workers of two block sizes compare only so. What must be computed weighs double: it
+//! also keeps back those behind it and takes room in a second cache. What is held weighs little: it
+//! slows a step by its memory's bandwidth, where a token to compute is work. *Evicted* is what a prompt
+//! that is new everywhere pushes out of a cache, as far as that is young, so that whoever holds a
+//! common lead is not sent every new prompt. Credits for slower tiers than the GPU are not there yet.
 //!
 //! # The map
 //!
@@ -31,7 +49,7 @@
 //! | `ledger` | what one engine holds, under the engine's names and ours |
 //! | `index` | which worker holds which blocks, and how much of a prompt each holds |
 //! | `health` | whether a worker may be used, as a verdict |
-//! | `select` | the cost model: which worker is cheapest for a request |
+//! | `select` | the cost model: which worker is cheapest for a request; the queue: whose turn it is |
 //! | `config` | the configuration, from defaults to flags |
 //! | `telemetry` | logs and the list of metrics |
 //! | `lifecycle` | a process's beginning and end, and the folders of its own |
@@ -58,8 +76,8 @@
 //!   `media`, ZeroMQ in `events/zmq.rs` and `mock`, NVML in `gpu/nvml.rs`, systemd in `lifecycle`.
 //! - An image's identity is BLAKE3 of its encoded bytes: never its URL, nothing a client supplied,
 //!   and what was hashed is what the engine gets.
-//! - Only the router's state changes index or load, behind one short synchronous lock, never across
-//!   an await; answers never pass through it.
+//! - Only the router's state changes index, load or queue, behind one short synchronous lock, never
+//!   across an await; answers never pass through it.
 //! - What a request holds is given back by `Drop`; every task has a parent; every queue, cache, body
 //!   and loop has a limit.
 //! - `mock` shares only `openai`, `vision`, `model` and `http` with the rest, so that a mistake in

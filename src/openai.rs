@@ -6,5 +6,6 @@ pub mod embeddings;
 pub mod error;
 pub mod fields;
 mod inline;
+pub mod nvext;
 pub mod request;
 mod tools;

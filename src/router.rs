@@ -1,77 +1,50 @@
 //! The router: answers placements, and takes in what workers hold and which of them there are.
 
+mod admission;
+pub mod basis;
 pub mod booking;
+mod circuit;
 mod confirm;
 pub mod feed;
+pub mod footprint;
 mod held;
 mod link;
 mod member;
+mod outcome;
+mod rank_state;
 mod snapshot;
 pub mod state;
 pub mod view;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::block::{BlockSize, SequenceHash};
+use crate::block::BlockSize;
+use crate::config::router::RouterConfig;
 use crate::discovery::{Change, Completeness, ParityScope, Update};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::Step;
-use crate::index::room::BYTES_MAX;
-use crate::index::{Applied, Index, KvEvent};
+use crate::index::{Applied, KvEvent};
+use crate::router::basis::Basis;
 use crate::router::booking::Booking;
+use crate::router::footprint::{Footprint, Wish};
 use crate::router::state::disproof::Disproved;
-use crate::router::state::{BookingKey, State};
+use crate::router::state::{BookingKey, Chosen, State};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
-use crate::select::{Cost, Policy, RouterMode};
+use crate::select::queue::QueueFull;
+use crate::select::{Cost, RouterMode};
 use crate::telemetry::labels::{
     KvEventKind, KvEventLabels, Ledger, LedgerLabels, ParityCheck, ParityLabels, VerdictLabels,
 };
 use crate::telemetry::metrics::Metrics;
 
-/// How long a worker that refused a connection gets no requests: long enough for its agent to see
-/// why, short enough that one refusal by chance costs little.
-const REFUSED_PAUSE: Duration = Duration::from_secs(2);
-
 /// Most updates from agents that wait for the router; agents then wait too, and lose nothing.
 pub const UPDATES_MAX: usize = 4_096;
-
-/// What the router needs to know of a request: hashes and counts, never its text or images.
-#[derive(Clone, Debug)]
-pub struct Footprint {
-    /// The model's base name.
-    pub model: Arc<str>,
-    /// The adapter asked for, where it is one.
-    pub adapter: Option<Arc<str>>,
-    /// Sequence hashes of the prompt's full blocks, for each block size among the model's workers.
-    /// Empty for a prompt that reads no cache.
-    pub hashes: Vec<(BlockSize, Arc<[SequenceHash]>)>,
-    /// Tokens known for sure.
-    pub prompt_tokens: u32,
-    /// Those of them before the first image.
-    pub text_tokens: u32,
-    /// Tokens beyond those known, estimated: an image of unknown size, an embedding's input. They
-    /// weigh on the worker like others, and overlap with nothing.
-    pub estimated_tokens: u32,
-}
-
-impl Footprint {
-    fn all_tokens(&self) -> u32 {
-        self.prompt_tokens.saturating_add(self.estimated_tokens)
-    }
-
-    fn hashes_for(&self, size: BlockSize) -> Option<&Arc<[SequenceHash]>> {
-        self.hashes
-            .iter()
-            .find(|(known, _)| *known == size)
-            .map(|(_, hashes)| hashes)
-    }
-}
 
 /// Where a request goes. Dropping its booking frees what it holds there.
 #[derive(Debug)]
@@ -88,6 +61,8 @@ pub struct Placement {
     /// Full blocks of the prompt.
     pub prompt_blocks: u32,
     pub cost: Cost,
+    /// How long the request waited for room.
+    pub queued: Duration,
     /// The worker's [`WorkerRecord::media_dir`](crate::discovery::WorkerRecord::media_dir).
     pub media_dir: Option<Arc<str>>,
     /// The session id under which the engine is asked to report the blocks it reuses; see
@@ -95,6 +70,8 @@ pub struct Placement {
     pub report_session: Option<Arc<str>>,
     /// Which prompts the worker's engine is known to make otherwise than we do.
     pub parity_failed: Option<ParityScope>,
+    /// From what its overlap is told.
+    pub basis: Basis,
     /// Cancelled when the worker is taken out: nothing more is to be expected of it.
     pub gone: CancellationToken,
     pub booking: Booking,
@@ -126,51 +103,66 @@ pub enum RouteError {
     UnknownModel { model: String },
     #[error("none of the {workers} workers of model {model:?} can take a request now")]
     NoEligibleWorker { model: String, workers: usize },
+    #[error("no worker {worker} serves the model")]
+    WorkerNotFound { worker: WorkerId },
+    #[error("no worker that was asked for has a rank {rank}")]
+    RankNotFound { rank: DpRank },
+    #[error("worker {worker} takes no requests now: {reason}")]
+    WorkerUnavailable {
+        worker: WorkerId,
+        reason: &'static str,
+    },
+    #[error("requests must name a worker in this mode")]
+    WorkerNotNamed,
+    #[error("the workers of model {model:?} have too much to do: {full}")]
+    QueueFull { model: String, full: QueueFull },
+    #[error("no worker of model {model:?} had room within {waited:?}")]
+    QueueTimeout { model: String, waited: Duration },
 }
 
 /// One router, shared by all that ask it. Its state stands behind one short synchronous lock: a
 /// placement takes microseconds, and a task with a queue would add two hand-overs to each.
 #[derive(Debug)]
 pub struct Router {
-    policy: Policy,
+    mode: RouterMode,
     state: Mutex<State>,
     metrics: Arc<Metrics>,
+    /// This router, for the bookings of those who waited.
+    this: Weak<Self>,
 }
 
 impl Router {
-    /// A router with no workers, its index no larger than [`BYTES_MAX`].
-    pub fn new(policy: Policy, metrics: Arc<Metrics>) -> Arc<Self> {
-        Self::capped(policy, BYTES_MAX, metrics)
-    }
-
-    /// A router with no workers, its index no larger than this.
-    pub fn capped(policy: Policy, index_bytes_max: u64, metrics: Arc<Metrics>) -> Arc<Self> {
-        let index = Index::capped(index_bytes_max);
-        Arc::new(Self {
-            policy,
-            state: Mutex::new(State::new(policy, index)),
+    /// A router with no workers.
+    pub fn new(config: &RouterConfig, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            mode: config.mode,
+            state: Mutex::new(State::new(config)),
             metrics,
+            this: this.clone(),
         })
     }
 
     /// How workers are chosen.
     pub fn mode(&self) -> RouterMode {
-        self.policy.mode
+        self.mode
     }
 
-    /// Chooses a worker that is not among `excluded`, and books the request there before it
-    /// answers.
+    /// Chooses a worker as wished, and books the request there before it answers. It neither waits
+    /// for room nor minds who does: see [`Router::admit`].
     ///
     /// # Errors
     /// When no worker serves the model, or none that does can take requests.
     pub fn place(
         self: &Arc<Self>,
         footprint: &Footprint,
-        excluded: &[WorkerId],
+        wish: &Wish,
     ) -> Result<Placement, RouteError> {
-        let chosen = self.lock().place(footprint, excluded, Instant::now())?;
-        let booking = Booking::new(self.clone(), chosen.booking);
-        Ok(Placement {
+        let chosen = self.lock().place(footprint, wish, Instant::now())?;
+        Ok(self.placement(chosen, Duration::ZERO))
+    }
+
+    fn placement(self: &Arc<Self>, chosen: Chosen, queued: Duration) -> Placement {
+        Placement {
             worker: chosen.worker,
             rank: chosen.rank,
             ranks: chosen.ranks,
@@ -179,22 +171,30 @@ impl Router {
             overlap_blocks: chosen.overlap_blocks,
             prompt_blocks: chosen.prompt_blocks,
             cost: chosen.cost,
+            queued,
             media_dir: chosen.media_dir,
             report_session: chosen.report_session,
             parity_failed: chosen.parity_failed,
+            basis: chosen.basis,
             gone: chosen.gone,
-            booking,
-        })
+            booking: Booking::new(self.clone(), chosen.booking),
+        }
     }
 
     /// Every candidate a request would have now, with the terms of its cost; nothing is booked.
-    pub fn explain(&self, footprint: &Footprint) -> Vec<CandidateView> {
-        self.lock().explain(footprint, Instant::now())
+    pub fn explain(&self, footprint: &Footprint, wish: &Wish) -> Vec<CandidateView> {
+        self.lock().explain(footprint, wish, Instant::now())
     }
 
     /// The workers, as operators see them.
     pub fn workers(&self) -> Vec<WorkerView> {
-        self.lock().worker_views()
+        self.lock().worker_views(Instant::now())
+    }
+
+    /// Brings the metrics up to date that follow from many things at once.
+    pub fn show(&self) {
+        let approximate = self.lock().approximate_workers();
+        self.metrics.approximate_workers.set(approximate as i64);
     }
 
     /// What a request's `model` stands for; `None` when no worker serves it.
@@ -207,17 +207,11 @@ impl Router {
         self.lock().model_names()
     }
 
-    /// Notes that a worker refused a connection: it gets no requests for a moment.
-    pub fn refused(&self, worker: &WorkerId) {
-        warn!(%worker, pause = ?REFUSED_PAUSE, "worker refused a connection");
-        self.lock().pause(worker, Instant::now() + REFUSED_PAUSE);
-    }
-
     /// Takes in one update of an agent.
     pub fn apply(&self, update: Update) {
         match update {
             Update::Kv(event) => {
-                let (applied, turn) = self.lock().apply_event(&event, Instant::now());
+                let (applied, turn) = self.make_room(|state, now| state.apply_event(&event, now));
                 self.report(turn);
                 self.count_event(&event);
                 if let Applied::Yes(Step::Gap { missed }) = applied {
@@ -295,12 +289,12 @@ impl Router {
             Change::Up(record) => {
                 let worker = record.worker.clone();
                 let verdict: Verdict = record.verdict;
-                if self.lock().upsert(*record) {
+                if self.change_workers(|state, _| state.upsert(*record)) {
                     info!(%worker, ?verdict, "worker joined");
                 }
             }
             Change::Down(worker) => {
-                if self.lock().remove(&worker) {
+                if self.change_workers(|state, _| state.remove(&worker)) {
                     info!(%worker, "worker left");
                 }
             }

@@ -1,12 +1,24 @@
 //! The cost model: which of several candidates a request goes to. Same inputs and seed, same choice.
 
+pub mod affinity;
+pub mod choose;
 pub mod churn;
+pub mod drift;
 pub mod load;
-
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+pub mod queue;
 
 use crate::block::BlockSize;
 use crate::select::load::Load;
+
+/// What a token that must be computed counts, against one that is queued: it also keeps back those
+/// that come after it, and takes room in a second cache. `kvlens replay` finds the most hits that cost
+/// no time at about 2; with 1 prompts leave the caches that hold them too soon, beyond 3 they queue.
+const CACHE_WEIGHT: f64 = 2.0;
+
+/// What a token that is held while decoding counts, against one to compute: its keys and values, some
+/// 128 KiB, are read in 40 ns with each step of its answer, and it was computed in some 50 µs. So 60
+/// steps are a twentieth of that.
+const DECODE_WEIGHT: f64 = 0.05;
 
 /// How a worker is chosen.
 #[derive(
@@ -31,18 +43,51 @@ pub enum RouterMode {
     RoundRobin,
     /// Any, by chance.
     Random,
+    /// Of two by chance, the one with fewer requests in flight.
+    PowerOfTwo,
     /// The one with the fewest requests in flight.
     LeastLoaded,
+    /// GPUs and CPUs in proportion to what they do, then the one with the fewest requests in flight.
+    DeviceAwareWeighted,
+    /// The one that the request names.
+    Direct,
 }
 
 /// What the choice depends on beside the candidates.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
     pub mode: RouterMode,
-    /// Weight of the prefill term; 0 ignores the caches.
+    /// Weight of what is to be computed against load; 0 ignores the caches.
     pub overlap_weight: f64,
     /// 0 takes the cheapest; above, costlier candidates are taken now and then.
     pub temperature: f64,
+    /// Whether prefill that is queued at a candidate counts.
+    pub tracks_prefill: bool,
+    /// The share of an image's work that its encoder output saves, where a worker still has that.
+    pub media_credit: f64,
+    /// What a degraded worker's cost is multiplied by, at least 1.
+    pub degraded_weight: f64,
+    /// How many times as much a GPU is given to do as a CPU.
+    pub gpu_to_cpu_ratio: f64,
+    /// Where chances begin; with the same seed the same requests are placed alike.
+    pub seed: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            mode: RouterMode::default(),
+            overlap_weight: 1.0,
+            temperature: 0.0,
+            tracks_prefill: true,
+            // Qwen2-VL 7B: four patches of a 675 M encoder against one token of a 7.6 B decoder.
+            media_credit: 0.25,
+            // Where it holds more than half of a prompt, it is still the cheapest.
+            degraded_weight: 2.0,
+            gpu_to_cpu_ratio: 8.0,
+            seed: 0,
+        }
+    }
 }
 
 /// One worker rank that could take the request.
@@ -53,9 +98,53 @@ pub struct Candidate {
     pub overlap_blocks: u32,
     /// Leading blocks of the prompt that a prompt in flight there has too.
     pub shared_blocks: u32,
+    /// Tokens of the prompt's images that it encoded lately, and whose blocks it does not hold.
+    pub encoded_tokens: u32,
     /// What there is room for in its cache; `None` where that is not known.
     pub room: Option<Room>,
     pub load: Load,
+    pub standing: Standing,
+}
+
+/// What an engine computes on.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    #[default]
+    Gpu,
+    Cpu,
+}
+
+/// What makes a candidate more or less wanted, whatever it holds and does.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Standing {
+    pub is_degraded: bool,
+    pub device: Device,
+    /// The sum of the weights of the preferred labels that it has.
+    pub preference: f64,
+}
+
+impl Standing {
+    /// What its cost is multiplied by. Preferences count as in NVIDIA Dynamo's router, so that they
+    /// never outweigh a factor of e, whatever their weights.
+    fn factor(self, policy: Policy) -> f64 {
+        let degraded = if self.is_degraded {
+            policy.degraded_weight
+        } else {
+            1.0
+        };
+        degraded * (-self.preference.tanh()).exp()
+    }
 }
 
 /// What a cache loses by taking in more.
@@ -109,13 +198,19 @@ pub struct Cost {
     pub decode_tokens: f64,
     /// Pushed out of the cache by what of this prompt is new everywhere.
     pub evicted_tokens: f64,
-    /// `overlap_weight × (prefill_tokens + evicted_tokens) + decode_tokens`.
+    /// What of the prefill is spared by images that were encoded lately.
+    pub spared_tokens: f64,
+    /// 1, more for a degraded worker, less for one with preferred labels.
+    pub factor: f64,
+    /// `factor × (2 × overlap_weight × (uncached tokens − spared_tokens + evicted_tokens) + queued
+    /// tokens + decode_tokens / 20)`, where prefill_tokens are the uncached and the queued ones.
     pub total: f64,
 }
 
 /// The cost of a prompt on one candidate. Two terms as in NVIDIA Dynamo's router: work before the
-/// first token, weighted, and memory held afterwards. Dynamo counts both in blocks; so do we, times
-/// the block size.
+/// first token and memory held afterwards, in blocks times the block size. Not as there, the work of
+/// others that is queued is not weighted, and memory counts little: a token held does not delay the
+/// first token as one to compute does.
 ///
 /// The third is ours. Prompts mostly begin alike, with a system prompt; whoever holds that lead is
 /// cheapest by it for every new prompt, and without load would be sent all of them for ever while
@@ -124,111 +219,56 @@ pub struct Cost {
 pub fn cost(ask: Ask, candidate: &Candidate, policy: Policy) -> Cost {
     let block_tokens = candidate.block_size.tokens();
     let uncached_tokens = u64::from(candidate.uncached_tokens(ask.prompt_tokens));
-    let prefill_tokens = (candidate.load.prefill_tokens + uncached_tokens) as f64;
+    let queued_tokens = match policy.tracks_prefill {
+        true => candidate.load.prefill_tokens,
+        false => 0,
+    };
+    let prefill_tokens = (queued_tokens + uncached_tokens) as f64;
     let blocks = ask.prompt_tokens.div_ceil(block_tokens);
     // What a prompt in flight holds already is in the load.
     let own_blocks = u64::from(blocks.saturating_sub(candidate.shared_blocks));
-    let decode_blocks = candidate.load.decode_blocks + own_blocks;
+    let decode_blocks = candidate.load.decode_blocks + candidate.load.output_blocks + own_blocks;
     let decode_tokens = decode_blocks as f64 * f64::from(block_tokens);
     let new_blocks = u64::from(ask.new_tokens.div_ceil(block_tokens));
     let evicted_blocks = candidate
         .room
         .map_or(0.0, |room| room.lost_blocks(new_blocks));
     let evicted_tokens = evicted_blocks * f64::from(block_tokens);
-    let total = policy.overlap_weight * (prefill_tokens + evicted_tokens) + decode_tokens;
+    let encoded_tokens = f64::from(candidate.encoded_tokens);
+    let spared_tokens = (policy.media_credit * encoded_tokens).min(uncached_tokens as f64);
+    let factor = candidate.standing.factor(policy);
+    let work_tokens = uncached_tokens as f64 - spared_tokens + evicted_tokens;
+    let load_tokens = queued_tokens as f64 + DECODE_WEIGHT * decode_tokens;
     Cost {
         prefill_tokens,
         decode_tokens,
         evicted_tokens,
-        total,
+        spared_tokens,
+        factor,
+        total: factor * (CACHE_WEIGHT * policy.overlap_weight * work_tokens + load_tokens),
     }
-}
-
-/// Chooses one of `candidates`, given each one's cost: its position, or `None` when there are none.
-/// `turn` counts placements; it orders round-robin, and with it ties and chances are spread.
-pub fn select(
-    candidates: &[Candidate],
-    costs: &[Cost],
-    policy: Policy,
-    turn: u64,
-) -> Option<usize> {
-    debug_assert_eq!(candidates.len(), costs.len(), "one cost per candidate");
-    let count = candidates.len() as u64;
-    if count == 0 {
-        return None;
-    }
-    let choice = match policy.mode {
-        RouterMode::RoundRobin => (turn % count) as usize,
-        RouterMode::Random => (chance(turn) % count) as usize,
-        RouterMode::LeastLoaded => {
-            cheapest(candidates.iter().map(|c| c.load.requests as f64), turn)
-        }
-        RouterMode::Kv if policy.temperature > 0.0 => softmax(costs, policy.temperature, turn),
-        RouterMode::Kv => cheapest(costs.iter().map(|cost| cost.total), turn),
-    };
-    Some(choice)
-}
-
-/// The position of the lowest value; ties are spread evenly, and not in turns: a client that sends
-/// each new prompt twice would find every new one at the same position.
-fn cheapest(values: impl Iterator<Item = f64> + Clone, turn: u64) -> usize {
-    let lowest = values.clone().fold(f64::INFINITY, f64::min);
-    let ties: Vec<usize> = values
-        .enumerate()
-        .filter(|(_, value)| *value <= lowest)
-        .map(|(at, _)| at)
-        .collect();
-    ties.get((chance(turn) % ties.len().max(1) as u64) as usize)
-        .copied()
-        .unwrap_or(0)
-}
-
-/// Draws a position with probability falling in its cost. Costs are scaled to 0..1 first, so that
-/// one temperature means the same for short and long prompts.
-fn softmax(costs: &[Cost], temperature: f64, turn: u64) -> usize {
-    let lowest = costs
-        .iter()
-        .map(|cost| cost.total)
-        .fold(f64::INFINITY, f64::min);
-    let highest = costs
-        .iter()
-        .map(|cost| cost.total)
-        .fold(f64::NEG_INFINITY, f64::max);
-    let range = (highest - lowest).max(f64::MIN_POSITIVE);
-    let weight = |cost: &Cost| (-(cost.total - lowest) / range / temperature).exp();
-    let sum: f64 = costs.iter().map(weight).sum();
-    // 53 random bits make a fraction of every size a double can tell apart.
-    let mut left = (chance(turn) >> 11) as f64 / (1_u64 << 53) as f64 * sum;
-    for (at, cost) in costs.iter().enumerate() {
-        left -= weight(cost);
-        if left < 0.0 {
-            return at;
-        }
-    }
-    costs.len() - 1
-}
-
-/// Evenly spread bits from a counter.
-fn chance(turn: u64) -> u64 {
-    xxh3_64_with_seed(&turn.to_le_bytes(), 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::select::choose::select;
 
     fn candidate(overlap_blocks: u32, prefill_tokens: u64, decode_blocks: u64) -> Candidate {
         let load = Load {
             prefill_tokens,
             decode_blocks,
+            output_blocks: 0,
             requests: decode_blocks as u32,
         };
         Candidate {
             block_size: BlockSize::new(16).unwrap(),
             overlap_blocks,
             shared_blocks: 0,
+            encoded_tokens: 0,
             room: None,
             load,
+            standing: Standing::default(),
         }
     }
 
@@ -241,8 +281,7 @@ mod tests {
     fn choose(mode: RouterMode, candidates: &[Candidate], turn: u64) -> Option<usize> {
         let policy = Policy {
             mode,
-            overlap_weight: 1.0,
-            temperature: 0.0,
+            ..Policy::default()
         };
         select(candidates, &costs(candidates, policy), policy, turn)
     }
@@ -260,9 +299,11 @@ mod tests {
         };
         check(&[], None);
         check(&[idle, holds_half], Some(1));
-        check(&[idle, candidate(5, 96, 0)], Some(0)); // 6 blocks queued outweigh 5 held
-        check(&[idle, candidate(5, 0, 6)], Some(0)); // so do 6 blocks being decoded
-        check(&[idle, candidate(5, 32, 2)], Some(1));
+        check(&[idle, candidate(5, 176, 0)], Some(0)); // 11 blocks queued outweigh 5 held
+        check(&[idle, candidate(5, 144, 0)], Some(1));
+        check(&[idle, candidate(5, 0, 201)], Some(0)); // so do 201 blocks being decoded
+        check(&[idle, candidate(5, 0, 199)], Some(1));
+        check(&[idle, candidate(0, 0, 1)], Some(0)); // and one, where nothing is held
     }
 
     #[test]
@@ -312,39 +353,62 @@ mod tests {
     }
 
     #[test]
-    fn ties_are_spread_and_modes_keep_their_promise() {
-        let same = [candidate(0, 0, 0); 3];
-        let turns: Vec<_> = (0..4)
-            .map(|turn| choose(RouterMode::RoundRobin, &same, turn))
-            .collect();
-        assert_eq!(turns, [Some(0), Some(1), Some(2), Some(0)]);
-        for mode in [RouterMode::Kv, RouterMode::LeastLoaded, RouterMode::Random] {
-            for step in [1, 2, 3] {
-                let mut drawn = [0_u32; 3];
-                let turns = (0..3_000).map(|turn| turn * step);
-                turns.for_each(|turn| drawn[choose(mode, &same, turn).unwrap()] += 1);
-                assert!(
-                    drawn.iter().all(|count| (850..1_150).contains(count)),
-                    "{mode:?}: {drawn:?}"
-                );
-            }
-        }
-        let uneven = [candidate(9, 0, 3), candidate(0, 0, 1), candidate(0, 0, 2)];
-        assert_eq!(choose(RouterMode::LeastLoaded, &uneven, 5), Some(1));
-    }
-
-    #[test]
-    fn temperature_takes_the_costlier_now_and_then() {
-        let candidates = [candidate(9, 0, 0), candidate(0, 0, 0)];
-        let policy = Policy {
-            mode: RouterMode::Kv,
-            overlap_weight: 1.0,
-            temperature: 0.5,
+    fn every_term_moves_the_cost_as_it_says() {
+        let plain = candidate(0, 0, 0);
+        let policy = Policy::default();
+        let ask = Ask {
+            prompt_tokens: 160,
+            new_tokens: 160,
         };
-        let costs = costs(&candidates, policy);
-        let chosen = |turn| select(&candidates, &costs, policy, turn) == Some(0);
-        let cheapest = (0..2_000).filter(|turn| chosen(*turn)).count();
-        // e^0 : e^-2 is 0.881 : 0.119.
-        assert!((1_700..1_820).contains(&cheapest), "{cheapest} of 2000");
+        let total = |candidate: &Candidate, policy| cost(ask, candidate, policy).total;
+        let work = |tokens: f64| CACHE_WEIGHT * tokens;
+        let decode = DECODE_WEIGHT * 160.0;
+        let standing = |is_degraded, preference| Candidate {
+            standing: Standing {
+                is_degraded,
+                preference,
+                ..Standing::default()
+            },
+            ..plain
+        };
+        let encoded = |encoded_tokens| Candidate {
+            encoded_tokens,
+            ..plain
+        };
+        let output = Candidate {
+            load: Load {
+                output_blocks: 3,
+                ..Load::default()
+            },
+            ..plain
+        };
+        let queued = candidate(0, 100, 0);
+        let untracked = Policy {
+            tracks_prefill: false,
+            ..policy
+        };
+        for (candidate, policy, expected) in [
+            (plain, policy, work(160.0) + decode),
+            (encoded(80), policy, work(160.0 - 80.0 * 0.25) + decode),
+            // Never more than all that is left to compute.
+            (encoded(100_000), policy, decode),
+            (output, policy, work(160.0) + decode + DECODE_WEIGHT * 48.0),
+            (queued, policy, work(160.0) + 100.0 + decode),
+            (queued, untracked, work(160.0) + decode),
+            (standing(true, 0.0), policy, 2.0 * (work(160.0) + decode)),
+            (
+                standing(false, 0.5),
+                policy,
+                (work(160.0) + decode) * (-0.5_f64.tanh()).exp(),
+            ),
+            (
+                standing(false, -1e9),
+                policy,
+                (work(160.0) + decode) * std::f64::consts::E,
+            ),
+        ] {
+            let found = total(&candidate, policy);
+            assert!((found - expected).abs() < 1e-6, "{candidate:?}: {found}");
+        }
     }
 }

@@ -118,11 +118,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     say(setup.opening());
 
     let metrics = Arc::new(Metrics::default());
-    let router = Router::capped(
-        config.router.policy(),
-        config.router.index_bytes_max,
-        metrics.clone(),
-    );
+    let router = Router::new(&config.router, metrics.clone());
     let models = HashMap::from([(setup.name.clone(), setup.model.clone())]);
     let frontend = Frontend::new(
         &config,

@@ -2,6 +2,7 @@
 //! the data path.
 
 mod beside;
+pub mod engine_load;
 pub mod engine_watch;
 pub mod feed;
 pub mod follow;
@@ -215,9 +216,13 @@ impl Agent {
     async fn take(&mut self, sighting: Sighting) {
         let worker = &self.spec.worker;
         match sighting {
-            Sighting::Well { facts } => {
+            Sighting::Well { facts, metrics } => {
                 if let Some(facts) = facts {
                     self.learn(*facts).await;
+                }
+                if let Some(metrics) = metrics {
+                    let capacity_blocks = self.facts.capacity_blocks;
+                    self.record.engine_load = engine_load::parse(&metrics, capacity_blocks);
                 }
                 if !matches!(self.standing, Standing::Well | Standing::Proving) {
                     self.standing = Standing::Proving;

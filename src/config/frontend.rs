@@ -6,6 +6,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::retries::RetriesConfig;
+
 /// The listeners.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -20,6 +22,10 @@ pub struct FrontendConfig {
     pub admin_port: Option<u16>,
     /// Whether answers carry the headers that say which worker was chosen, and why.
     pub expose_routing: bool,
+    /// Whether a stream whose engine dies is continued on another worker, where the request allows it.
+    pub continue_streams: bool,
+    /// How many requests may be placed again.
+    pub retries: RetriesConfig,
     /// Limits of what clients may send and of what is held at once.
     pub limits: LimitsConfig,
 }
@@ -33,6 +39,8 @@ impl Default for FrontendConfig {
             admin_host: loopback,
             admin_port: None,
             expose_routing: false,
+            continue_streams: true,
+            retries: RetriesConfig::default(),
             limits: LimitsConfig::default(),
         }
     }

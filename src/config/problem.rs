@@ -35,8 +35,12 @@ pub enum Problem {
         place: String,
         bounds: String,
     },
-    #[error("{text}")]
-    Contradiction { text: &'static str },
+    #[error("{text}{}", in_brackets(places))]
+    Contradiction {
+        text: &'static str,
+        /// Where the keys were set; empty for defaults.
+        places: String,
+    },
 }
 
 /// All that is wrong with a configuration; never empty.
@@ -56,6 +60,13 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+fn in_brackets(text: &str) -> String {
+    match text {
+        "" => String::new(),
+        text => format!(" ({text})"),
+    }
+}
 
 fn nearest_hint(nearest: Option<&str>) -> String {
     nearest.map_or_else(String::new, |name| format!("; did you mean {name}?"))

@@ -203,6 +203,17 @@ mod tests {
             panic!("it is a choice");
         };
         modes.sort();
-        assert_eq!(modes, ["kv", "least-loaded", "random", "round-robin"]);
+        assert_eq!(
+            modes,
+            [
+                "device-aware-weighted",
+                "direct",
+                "kv",
+                "least-loaded",
+                "power-of-two",
+                "random",
+                "round-robin",
+            ]
+        );
     }
 }

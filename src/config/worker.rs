@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::select::Device;
+
 /// The agent beside one engine, where it runs as a process of its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -19,6 +21,10 @@ pub struct WorkerConfig {
     /// Folder of the agent's own, made where it is missing, in which it keeps across its restarts what
     /// it knows of its engine's cache; unset takes `agent-<worker>` beside the engine's folder.
     pub state_dir: Option<PathBuf>,
+    /// What the engine computes on.
+    pub device: Device,
+    /// What routers may prefer the worker by, see `router.preferred_labels`.
+    pub labels: Vec<String>,
 }
 
 impl Default for WorkerConfig {
@@ -27,6 +33,8 @@ impl Default for WorkerConfig {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8200)),
             key_file: None,
             state_dir: None,
+            device: Device::default(),
+            labels: Vec::new(),
         }
     }
 }

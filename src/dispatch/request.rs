@@ -65,6 +65,72 @@ impl EngineBody {
         }
     }
 
+    /// Length of the body without the images that are not inside: the same for the same request.
+    pub fn json_bytes(&self) -> usize {
+        self.json.len()
+    }
+
+    /// Bytes that it holds, images included.
+    pub fn held_bytes(&self) -> usize {
+        let images = self.images.iter().map(|image| image.bytes.len());
+        self.json.len() + images.sum::<usize>()
+    }
+
+    /// The same for the same request to a path, and for no other: images are in it by their digests,
+    /// or their bytes.
+    pub fn digest(&self, path: &str) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("kvlens 1 request");
+        hasher.update(path.as_bytes());
+        hasher.update(&[0]);
+        let mut rest = &self.json[..];
+        // The marks are of this request alone.
+        while let Some(at) = self.mark_in(rest) {
+            hasher.update(&rest[..at]);
+            rest = &rest[at + self.mark.len()..];
+        }
+        hasher.update(rest);
+        *hasher.finalize().as_bytes()
+    }
+
+    fn mark_in(&self, json: &[u8]) -> Option<usize> {
+        match self.mark.as_bytes() {
+            b"" => None,
+            mark => memmem::find(json, mark),
+        }
+    }
+
+    /// Its fields.
+    pub fn fields(&self) -> Map<String, Value> {
+        // It was serialised from such a map.
+        serde_json::from_slice(&self.json).unwrap_or_default()
+    }
+
+    /// The same chat with another list of messages whose last one is to be continued, and an answer
+    /// of at most so many tokens.
+    pub fn continued_chat(&self, messages: Vec<Value>, answer_tokens_max: Option<u32>) -> Self {
+        let mut fields = self.fields();
+        fields.insert("messages".to_owned(), Value::Array(messages));
+        fields.insert("add_generation_prompt".to_owned(), false.into());
+        fields.insert("continue_final_message".to_owned(), true.into());
+        limit_answer(&mut fields, answer_tokens_max);
+        Self {
+            json: serialise(fields),
+            mark: self.mark.clone(),
+            images: self.images.clone(),
+            inline: OnceLock::new(),
+            may_report: self.may_report,
+        }
+    }
+
+    /// A chat without images or tools, or a completion, as the completion of token ids.
+    pub fn continued_tokens(&self, prompt: &[u32], answer_tokens_max: Option<u32>) -> Self {
+        let mut fields = self.fields();
+        fields.retain(|name, _| !CHAT_ONLY.contains(&name.as_str()));
+        fields.insert("prompt".to_owned(), json!(prompt));
+        limit_answer(&mut fields, answer_tokens_max);
+        Self::plain(serialise(fields))
+    }
+
     /// Writes each image in the place of its mark. The serialiser would search every byte for what
     /// must be escaped, which base64 never has, and that costs more than all else in a body.
     fn with_images(&self, urls: &[Option<&str>]) -> Bytes {
@@ -93,6 +159,24 @@ impl EngineBody {
         whole.extend_from_slice(rest);
         whole.into()
     }
+}
+
+/// What only a chat has: it is in the prompt already.
+const CHAT_ONLY: &[&str] = &[
+    "add_generation_prompt",
+    "add_special_tokens",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "include_reasoning",
+    "messages",
+    "parallel_tool_calls",
+    "reasoning_effort",
+];
+
+fn limit_answer(fields: &mut Map<String, Value>, answer_tokens_max: Option<u32>) {
+    fields.shift_remove("max_completion_tokens");
+    fields.shift_remove("max_tokens");
+    fields.extend(answer_tokens_max.map(|most| ("max_tokens".to_owned(), most.into())));
 }
 
 fn append_data_uri(whole: &mut Vec<u8>, image: &Image) {
@@ -203,6 +287,12 @@ mod tests {
     use crate::openai::fields::UnknownFields;
     use crate::openai::request::RequestLimits;
 
+    const LIMITS: RequestLimits = RequestLimits {
+        messages_max: 9,
+        images_max: 9,
+        unknown_fields: UnknownFields::Drop,
+    };
+
     #[test]
     fn every_image_stands_in_its_place_in_the_one_spelling() {
         let part =
@@ -211,12 +301,7 @@ mod tests {
             {"role": "user", "content": [part("DATA:;BASE64,aGVs bG8"), {"type": "text", "text": "\"data:\""}]},
             {"role": "user", "content": [part("http://host/a.png"), part("data:image/jpg;base64,aGVs")]},
         ]});
-        let limits = RequestLimits {
-            messages_max: 9,
-            images_max: 9,
-            unknown_fields: UnknownFields::Drop,
-        };
-        let request = ChatRequest::parse(sent.to_string().as_bytes(), limits).unwrap();
+        let request = ChatRequest::parse(sent.to_string().as_bytes(), LIMITS).unwrap();
         let image = |(number, bytes): (u8, &'static str)| Image {
             digest: MediaDigest([number; 32]),
             size: None,
@@ -257,5 +342,53 @@ mod tests {
             body["messages"][1]["content"][1],
             part(3, "data:image/png;base64,aGVs")
         );
+    }
+
+    #[test]
+    fn a_digest_is_of_the_request_and_not_of_its_marks() {
+        let body = |word: &str, number: u8| {
+            let sent = json!({"model": "m", "messages": [{"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": "http://host/"}},
+                {"type": "text", "text": word}]}]});
+            let request = ChatRequest::parse(sent.to_string().as_bytes(), LIMITS).unwrap();
+            let image = Image {
+                digest: MediaDigest([number; 32]),
+                size: None,
+                bytes: Bytes::from(vec![number]),
+                mime: "image/png",
+            };
+            chat_body(request, &[image], "")
+        };
+        let digest = |word: &str, number: u8| body(word, number).digest("/p");
+        assert_eq!(digest("a", 1), digest("a", 1));
+        for other in [digest("b", 1), digest("a", 2), body("a", 1).digest("/q")] {
+            assert_ne!(digest("a", 1), other);
+        }
+        let inlined = |word: &str| body(word, 1).inlined().digest("/p");
+        assert_eq!(inlined("a"), inlined("a"));
+        assert_ne!(inlined("a"), inlined("b"));
+        assert_eq!(body("a", 1).json_bytes(), body("b", 2).json_bytes());
+    }
+
+    #[test]
+    fn a_chat_goes_on_as_token_ids_or_as_a_chat() {
+        let sent = json!({"model": "m", "max_completion_tokens": 9, "temperature": 0.5,
+            "reasoning_effort": "none", "messages": [{"role": "user", "content": "a"}]});
+        let request = ChatRequest::parse(sent.to_string().as_bytes(), LIMITS).unwrap();
+        let body = chat_body(request, &[], "salt");
+        let read = |body: &EngineBody| -> Value {
+            serde_json::from_slice(&body.finish(&[], None)).unwrap()
+        };
+        assert_eq!(
+            read(&body.continued_tokens(&[1, 2], Some(5))),
+            json!({"temperature": 0.5, "model": "m", "cache_salt": "salt", "prompt": [1, 2],
+                "max_tokens": 5})
+        );
+        let messages = vec![json!({"role": "assistant", "content": "so far"})];
+        let chat = read(&body.continued_chat(messages.clone(), None));
+        assert_eq!(chat["messages"], Value::Array(messages));
+        assert_eq!(chat["continue_final_message"], true);
+        assert_eq!(chat["add_generation_prompt"], false);
+        assert_eq!(chat.get("max_completion_tokens"), None);
     }
 }

@@ -27,6 +27,7 @@ impl Frontend {
         } = &*self.metrics;
         // Counted elsewhere: set, not added, so that two readers at once count nothing twice.
         panics.inner().store(panics_total(), Ordering::Relaxed);
+        self.router.show();
         if let Some(media) = &self.media {
             let counts = media.cache_counts();
             media_cache_hits
@@ -53,6 +54,7 @@ impl Frontend {
     /// every candidate's cost; with `return_token_ids` the prompt as far as it is known, too.
     /// Nothing is placed or sent; image URLs are fetched.
     pub(crate) async fn explain(self: Arc<Self>, call: Call) -> Result<Reply, ApiError> {
+        let wish = self.wish(&call.headers)?;
         let chat = self.prepare_chat(&call.body).await?;
         let exactness = match chat.exactness {
             Exactness::Exact => "exact",
@@ -60,11 +62,11 @@ impl Frontend {
         };
         let mut body = json!({
             "model": &*chat.footprint.model,
-            "mode": self.router.mode(),
+            "mode": wish.mode.unwrap_or(self.router.mode()),
             "prompt_tokens": chat.footprint.prompt_tokens,
             "mm": exactness,
             "images": images(&chat),
-            "candidates": self.router.explain(&chat.footprint),
+            "candidates": self.router.explain(&chat.footprint, &wish),
         });
         if chat.request.options.passed.get("return_token_ids") == Some(&Value::Bool(true)) {
             body["prompt_token_ids"] = json!(chat.prompt.tokens);

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 
 use crate::dispatch::request::chat_body;
+use crate::frontend::continuation::{Continuable, answer_tokens_max};
 use crate::frontend::relay::Outgoing;
-use crate::frontend::{Frontend, error, prompt};
+use crate::frontend::{Asked, Frontend, continuation, error, prompt};
 use crate::http::Call;
 use crate::http::reply::Reply;
 use crate::media::{Image, Media};
 use crate::openai::chat::{ChatRequest, ImagePart};
 use crate::openai::error::ApiError;
 use crate::prompt::ExpandedPrompt;
-use crate::router::Footprint;
+use crate::router::footprint::{Footprint, MediaShare};
 use crate::telemetry::labels::{MediaLabels, MediaOutcome};
 
 /// A chat that is ready to be placed.
@@ -28,6 +29,7 @@ pub struct PreparedChat {
     pub footprint: Footprint,
     /// What the engine gets as `cache_salt`; empty for none.
     pub salt: String,
+    pub(crate) asked: Asked,
 }
 
 impl Frontend {
@@ -48,12 +50,26 @@ impl Frontend {
         }
         let (stream, include_usage) = (options.stream, options.include_usage);
         let wants_choices = options.wants_choices();
+        let nvext = options.nvext;
+        let allowed = allows(&chat.request);
+        let limit = answer_tokens_max(options);
+        let reads_cache = !options.bypasses_cache;
         let body = chat_body(chat.request, &chat.images, &chat.salt);
         // Where all images go inside, they do so now: the fewer bytes wait for a worker.
         let body = match self.media.as_ref().and_then(Media::shm) {
             Some(_) => body,
             None => body.inlined(),
         };
+        let is_known = allowed && chat.exactness == prompt::Exactness::Exact;
+        let held = is_known.then(|| self.hold(body.held_bytes()));
+        let continuable = held.flatten().map(|held| Continuable {
+            asked: chat.asked,
+            prompt: chat.prompt,
+            salt: chat.salt,
+            reads_cache,
+            answer_tokens_max: limit,
+            _held: held,
+        });
         Ok(Outgoing {
             id: call.id,
             received: call.received,
@@ -64,6 +80,9 @@ impl Frontend {
             include_usage,
             has_images: !chat.images.is_empty(),
             wants_choices,
+            wish: self.wish(&call.headers)?,
+            nvext,
+            continuable,
             body: body.into(),
         })
     }
@@ -81,7 +100,12 @@ impl Frontend {
         check_context(asked.context_tokens_max(), &known, "messages")?;
         let salt = salt(&request.options.cache_salt);
         let cached = !request.options.bypasses_cache;
-        let footprint = prompt::footprint(&asked, &known, &salt, cached);
+        let footprint = Footprint {
+            media: media(&images, &known.prompt),
+            stream: request.options.stream,
+            hints: prompt::hints(request.options.nvext.hints),
+            ..prompt::footprint(&asked, &known, &salt, cached)
+        };
         Ok(PreparedChat {
             request,
             images,
@@ -89,6 +113,7 @@ impl Frontend {
             prompt: known.prompt,
             footprint,
             salt,
+            asked,
         })
     }
 
@@ -117,6 +142,27 @@ impl Frontend {
         };
         try_join_all(request.images.iter().map(load)).await
     }
+}
+
+/// The images whose tokens are known.
+fn media(images: &[Image], prompt: &ExpandedPrompt) -> Arc<[MediaShare]> {
+    let shares = images.iter().zip(&prompt.spans);
+    let shares = shares.map(|(image, span)| MediaShare {
+        start: span.start,
+        digest: image.digest,
+        tokens: span.token_count,
+    });
+    shares.collect()
+}
+
+/// Whether a chat's answer can be continued as it would have gone on. What a tool call would be is
+/// not known as text; and behind a message of its own that an answer continues there is no place for
+/// another, where only a chat can carry the images.
+fn allows(request: &ChatRequest) -> bool {
+    let is_plain = request.add_generation_prompt && !request.continue_final_message;
+    request.tools.is_none()
+        && (is_plain || request.images.is_empty())
+        && continuation::allows(&request.options)
 }
 
 /// Refuses a prompt that leaves no room for a single token of answer, images counted.

@@ -1,5 +1,6 @@
 //! The one door from our errors to what clients see: status, code, field. Causes stay in the log.
 
+use crate::frontend::overrides::{RANK, WORKER};
 use crate::media::MediaError;
 use crate::model::ModelError;
 use crate::openai::error::{ApiError, ErrorKind};
@@ -9,12 +10,40 @@ use crate::router::RouteError;
 /// When to come again after a 503: engines restart within seconds.
 const RETRY_SECS: u32 = 2;
 
+/// When to come again after a 429 or 504 of the queue: it moves with every prompt that is computed,
+/// and those who are sent away should not all be back at once.
+const QUEUE_RETRY_SECS: u32 = 5;
+
 impl From<RouteError> for ApiError {
     fn from(error: RouteError) -> Self {
         match &error {
             RouteError::UnknownModel { model } => unknown_model(model),
             RouteError::NoEligibleWorker { .. } => {
                 unavailable("no_eligible_worker", error.to_string())
+            }
+            RouteError::WorkerNotFound { .. } => Self {
+                status: 404,
+                ..Self::invalid("worker_not_found", WORKER, error.to_string())
+            },
+            RouteError::RankNotFound { .. } => {
+                Self::invalid("invalid_value", RANK, error.to_string())
+            }
+            RouteError::WorkerUnavailable { .. } => Self {
+                status: 409,
+                ..Self::invalid("worker_unavailable", WORKER, error.to_string())
+            },
+            RouteError::WorkerNotNamed => {
+                Self::invalid("worker_required", WORKER, error.to_string())
+            }
+            RouteError::QueueFull { .. } => {
+                let message = format!("{error}; send it again after the time in Retry-After");
+                Self::new(429, ErrorKind::RateLimitError, "queue_full", message)
+                    .retry_after(QUEUE_RETRY_SECS)
+            }
+            RouteError::QueueTimeout { .. } => {
+                let message = format!("{error}; send it again after the time in Retry-After");
+                Self::new(504, ErrorKind::Timeout, "queue_timeout", message)
+                    .retry_after(QUEUE_RETRY_SECS)
             }
         }
     }
@@ -80,6 +109,24 @@ pub(crate) fn engine_failed(engines: usize) -> ApiError {
     ApiError::new(502, ErrorKind::ServerError, "engine_failed", message)
 }
 
+/// The answer to a request that would be retried, were a retry left: 502 where engines failed under
+/// it, else 503.
+pub(crate) fn no_retry_left(failures: usize) -> ApiError {
+    let message = "the request failed, and too many are being retried to try it again; retry later";
+    let (status, kind) = match failures {
+        0 => (503, ErrorKind::ServiceUnavailable),
+        _ => (502, ErrorKind::ServerError),
+    };
+    ApiError::new(status, kind, "retry_budget_exhausted", message).retry_after(RETRY_SECS)
+}
+
+/// The 422 of a request that engines have died of.
+pub(crate) fn deadly() -> ApiError {
+    let message = "engines have died of this request; it is not accepted for some minutes";
+    let kind = ErrorKind::InvalidRequestError;
+    ApiError::new(422, kind, "request_killed_engines", message)
+}
+
 /// The 429 of engines that all have too much to do.
 pub(crate) fn busy(engines: usize) -> ApiError {
     let message = format!("{engines} engine(s) have too much to do");
@@ -133,7 +180,61 @@ fn server_error(code: &'static str) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::select::queue::QueueFull;
+
+    #[test]
+    fn who_is_not_placed_is_told_when_to_come_again() {
+        let model = || "m".to_owned();
+        let full = QueueFull::Requests { requests_max: 9 };
+        let waited = Duration::from_secs(50);
+        for (error, status, code, retry_after_secs, part) in [
+            (
+                RouteError::UnknownModel { model: model() },
+                404,
+                "model_not_found",
+                None,
+                "GET /v1/models",
+            ),
+            (
+                RouteError::NoEligibleWorker {
+                    model: model(),
+                    workers: 2,
+                },
+                503,
+                "no_eligible_worker",
+                Some(2),
+                "none of the 2 workers",
+            ),
+            (
+                RouteError::QueueFull {
+                    model: model(),
+                    full,
+                },
+                429,
+                "queue_full",
+                Some(5),
+                "9 requests wait already, as many as may; send it again",
+            ),
+            (
+                RouteError::QueueTimeout {
+                    model: model(),
+                    waited,
+                },
+                504,
+                "queue_timeout",
+                Some(5),
+                "had room within 50s; send it again",
+            ),
+        ] {
+            let told = ApiError::from(error);
+            let seen = (told.status, told.code, told.retry_after_secs);
+            assert_eq!(seen, (status, code, retry_after_secs));
+            assert!(told.message.contains(part), "{}", told.message);
+        }
+    }
 
     #[test]
     fn an_engines_insides_are_not_shown() {

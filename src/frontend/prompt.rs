@@ -12,9 +12,10 @@ use crate::model::{Model, ModelError};
 use crate::openai::chat::{ChatRequest, ImagePart};
 use crate::openai::completion::{CompletionRequest, Prompt};
 use crate::openai::error::ApiError;
+use crate::openai::nvext::AgentHints;
 use crate::prompt::ExpandedPrompt;
 use crate::prompt::placeholder::spelled_media;
-use crate::router::Footprint;
+use crate::router::footprint::{Footprint, Hints};
 use crate::vision::VisionError;
 
 /// Whether a prompt is known to the last token.
@@ -135,12 +136,20 @@ pub(crate) fn footprint(asked: &Asked, known: &Known, salt: &str, cached: bool) 
         Vec::new()
     };
     Footprint {
-        model: view.base.clone(),
         adapter: view.adapter.clone(),
         hashes,
-        prompt_tokens: known.prompt.tokens.len() as u32,
         text_tokens: known.prompt.text_tokens(),
         estimated_tokens: known.estimated_tokens,
+        ..Footprint::new(view.base.clone(), known.prompt.tokens.len() as u32)
+    }
+}
+
+/// What a client says of its request, as the router takes it.
+pub(crate) fn hints(hints: AgentHints) -> Hints {
+    Hints {
+        priority: hints.priority,
+        strict_priority: hints.strict_priority,
+        output_tokens: hints.output_tokens,
     }
 }
 

@@ -6,30 +6,33 @@ use std::time::Instant;
 
 use ::http::StatusCode;
 use ::http::header::HeaderName;
+use memchr::memmem;
 use serde::Deserialize;
-use tracing::{info, warn};
+use tracing::info;
 
-use crate::discovery::ParityScope;
 use crate::dispatch::request::EngineBody;
 use crate::dispatch::stream::Usage;
 use crate::dispatch::{DispatchError, EngineAnswer, EngineRequest};
+use crate::frontend::answer::{Answer, Counts, with_nvext};
+use crate::frontend::continuation::Continuable;
+use crate::frontend::live::Live;
 use crate::frontend::prompt::Exactness;
-use crate::frontend::stream::{Answer, StreamRelay};
+use crate::frontend::stream::StreamRelay;
 use crate::frontend::transfer::{Parcel, speaks_of_files};
+use crate::frontend::tries::{Failure, Tries};
 use crate::frontend::{Frontend, error};
 use crate::http::reply::Reply;
-use crate::id::{RequestId, WorkerId};
+use crate::id::RequestId;
 use crate::openai::error::ApiError;
-use crate::router::{Footprint, Placement, RouteError};
+use crate::openai::nvext::Nvext;
+use crate::router::Placement;
+use crate::router::footprint::{Footprint, Wish};
 use crate::telemetry::labels::ModeLabels;
 
 const WORKER: HeaderName = HeaderName::from_static("x-kvlens-worker");
 const OVERLAP: HeaderName = HeaderName::from_static("x-kvlens-overlap");
+const BASIS: HeaderName = HeaderName::from_static("x-kvlens-basis");
 const MM: HeaderName = HeaderName::from_static("x-kvlens-mm");
-
-/// Engines that may die under one request before it is answered 502: a third could be the
-/// request's own doing.
-const DEATHS_MAX: usize = 2;
 
 /// A request that is ready to be placed and sent.
 #[derive(Debug)]
@@ -47,6 +50,12 @@ pub(crate) struct Outgoing {
     /// Several answers are asked for at once.
     pub(crate) wants_choices: bool,
     pub(crate) body: Arc<EngineBody>,
+    /// Where its client wants it to go.
+    pub(crate) wish: Wish,
+    /// What the answer is to say of itself.
+    pub(crate) nvext: Nvext,
+    /// What it takes to continue the answer elsewhere; `None` where that cannot be done.
+    pub(crate) continuable: Option<Continuable>,
 }
 
 impl Outgoing {
@@ -55,119 +64,51 @@ impl Outgoing {
         let tokens = self.footprint.prompt_tokens;
         (self.exactness == Exactness::Exact && tokens > 0).then_some(tokens)
     }
-
-    /// How much of the prompt counts in routing to the worker it was placed on.
-    fn exactness_at(&self, placement: &Placement) -> Exactness {
-        let is_other = match placement.parity_failed {
-            None => false,
-            Some(ParityScope::Media) => self.has_images,
-            Some(ParityScope::Text) => true,
-        };
-        match self.exactness {
-            Exactness::Exact if is_other => Exactness::TextOnly { reason: "parity" },
-            exactness => exactness,
-        }
-    }
 }
 
-/// Why one worker's answer did not reach the client; nothing has reached the client yet.
-enum Failure {
-    /// It never got the request.
-    Refused(DispatchError),
-    /// It has too much to do.
-    Busy(StatusCode),
-    /// It does not let us in.
-    Barred(StatusCode),
-    /// It broke off, or answered with a fault of its own.
-    BrokenOff(String),
-    /// It could not read the files that the request names.
-    Unread(String),
-    /// It refused the request itself: so would any other.
-    Rejected(ApiError),
-}
-
-/// What became of a request on the workers it was tried on.
-#[derive(Default)]
-struct Tries {
-    workers: Vec<WorkerId>,
-    deaths: usize,
-    busy: usize,
+/// An answer that has begun: an engine that fails before can still be replaced.
+enum Begun {
+    Whole(Reply),
+    Stream(Box<StreamRelay>),
 }
 
 impl Frontend {
     /// Places and sends a request until a worker answers it, each worker once at most.
-    pub(crate) async fn relay(&self, outgoing: Outgoing) -> Result<Reply, ApiError> {
-        let mut tries = Tries::default();
+    pub(crate) async fn relay(self: Arc<Self>, outgoing: Outgoing) -> Result<Reply, ApiError> {
+        self.recovery.request();
+        self.refuse_deadly(&outgoing)?;
         self.metrics
             .prompt_tokens
             .inc_by(u64::from(outgoing.footprint.prompt_tokens));
-        loop {
-            let placement = match self.router.place(&outgoing.footprint, &tries.workers) {
+        let mut tries = Tries::of(&outgoing);
+        let (answer, headers) = loop {
+            let wish = tries.wish(&outgoing.wish);
+            let placement = match self.router.admit(&outgoing.footprint, &wish).await {
                 Ok(placement) => placement,
                 Err(error) => return Err(self.not_placed(error, &tries)),
             };
-            self.log_placement(&outgoing, &placement, tries.workers.len() + 1);
             let (worker, gone) = (placement.worker.clone(), placement.gone.clone());
-            let attempt = self.attempt(&outgoing, placement);
+            let attempt = self.attempt(&outgoing, placement, tries.workers.len() + 1);
             let failure = match gone.run_until_cancelled(attempt).await {
-                Some(Ok(reply)) => return Ok(reply),
+                Some(Ok(begun)) => break begun,
                 Some(Err(failure)) => failure,
-                None => Failure::BrokenOff("the worker was taken out".to_owned()),
+                None => Failure::Left("the worker was taken out".to_owned()),
             };
-            self.take_note(&outgoing, &worker, failure, &mut tries)?;
-            self.metrics.retries.inc();
-            tries.workers.push(worker);
-        }
-    }
-
-    /// Notes a failure; an error ends the tries.
-    fn take_note(
-        &self,
-        outgoing: &Outgoing,
-        worker: &WorkerId,
-        failure: Failure,
-        tries: &mut Tries,
-    ) -> Result<(), ApiError> {
-        let request_id = &outgoing.id;
-        match failure {
-            Failure::Rejected(error) => return Err(error),
-            Failure::Refused(error) => {
-                self.router.refused(worker);
-                warn!(%request_id, %worker, %error, "dispatch failed");
-            }
-            Failure::Barred(status) => {
-                tracing::error!(%request_id, %worker, %status, "engine does not take our key, see discovery.key_file");
-            }
-            Failure::Busy(status) => {
-                tries.busy += 1;
-                warn!(%request_id, %worker, %status, "engine is busy");
-            }
-            Failure::BrokenOff(reason) | Failure::Unread(reason) => {
-                tries.deaths += 1;
-                warn!(%request_id, %worker, reason, deaths = tries.deaths, "engine failed");
-            }
-        }
-        match tries.deaths {
-            DEATHS_MAX => Err(error::engine_failed(tries.deaths)),
-            _ => Ok(()),
-        }
-    }
-
-    /// What a client is told when nobody is left to try.
-    fn not_placed(&self, error: RouteError, tries: &Tries) -> ApiError {
-        self.metrics.no_worker.inc();
-        match error {
-            RouteError::NoEligibleWorker { .. } if tries.deaths > 0 => {
-                error::engine_failed(tries.deaths)
-            }
-            RouteError::NoEligibleWorker { .. } if tries.busy > 0 => error::busy(tries.busy),
-            error => error.into(),
-        }
+            self.take_note(&worker, failure, &mut tries)?;
+            self.allow_retry(&outgoing, &tries)?;
+        };
+        let reply = match answer {
+            Begun::Whole(reply) => reply,
+            Begun::Stream(relay) => Live::new(*relay, self, outgoing, tries).into_reply(),
+        };
+        Ok(headers.into_iter().fold(reply, |reply, (name, value)| {
+            reply.with_header(name, &value)
+        }))
     }
 
     fn log_placement(&self, outgoing: &Outgoing, placement: &Placement, attempt: usize) {
         let labels = ModeLabels {
-            mode: self.router.mode(),
+            mode: outgoing.wish.mode.unwrap_or(self.router.mode()),
         };
         self.metrics.placements.get_or_create(&labels).inc();
         self.metrics
@@ -181,16 +122,49 @@ impl Frontend {
             rank = %placement.rank,
             overlap_blocks = placement.overlap_blocks,
             prompt_blocks = placement.prompt_blocks,
+            assumed = placement.basis.reason(),
             cost = placement.cost.total,
-            queued_ms = outgoing.received.elapsed().as_millis() as u64,
+            queued_ms = placement.queued.as_millis() as u64,
             attempt,
             request_id = %outgoing.id,
             "routed"
         );
     }
 
-    /// One worker's try.
-    async fn attempt(&self, outgoing: &Outgoing, placement: Placement) -> Result<Reply, Failure> {
+    /// One worker's try, up to its whole answer or the first event of its stream.
+    async fn attempt(
+        &self,
+        outgoing: &Outgoing,
+        placement: Placement,
+        number: usize,
+    ) -> Result<(Begun, Vec<(HeaderName, String)>), Failure> {
+        let worker = placement.worker.clone();
+        let headers = self.routing_headers(outgoing, &placement);
+        let answer = self.open(outgoing, placement, number).await?;
+        let begun = match outgoing.stream {
+            true => {
+                let mut relay = StreamRelay::new(answer, outgoing, self.sse_event_bytes_max);
+                relay.begin().await?;
+                self.router.succeeded(&worker);
+                Begun::Stream(Box::new(relay))
+            }
+            false => {
+                let (reply, _counts) = whole(answer).await?;
+                self.router.succeeded(&worker);
+                Begun::Whole(reply)
+            }
+        };
+        Ok((begun, headers))
+    }
+
+    /// Sends a placed request and waits for the head of its answer.
+    pub(crate) async fn open(
+        &self,
+        outgoing: &Outgoing,
+        placement: Placement,
+        number: usize,
+    ) -> Result<Answer, Failure> {
+        self.log_placement(outgoing, &placement, number);
         let mut parcel = self.parcel(&outgoing.body, &placement).await;
         let answer = match self.ask(outgoing, &placement, &parcel).await {
             Err(Failure::Unread(reason)) => {
@@ -203,19 +177,8 @@ impl Frontend {
         if outgoing.exactness_at(&placement) != outgoing.exactness {
             self.metrics.text_only.inc();
         }
-        let headers = self.routing_headers(outgoing, &placement);
         let metrics = self.metrics.clone();
-        let answer = Answer::new(outgoing, placement, metrics, answer).holding(parcel.files);
-        let reply = match outgoing.stream {
-            true => {
-                let relay = StreamRelay::new(answer, outgoing, self.sse_event_bytes_max);
-                relay.into_reply().await.map_err(Failure::BrokenOff)?
-            }
-            false => whole(answer).await?,
-        };
-        Ok(headers.into_iter().fold(reply, |reply, (name, value)| {
-            reply.with_header(name, &value)
-        }))
+        Ok(Answer::new(outgoing, placement, metrics, answer).holding(parcel.files))
     }
 
     /// Sends a body and waits for the head of its answer.
@@ -234,7 +197,7 @@ impl Frontend {
         let answer = self.client.send(&placement.address, request).await;
         let answer = answer.map_err(|error| match error {
             DispatchError::Refused { .. } => Failure::Refused(error),
-            _ => Failure::BrokenOff(error.to_string()),
+            _ => Failure::Died(error.to_string()),
         })?;
         let named = match parcel.files[..] {
             [] => None,
@@ -255,10 +218,15 @@ impl Frontend {
             Exactness::Exact => "exact".to_owned(),
             Exactness::TextOnly { reason } => format!("text_only; reason={reason}"),
         };
+        let basis = match placement.basis.reason() {
+            None => "events".to_owned(),
+            Some(reason) => format!("assumed; reason={reason}"),
+        };
         let overlap = format!("{}/{}", placement.overlap_blocks, placement.prompt_blocks);
         vec![
             (WORKER, placement.worker.to_string()),
             (OVERLAP, overlap),
+            (BASIS, basis),
             (MM, exactness),
         ]
     }
@@ -271,39 +239,52 @@ async fn accepted(
     folder: Option<&str>,
 ) -> Result<EngineAnswer, Failure> {
     let status = answer.status;
-    match (status.as_u16(), folder) {
-        (200..=299, _) => Ok(answer),
-        (408 | 429 | 503, _) => Err(Failure::Busy(status)),
+    match status.as_u16() {
+        200..=299 => Ok(answer),
+        408 | 429 | 503 => Err(Failure::Busy(status)),
         // The key that is missing is ours, not the client's.
-        (401 | 403, _) => Err(Failure::Barred(status)),
-        (400..=499, _) | (500, Some(_)) => {
+        401 | 403 => Err(Failure::Barred(status)),
+        400..=500 => {
             let body = answer.whole().await.unwrap_or_default();
             if folder.is_some() && speaks_of_files(&body, folder) {
                 return Err(Failure::Unread(format!("the engine answered {status}")));
             }
             if status.as_u16() == 500 {
-                return Err(Failure::BrokenOff(format!("status {status}")));
+                let reason = format!("status {status}");
+                return Err(match speaks_of_death(&body) {
+                    true => Failure::Died(reason),
+                    false => Failure::Faulty(reason),
+                });
             }
             let error = error::rejected(status.as_u16(), &body, outgoing.has_images);
             Err(Failure::Rejected(error))
         }
-        _ => Err(Failure::BrokenOff(format!("status {status}"))),
+        _ => Err(Failure::Faulty(format!("status {status}"))),
     }
 }
 
-/// An answer that comes in one piece.
-async fn whole(answer: Answer) -> Result<Reply, Failure> {
+/// Whether an engine says of itself that it has died: vLLM's HTTP side outlives its core for a
+/// moment, and answers in these words all that was in flight.
+pub(crate) fn speaks_of_death(body: &[u8]) -> bool {
+    const WORDS: &[u8] = b"EngineCore encountered an issue";
+    memmem::find(body, WORDS).is_some()
+}
+
+/// An answer that comes in one piece, and what is held until the client has it.
+async fn whole(answer: Answer) -> Result<(Reply, Counts), Failure> {
     #[derive(Deserialize)]
     struct Counted {
         usage: Option<Usage>,
     }
-    let (counts, engine) = answer.split();
-    let body = engine
-        .whole()
-        .await
-        .map_err(|error| Failure::BrokenOff(error.to_string()))?;
+    let Answer { mut counts, engine } = answer;
+    let body = engine.whole().await;
+    let mut body = body.map_err(|error| Failure::Died(error.to_string()))?;
     if let Ok(Counted { usage: Some(usage) }) = serde_json::from_slice(&body) {
         counts.usage(usage);
     }
-    Ok(Reply::full(StatusCode::OK, "application/json", body))
+    if let Some(nvext) = counts.nvext() {
+        body = with_nvext(&body, &nvext);
+    }
+    let reply = Reply::full(StatusCode::OK, "application/json", body);
+    Ok((reply, counts))
 }

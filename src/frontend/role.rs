@@ -145,11 +145,7 @@ fn agents(urls: &[String]) -> Result<Vec<String>, BadPlan> {
 pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<(), FrontendError> {
     let listeners = Listeners::bind(&config.frontend).await?;
     let metrics = Arc::new(Metrics::default());
-    let router = Router::capped(
-        config.router.policy(),
-        config.router.index_bytes_max,
-        metrics.clone(),
-    );
+    let router = Router::new(&config.router, metrics.clone());
     let models = HashMap::from([(plan.name.clone(), plan.model)]);
     let frontend = Frontend::new(
         &config,

@@ -1,222 +1,157 @@
-//! An engine's stream on its way to a client: passed as it comes, counted, never cut silently.
+//! An engine's stream on its way to a client: passed as it comes, counted, and told apart from one
+//! that broke off.
 
-use std::io;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
-use tracing::warn;
+use memchr::memmem;
 
 use crate::dispatch::EngineAnswer;
-use crate::dispatch::stream::{EventKind, Splitter, Usage, classify};
-use crate::frontend::relay::Outgoing;
-use crate::http::reply::Reply;
-use crate::id::RequestId;
-use crate::media::shm::Lent;
-use crate::openai::error::{ApiError, ErrorKind};
-use crate::router::{Answered, Placement};
-use crate::telemetry::metrics::Metrics;
+use crate::dispatch::stream::{EventKind, Splitter, classify};
+use crate::frontend::answer::{Answer, Counts, with_nvext};
+use crate::frontend::relay::{Outgoing, speaks_of_death};
+use crate::frontend::transcript::{Shape, Tokens, Transcript};
+use crate::frontend::tries::Failure;
 
 /// A stream whose worker was taken out may still be whole: a busy engine fails its probes and goes
 /// on. One that then says nothing for so long is over.
 const GONE_GRACE: Duration = Duration::from_secs(10);
 
-/// An answer on its way: what it holds, and what is counted of it.
-pub(crate) struct Answer {
-    counts: Counts,
-    engine: EngineAnswer,
+/// What comes next of a stream.
+pub(crate) enum Step {
+    /// All whole events at hand.
+    Events(Bytes),
+    /// It broke off.
+    Broken(Failure),
+    /// It has come to its end, or the client has been told.
+    Ended,
 }
 
-/// What is counted of an answer, and the placement it holds until it ends.
-pub(crate) struct Counts {
-    request_id: RequestId,
-    placement: Placement,
-    /// See [`Outgoing::exact_tokens`].
-    prompt_tokens: Option<u32>,
-    /// Those before the first image.
-    text_tokens: u32,
-    wants_choices: bool,
-    metrics: Arc<Metrics>,
-    received: Instant,
-    last_piece: Option<Instant>,
-    /// What the engine may still read.
-    _files: Vec<Lent>,
-}
-
-impl Answer {
-    pub(crate) fn new(
-        outgoing: &Outgoing,
-        placement: Placement,
-        metrics: Arc<Metrics>,
-        engine: EngineAnswer,
-    ) -> Self {
-        let counts = Counts {
-            request_id: outgoing.id.clone(),
-            placement,
-            prompt_tokens: outgoing.exact_tokens(),
-            text_tokens: outgoing.footprint.text_tokens,
-            wants_choices: outgoing.wants_choices,
-            metrics,
-            received: outgoing.received,
-            last_piece: None,
-            _files: Vec::new(),
-        };
-        Self { counts, engine }
-    }
-
-    /// The same, keeping what the engine reads until it ends.
-    pub(crate) fn holding(mut self, files: Vec<Lent>) -> Self {
-        self.counts._files = files;
-        self
-    }
-
-    pub(crate) fn split(self) -> (Counts, EngineAnswer) {
-        (self.counts, self.engine)
-    }
-}
-
-impl Counts {
-    /// Notes one piece of a stream; the first frees the prefill.
-    fn piece(&mut self) {
-        let now = Instant::now();
-        match self.last_piece {
-            None => {
-                self.placement.booking.first_token();
-                let waited = now - self.received;
-                self.metrics
-                    .time_to_first_token
-                    .observe(waited.as_secs_f64());
-            }
-            Some(last) => self
-                .metrics
-                .inter_token_latency
-                .observe((now - last).as_secs_f64()),
-        }
-        self.last_piece = Some(now);
-    }
-
-    /// Holds what the engine says of the prompt against what was predicted.
-    pub(crate) fn usage(&self, usage: Usage) {
-        self.metrics
-            .output_tokens
-            .inc_by(u64::from(usage.completion_tokens));
-        self.check_length(usage.prompt_tokens);
-        let Some(cached_tokens) = usage.cached_tokens() else {
-            return;
-        };
-        // Of several answers vLLM reports the last one's, which finds what the first has computed.
-        if self.wants_choices {
-            return;
-        }
-        let block_size = self.placement.block_size;
-        let predicted_tokens = self.placement.overlap_blocks * block_size.tokens();
-        self.metrics
-            .overlap_predicted_tokens
-            .inc_by(u64::from(predicted_tokens));
-        self.metrics
-            .overlap_cached_tokens
-            .inc_by(u64::from(cached_tokens));
-        self.metrics
-            .overlap_difference
-            .observe(f64::from(cached_tokens) - f64::from(predicted_tokens));
-        let booking = &self.placement.booking;
-        booking.found_cached(cached_tokens / block_size.tokens());
-        // Of a prompt known in part the counts are not those of the blocks we named.
-        if self.prompt_tokens.is_some() {
-            booking.answered(Answered {
-                block_size,
-                text_tokens: self.text_tokens,
-                cached_tokens,
-            });
-        }
-    }
-
-    /// A prompt of another length is another prompt: the overlap was another one's.
-    fn check_length(&self, engine_tokens: u32) {
-        // 0: the engine did not say.
-        let is_other = |tokens: &u32| engine_tokens > 0 && *tokens != engine_tokens;
-        let Some(prompt_tokens) = self.prompt_tokens.filter(is_other) else {
-            return;
-        };
-        self.metrics.prompt_length_mismatch.inc();
-        let (request_id, worker) = (&self.request_id, &self.placement.worker);
-        warn!(%request_id, %worker, prompt_tokens, engine_tokens, "engine counts another prompt length");
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum State {
     Open,
     /// The engine said `[DONE]`.
     Done,
-    /// It is over, for this reason; the client is still to be told.
-    Failing(String),
-    /// The client has been told.
-    Failed,
+    /// It broke off; nobody knows yet.
+    Broken(Failure),
+    /// It is over, and that is known.
+    Over,
 }
 
-/// An engine's stream on its way to a client. Dropped with the client's connection, it closes the
-/// engine's, which aborts the request there, and frees the booking.
+/// What a stream of which another engine may go on is held to.
+struct Record {
+    transcript: Transcript,
+    /// Once another engine goes on: the lengths by which its usage is told.
+    continued: Option<Tokens>,
+}
+
+/// An engine's stream, event by event.
 pub(crate) struct StreamRelay {
-    counts: Counts,
+    pub(crate) counts: Counts,
     engine: EngineAnswer,
     splitter: Splitter,
+    event_bytes_max: usize,
     include_usage: bool,
     state: State,
+    /// The answer's last piece, until what it is to say of the answer is known.
+    last_piece: Option<Bytes>,
+    record: Option<Record>,
+    /// Events that are ready for the client.
+    ready: Vec<Bytes>,
 }
 
 impl StreamRelay {
     pub(crate) fn new(answer: Answer, outgoing: &Outgoing, event_bytes_max: usize) -> Self {
+        let shape = match outgoing.path {
+            "/v1/completions" => Shape::Completion,
+            _ => Shape::Chat,
+        };
+        let record = outgoing.continuable.is_some().then(|| Record {
+            transcript: Transcript::new(shape),
+            continued: None,
+        });
         Self {
             counts: answer.counts,
             engine: answer.engine,
             splitter: Splitter::new(event_bytes_max),
+            event_bytes_max,
             include_usage: outgoing.include_usage,
             state: State::Open,
+            last_piece: None,
+            record,
+            ready: Vec::new(),
         }
     }
 
-    /// Answers with the stream, once its first event is there: an engine that dies before it can
-    /// still be replaced. The error says why it died.
-    pub(crate) async fn into_reply(mut self) -> Result<Reply, String> {
-        while !self.is_failing() {
-            if let Some(first) = self.at_hand() {
-                let first = stream::iter([Ok(first)]);
-                let rest = stream::unfold(self, async |mut relay| {
-                    relay
-                        .next()
-                        .await
-                        .map(|event| (io::Result::Ok(event), relay))
-                });
-                return Ok(Reply::events(first.chain(rest).boxed()));
-            }
-            self.read().await;
-        }
-        match self.state {
-            State::Failing(reason) => Err(reason),
-            _ => Err("the stream was empty".to_owned()),
-        }
-    }
-
-    fn is_failing(&self) -> bool {
-        matches!(self.state, State::Failing(_))
-    }
-
-    /// The next bytes for the client: all whole events at hand.
-    async fn next(&mut self) -> Option<Bytes> {
+    /// Waits for the first event: an engine that fails before it can still be replaced.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub(crate) async fn begin(&mut self) -> Result<(), Failure> {
         loop {
-            if let Some(events) = self.at_hand() {
-                return Some(events);
+            self.take_events();
+            if !self.ready.is_empty() {
+                return Ok(());
             }
-            match std::mem::replace(&mut self.state, State::Failed) {
-                State::Failing(reason) => return Some(self.terminal(&reason)),
-                State::Failed => return None,
+            match std::mem::replace(&mut self.state, State::Over) {
+                State::Broken(failure) => return Err(failure),
                 state => self.state = state,
             }
             if !self.read().await {
-                return None;
+                return Err(Failure::Faulty("the stream was empty".to_owned()));
             }
+        }
+    }
+
+    /// What comes next.
+    pub(crate) async fn step(&mut self) -> Step {
+        loop {
+            self.take_events();
+            match self.ready.len() {
+                0 => {}
+                1 => return Step::Events(self.ready.remove(0)),
+                // What came together goes together.
+                _ => return Step::Events(std::mem::take(&mut self.ready).concat().into()),
+            }
+            match std::mem::replace(&mut self.state, State::Over) {
+                State::Broken(failure) => return Step::Broken(failure),
+                State::Over => return Step::Ended,
+                state => self.state = state,
+            }
+            if !self.read().await {
+                return Step::Ended;
+            }
+        }
+    }
+
+    /// The text that the client has; `None` where it has more than text, or nothing can go on.
+    pub(crate) fn text(&self) -> Option<&str> {
+        self.record.as_ref()?.transcript.text()
+    }
+
+    /// Whether all has come but the stream's end, and the client need not be told the usage.
+    pub(crate) fn only_lacks_its_end(&self) -> bool {
+        let record = self.record.as_ref();
+        let is_finished = record.is_some_and(|record| record.transcript.is_finished());
+        is_finished && !self.include_usage
+    }
+
+    /// The end of a stream that lacks nothing else.
+    pub(crate) fn end(&mut self) -> Bytes {
+        self.release_last_piece(true);
+        self.ready.push(Bytes::from_static(b"data: [DONE]\n\n"));
+        std::mem::take(&mut self.ready).concat().into()
+    }
+
+    /// Goes on with another engine's answer.
+    pub(crate) fn follow(&mut self, mut answer: Answer, tokens: Tokens) {
+        answer.counts.follow(&self.counts);
+        self.counts = answer.counts;
+        self.engine = answer.engine;
+        self.splitter = Splitter::new(self.event_bytes_max);
+        self.state = State::Open;
+        if let Some(record) = &mut self.record {
+            record.continued = Some(tokens);
         }
     }
 
@@ -231,77 +166,115 @@ impl StreamRelay {
         let came = tokio::select! {
             chunk = chunk => chunk,
             () = overdue => {
-                self.state = State::Failing("the worker was taken out and is silent".to_owned());
+                let reason = "the worker was taken out and is silent";
+                self.state = State::Broken(Failure::Left(reason.to_owned()));
                 return true;
             }
         };
         match came {
             Some(Ok(bytes)) => self.splitter.push(&bytes),
-            Some(Err(error)) => self.state = State::Failing(error.to_string()),
-            None if self.state == State::Done => return false,
-            None => self.state = State::Failing("the stream ended before its end".to_owned()),
+            Some(Err(error)) => self.state = State::Broken(Failure::Died(error.to_string())),
+            None if matches!(self.state, State::Done) => return false,
+            None => {
+                let reason = "the stream ended before its end";
+                self.state = State::Broken(Failure::Died(reason.to_owned()));
+            }
         }
         true
     }
 
-    /// All whole events that have arrived, as one piece: what came together goes together.
-    fn at_hand(&mut self) -> Option<Bytes> {
-        let mut joined: Option<Vec<u8>> = None;
-        let mut single: Option<Bytes> = None;
+    /// Takes note of all whole events that have arrived.
+    fn take_events(&mut self) {
         while matches!(self.state, State::Open | State::Done) {
-            let event = match self.splitter.next_event() {
-                Ok(Some(event)) => event,
+            match self.splitter.next_event() {
+                Ok(Some(event)) => self.take(event),
                 Ok(None) => break,
-                Err(error) => {
-                    self.state = State::Failing(error.to_string());
-                    break;
-                }
-            };
-            if !self.passes(&event) {
-                continue;
-            }
-            match (&mut joined, single.take()) {
-                (Some(joined), _) => joined.extend_from_slice(&event),
-                (None, Some(first)) => joined = Some([first, event].concat()),
-                (None, None) => single = Some(event),
+                Err(error) => self.state = State::Broken(Failure::Faulty(error.to_string())),
             }
         }
-        joined.map(Bytes::from).or(single)
     }
 
-    /// Takes note of an event; false when it is not for the client.
-    fn passes(&mut self, event: &[u8]) -> bool {
-        match classify(event) {
-            EventKind::Piece => self.counts.piece(),
+    fn take(&mut self, event: Bytes) {
+        match classify(&event) {
+            EventKind::Piece => {
+                self.counts.piece();
+                self.take_piece(event);
+            }
             EventKind::Usage(usage) => {
                 self.counts.usage(usage);
-                return self.include_usage;
+                self.take_usage(event);
             }
-            EventKind::Done => self.state = State::Done,
+            EventKind::Done => {
+                self.release_last_piece(true);
+                self.state = State::Done;
+                self.ready.push(event);
+            }
             EventKind::Error => {
                 // The engine's own words may tell of its inside: the client gets ours.
-                self.state = State::Failing("the engine reported an error".to_owned());
-                return false;
+                let reason = "the engine reported an error".to_owned();
+                self.state = State::Broken(match speaks_of_death(&event) {
+                    true => Failure::Died(reason),
+                    false => Failure::Faulty(reason),
+                });
             }
-            EventKind::Other => {}
+            EventKind::Other => self.ready.push(event),
         }
-        true
     }
 
-    /// The error event that ends a stream after its first byte, without `[DONE]`.
-    fn terminal(&self, reason: &str) -> Bytes {
-        let Counts {
-            request_id,
-            placement,
-            metrics,
-            ..
-        } = &self.counts;
-        metrics.stream_failures.inc();
-        warn!(%request_id, worker = %placement.worker, reason, "stream failed");
-        let message = "the engine failed while it was answering; the answer is incomplete";
-        let error = ApiError::new(502, ErrorKind::ServerError, "engine_failed", message);
-        [b"data: ".as_slice(), &error.body(), b"\n\n"]
-            .concat()
-            .into()
+    fn take_piece(&mut self, event: Bytes) {
+        let event = match &mut self.record {
+            Some(Record {
+                transcript,
+                continued: Some(_),
+            }) => transcript.piece(&event),
+            Some(record) => {
+                record.transcript.note(&event);
+                Some(event)
+            }
+            None => Some(event),
+        };
+        let Some(event) = event else {
+            return;
+        };
+        self.release_last_piece(false);
+        match self.counts.wants_nvext() && has_finish(&event) {
+            true => self.last_piece = Some(event),
+            false => self.ready.push(event),
+        }
     }
+
+    fn take_usage(&mut self, event: Bytes) {
+        if !self.include_usage {
+            return;
+        }
+        let record = self.record.as_ref();
+        let continued = record.and_then(|record| Some((&record.transcript, record.continued?)));
+        let event = match continued {
+            Some((transcript, tokens)) => transcript.usage(&event, tokens),
+            None => Some(event),
+        };
+        self.release_last_piece(false);
+        let nvext = self.counts.nvext();
+        self.ready.extend(event.map(|event| match nvext {
+            Some(nvext) => with_nvext(&event, &nvext),
+            None => event,
+        }));
+    }
+
+    /// Lets the last piece go, with `nvext` where nothing but the stream's end comes behind it.
+    fn release_last_piece(&mut self, is_last: bool) {
+        let Some(piece) = self.last_piece.take() else {
+            return;
+        };
+        let nvext = self.counts.nvext().filter(|_| is_last);
+        self.ready.push(match nvext {
+            Some(nvext) => with_nvext(&piece, &nvext),
+            None => piece,
+        });
+    }
+}
+
+/// Whether a piece is a choice's last one. A text that says so has its quotes escaped.
+fn has_finish(event: &[u8]) -> bool {
+    memmem::find(event, b"\"finish_reason\":\"").is_some()
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::dispatch::request::{completion_body, embeddings_body};
 use crate::frontend::chat::{check_context, salt};
+use crate::frontend::continuation::{Continuable, allows, answer_tokens_max};
 use crate::frontend::prompt::Exactness;
 use crate::frontend::relay::Outgoing;
 use crate::frontend::{Frontend, prompt};
@@ -12,7 +13,8 @@ use crate::http::reply::Reply;
 use crate::openai::completion::CompletionRequest;
 use crate::openai::embeddings::EmbeddingsRequest;
 use crate::openai::error::ApiError;
-use crate::router::Footprint;
+use crate::openai::nvext::Nvext;
+use crate::router::footprint::Footprint;
 
 impl Frontend {
     /// Answers `POST /v1/completions`.
@@ -30,18 +32,42 @@ impl Frontend {
         let known = prompt::completion_prompt(&asked.model, &request)?;
         check_context(asked.context_tokens_max(), &known, "prompt")?;
         let salt = salt(&request.options.cache_salt);
-        let cached = !request.options.bypasses_cache;
+        let options = &request.options;
+        let footprint = Footprint {
+            stream: options.stream,
+            hints: prompt::hints(options.nvext.hints),
+            ..prompt::footprint(&asked, &known, &salt, !options.bypasses_cache)
+        };
+        let (stream, include_usage) = (options.stream, options.include_usage);
+        let (wants_choices, nvext) = (options.wants_choices(), options.nvext);
+        let reads_cache = !options.bypasses_cache;
+        // Engines differ in how long a completion is that sets no limit.
+        let limit = answer_tokens_max(options);
+        let allowed = allows(options) && limit.is_some();
+        let body = completion_body(request, &salt);
+        let held = allowed.then(|| self.hold(body.held_bytes())).flatten();
+        let continuable = held.map(|held| Continuable {
+            asked,
+            prompt: known.prompt,
+            salt,
+            reads_cache,
+            answer_tokens_max: limit,
+            _held: held,
+        });
         Ok(Outgoing {
             id: call.id,
             received: call.received,
             path: "/v1/completions",
-            footprint: prompt::footprint(&asked, &known, &salt, cached),
+            footprint,
             exactness: known.exactness,
-            stream: request.options.stream,
-            include_usage: request.options.include_usage,
+            stream,
+            include_usage,
             has_images: false,
-            wants_choices: request.options.wants_choices(),
-            body: completion_body(request, &salt).into(),
+            wants_choices,
+            body: body.into(),
+            wish: self.wish(&call.headers)?,
+            nvext,
+            continuable,
         })
     }
 
@@ -54,13 +80,10 @@ impl Frontend {
             received: call.received,
             path: "/v1/embeddings",
             footprint: Footprint {
-                model: asked.view.base,
                 adapter: asked.view.adapter,
-                hashes: Vec::new(),
-                prompt_tokens: 0,
-                text_tokens: 0,
                 // Four bytes a token, as in English.
                 estimated_tokens: (call.body.len() / 4) as u32,
+                ..Footprint::new(asked.view.base, 0)
             },
             exactness: Exactness::Exact,
             stream: false,
@@ -68,6 +91,9 @@ impl Frontend {
             has_images: false,
             wants_choices: false,
             body: embeddings_body(request).into(),
+            wish: self.wish(&call.headers)?,
+            nvext: Nvext::default(),
+            continuable: None,
         };
         self.relay(outgoing).await
     }

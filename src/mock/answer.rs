@@ -1,4 +1,7 @@
 //! What the mock engine says: what it saw, what its cache knew, then filler.
+//!
+//! Like a model it reads its own answer so far: a prompt that ends with the beginning of an answer
+//! gets the rest of it, to the token, so that a cut shows in the whole.
 
 use crate::mock::scheduler::Admission;
 use crate::model::Model;
@@ -8,6 +11,13 @@ pub const DEFAULT_TOKENS: usize = 64;
 
 const FILLER: &str = " This answer is made up by a mock engine, which has no weights and no GPU; \
      it counts blocks as a real engine does, and its words only take their time: läuft, 走る, готово.";
+
+/// How every answer begins, and how what it says of the prompt ends.
+const OPENING: &str = "I see ";
+const CLOSING: &str = " came from my cache.";
+
+/// Tokens at a prompt's end in which an answer's beginning is looked for.
+const LOOK_BACK_TOKENS: usize = 8_192;
 
 /// Why an answer ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,31 +63,54 @@ impl Writer {
         Self { filler }
     }
 
-    /// The answer to a prompt in which `seen` was seen.
+    /// The beginning of an answer that a prompt ends with.
+    pub fn begun(&self, model: &Model, prompt: &[u32]) -> Option<String> {
+        // Most prompts end with a line break, and no answer has one.
+        let last = model.decode(&prompt[prompt.len().saturating_sub(1)..]);
+        if last.is_empty() || last.ends_with('\n') {
+            return None;
+        }
+        let tail = model.decode(&prompt[prompt.len().saturating_sub(LOOK_BACK_TOKENS)..]);
+        let text = &tail[tail.rfind(OPENING)?..];
+        let Some(at) = text.find(CLOSING) else {
+            return (!text.contains('\n')).then(|| text.to_owned());
+        };
+        let said = text[at + CLOSING.len()..].chars();
+        let is_filler = said.zip(FILLER.chars().cycle()).all(|(a, b)| a == b);
+        is_filler.then(|| text.to_owned())
+    }
+
+    /// The answer to a prompt in which `seen` was seen, or what it lacks of the one that has begun.
     pub fn write(
         &self,
         model: &Model,
-        seen: &str,
+        (seen, begun): (&str, Option<&str>),
         admission: (Admission, usize),
         wishes: &Wishes,
     ) -> Answer {
         let (Admission { cached_tokens, .. }, prompt_tokens) = admission;
-        let head = format!(
-            "I see {seen}; {cached_tokens} of {prompt_tokens} prompt tokens came from my cache."
-        );
+        let mut head =
+            format!("{OPENING}{seen}; {cached_tokens} of {prompt_tokens} prompt tokens{CLOSING}");
+        if let Some((said, at)) = begun.and_then(|text| Some((text, text.find(CLOSING)?))) {
+            head = said[..at + CLOSING.len()].to_owned();
+        }
+        let begun = begun.map(|text| model.encode(text, false).unwrap_or_default());
+        let begun = begun.map_or(0, |tokens| tokens.len());
         let eos = model.eos_tokens().first().filter(|_| !wishes.ignore_eos);
-        let wanted = wishes.tokens_max.unwrap_or(DEFAULT_TOKENS);
+        // A limit beyond what the context leaves is none.
+        let limit = wishes.tokens_max;
+        let limit = limit.filter(|limit| begun == 0 || *limit < wishes.context_tokens_left);
+        let wanted = limit.unwrap_or(DEFAULT_TOKENS.saturating_sub(begun));
         let count = wanted.min(wishes.context_tokens_left).max(1);
-        let ends = wishes.tokens_max.is_none() && count == wanted;
+        let ends = limit.is_none() && count == wanted.max(1);
         let text_tokens = if ends && eos.is_some() {
             count - 1
         } else {
             count
         };
-        let mut tokens = model.encode(&head, false).unwrap_or_default();
-        tokens.truncate(text_tokens);
-        let missing = text_tokens - tokens.len();
-        tokens.extend(self.filler.iter().cycle().take(missing));
+        let head = model.encode(&head, false).unwrap_or_default();
+        let whole = head.iter().chain(self.filler.iter().cycle());
+        let mut tokens: Vec<u32> = whole.skip(begun).take(text_tokens).copied().collect();
         if let Some(cut) = find_stop(model, &tokens, &wishes.stop) {
             return cut;
         }

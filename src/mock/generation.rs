@@ -150,6 +150,7 @@ impl Generation {
         let answer = Arc::new(OnceLock::new());
         let id = self.server.next_sequence();
         let seen = prompt.describe();
+        let begun = self.server.writer.begun(&self.server.model, &prompt.tokens);
         let prompt_tokens = prompt.tokens.len();
         let mut wishes = terms.wishes.clone();
         wishes.context_tokens_left = self.server.context_tokens_max - prompt_tokens;
@@ -172,7 +173,8 @@ impl Generation {
             answer: Box::new(move |admission| {
                 told.admitted(admission);
                 let known = (admission, prompt_tokens);
-                let answer = server.writer.write(&server.model, &seen, known, &wishes);
+                let prompt = (&*seen, begun.as_deref());
+                let answer = server.writer.write(&server.model, prompt, known, &wishes);
                 Arc::clone(&decided.get_or_init(|| answer).tokens)
             }),
         };

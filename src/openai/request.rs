@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::openai::error::ApiError;
 use crate::openai::fields::{self, UnknownFields};
+use crate::openai::nvext::Nvext;
 
 /// Limits on what one request may carry.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +25,8 @@ pub struct RequestOptions {
     pub cache_salt: String,
     /// Prompt log-probabilities are wanted: the engine then reads no cache.
     pub bypasses_cache: bool,
+    /// What it says in `nvext`.
+    pub nvext: Nvext,
     /// What goes to the engine as it came.
     pub passed: Map<String, Value>,
     /// Fields left out because we do not know them.
@@ -74,6 +77,7 @@ impl RequestOptions {
         let include_usage = take_include_usage(&mut fields, stream)?;
         let cache_salt = take_salt(&mut fields)?;
         let logprobs = take_logprobs(&mut fields)?;
+        let (nvext, unread) = Nvext::take(&mut fields, limits.unknown_fields)?;
         let echo = fields.get("echo") == Some(&Value::Bool(true));
         let (mut passed, dropped_fields) = fields::sort(fields, limits.unknown_fields)?;
         let bypasses_cache = passed.contains_key("prompt_logprobs") || echo && logprobs.is_some();
@@ -84,7 +88,8 @@ impl RequestOptions {
             include_usage,
             cache_salt,
             bypasses_cache,
-            dropped_fields,
+            nvext,
+            dropped_fields: dropped_fields + unread,
             passed,
         })
     }

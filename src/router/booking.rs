@@ -20,7 +20,13 @@ impl Booking {
 
     /// Frees the prefill share: the first token has come.
     pub fn first_token(&self) {
-        self.router.lock().prefill_done(self.key);
+        self.router
+            .make_room(|state, now| state.prefill_done(self.key, now));
+    }
+
+    /// Notes how many tokens of the answer have come; now and then is enough.
+    pub fn progress(&self, seen_tokens: u32) {
+        self.router.lock().progress(self.key, seen_tokens);
     }
 
     /// Holds what the engine says of its cache against the events that it sends.
@@ -40,6 +46,6 @@ impl Booking {
 
 impl Drop for Booking {
     fn drop(&mut self) {
-        self.router.lock().free(self.key);
+        self.router.make_room(|state, _| state.free(self.key));
     }
 }

@@ -215,6 +215,7 @@ impl Held {
         let cause = format!("agent away since {}", away.since_text);
         record.ledger.completeness = Completeness::Partial;
         record.ledger.cause = Some(cause.clone());
+        record.ledger.is_followed = false;
         // Nobody listens to what the engine would report.
         record.ledger.report_session = None;
         let cause = match &away.found {

@@ -1,16 +1,17 @@
 //! One worker as the router knows it: its record and what is booked on each of its ranks.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::config::circuit::CircuitConfig;
 use crate::discovery::{Parity, ParityScope, WorkerRecord};
+use crate::router::circuit::Circuit;
 use crate::router::confirm::{Confirm, MISSED_MAX, PATIENCE};
-use crate::router::state::{BookingKey, Chosen};
-use crate::select::churn::Churn;
-use crate::select::load::{InFlight, Load, Share};
+use crate::router::rank_state::RankState;
+use crate::router::state::Chosen;
+use crate::select::load::Load;
 
 /// A worker and what is booked on it.
 #[derive(Debug)]
@@ -24,24 +25,14 @@ pub(crate) struct Member {
     pub(crate) ranks: Vec<RankState>,
     /// What its engine stores, held against what it says that it computed.
     pub(crate) confirm: Confirm,
-    /// Gets no requests before this instant.
-    pub(crate) paused_until: Option<Instant>,
+    /// Whether it is tried, after it has failed.
+    pub(crate) circuit: Circuit,
     /// Cancelled when the worker is taken out or its engine is away.
     pub(crate) gone: CancellationToken,
 }
 
-/// What is booked on one rank.
-#[derive(Debug, Default)]
-pub(crate) struct RankState {
-    /// Each request in flight is a tentative holder of its prompt's blocks.
-    pub(crate) in_flight: InFlight,
-    pub(crate) shares: HashMap<BookingKey, Share>,
-    /// The new blocks it was sent.
-    pub(crate) churn: Churn,
-}
-
 impl Member {
-    pub(crate) fn new(record: WorkerRecord) -> Self {
+    pub(crate) fn new(record: WorkerRecord, circuit: CircuitConfig) -> Self {
         let ranks = record.ranks.max(1) as usize;
         Self {
             address: record.address.as_str().into(),
@@ -52,7 +43,7 @@ impl Member {
                 .collect(),
             record,
             confirm: Confirm::default(),
-            paused_until: None,
+            circuit: Circuit::new(circuit),
             gone: CancellationToken::new(),
         }
     }
@@ -69,8 +60,15 @@ impl Member {
             self.gone = CancellationToken::new();
         }
         if self.record.incarnation != record.incarnation {
-            // What was missed of the former process says nothing of this one.
+            // What was missed of the former process, or failed there, says nothing of this one.
             self.confirm = Confirm::default();
+            self.ranks.iter_mut().for_each(RankState::begin_again);
+            self.circuit.renew();
+        }
+        if self.record.engine_load != record.engine_load {
+            for (rank, load) in self.ranks.iter_mut().zip(&record.engine_load) {
+                rank.observe(*load);
+            }
         }
         self.address = record.address.as_str().into();
         self.media_dir = record.media_dir.as_deref().map(Arc::from);
@@ -122,17 +120,11 @@ impl Member {
         if !self.record.verdict.takes_requests() {
             return Some("verdict");
         }
-        if self.paused_until.is_some_and(|until| now < until) {
-            return Some("refused a connection");
-        }
-        None
+        self.circuit.passage(now).barrier()
     }
 
     /// The load of each rank.
     pub(crate) fn loads(&self) -> Vec<Load> {
-        self.ranks
-            .iter()
-            .map(|rank| rank.in_flight.load())
-            .collect()
+        self.ranks.iter().map(RankState::load).collect()
     }
 }

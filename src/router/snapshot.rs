@@ -98,6 +98,6 @@ impl State {
     fn is_idle(&self, worker: &WorkerId) -> bool {
         let member = self.workers.get(worker);
         let mut ranks = member.into_iter().flat_map(|member| &member.ranks);
-        ranks.all(|rank| rank.shares.is_empty())
+        ranks.all(|rank| rank.booked.is_empty())
     }
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::block::BlockSize;
 use crate::discovery::WorkerRecord;
 use crate::id::{DpRank, WorkerId};
+use crate::router::basis::Basis;
 use crate::select::Cost;
 use crate::select::load::Load;
 
@@ -34,8 +35,27 @@ pub struct WorkerView {
     /// The engine's own number of the last batch of events that the index has taken in, one entry
     /// per data-parallel rank; `None` before the first.
     pub applied_sequences: Vec<Option<u64>>,
-    /// One entry per data-parallel rank.
+    /// From what each data-parallel rank's overlaps are told.
+    pub basis: Vec<Basis>,
+    /// The load that requests are placed by, one entry per data-parallel rank.
     pub load: Vec<Load>,
+    pub circuit: CircuitView,
+}
+
+/// Whether a worker that has failed gets requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum CircuitView {
+    /// It does.
+    Closed,
+    /// It gets none before a while has passed.
+    Open {
+        since: String,
+        until: String,
+        cause: &'static str,
+    },
+    /// It gets one, on whose success more depend.
+    HalfOpen { since: String, cause: &'static str },
 }
 
 /// One candidate of a request, and what it would cost there.
@@ -47,6 +67,10 @@ pub struct CandidateView {
     pub not_eligible: Option<&'static str>,
     pub overlap_blocks: u32,
     pub prompt_blocks: u32,
+    /// From what the overlap is told.
+    pub basis: Basis,
+    /// Tokens of images that it encoded lately, and would not encode again.
+    pub encoded_tokens: u32,
     pub load: Load,
     pub cost: Cost,
     pub chosen: bool,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::block::{BlockMap, SequenceHash};
+use crate::block::{BlockMap, BlockSize, SequenceHash};
 
 /// The load of one worker rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -11,21 +11,54 @@ pub struct Load {
     pub prefill_tokens: u64,
     /// Blocks of the prompts in flight; one that several prompts share counts once.
     pub decode_blocks: u64,
+    /// Blocks of their answers: those that have come, and those that are expected to.
+    pub output_blocks: u64,
     /// Requests in flight.
     pub requests: u32,
 }
 
 /// What one request adds to the load of the rank it is placed on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     /// Zero once the first token has come.
     pub prefill_tokens: u64,
+    /// Nobody sees its first token: the answer comes in one piece.
+    pub is_whole: bool,
+    pub output: Output,
     /// Blocks of the prompt, the part-filled last one included.
     pub blocks: u32,
     /// Names of the full ones; empty where they have none, and then they are shared with nobody.
     pub hashes: Arc<[SequenceHash]>,
     /// Leading blocks that the index said the rank held when the request was booked.
     pub indexed_blocks: u32,
+}
+
+/// A request's answer, as far as it takes room beside the prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Tokens that it is expected to have; 0 where nobody said.
+    pub expected_tokens: u32,
+    /// Tokens that have come.
+    pub seen_tokens: u32,
+    pub block_size: BlockSize,
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self {
+            expected_tokens: 0,
+            seen_tokens: 0,
+            block_size: BlockSize::ONE,
+        }
+    }
+}
+
+impl Output {
+    /// What it takes in the end, as far as is known: what is still to come shrinks by what comes.
+    fn blocks(self) -> u64 {
+        let tokens = self.expected_tokens.max(self.seen_tokens);
+        u64::from(tokens.div_ceil(self.block_size.tokens()))
+    }
 }
 
 /// The requests in flight on one rank.
@@ -41,6 +74,8 @@ pub struct InFlight {
 struct Tentative {
     /// How many of them.
     prompts: u32,
+    /// How many of them end with it, and have no first token that anybody sees.
+    ends: u32,
     /// Whether the engine has said since that it stored it.
     is_stored: bool,
 }
@@ -55,12 +90,28 @@ impl InFlight {
     pub fn book(&mut self, share: &Share) {
         self.load.prefill_tokens += share.prefill_tokens;
         self.load.requests += 1;
+        self.load.output_blocks += share.output.blocks();
         self.load.decode_blocks += u64::from(share.unnamed_blocks());
         for hash in &*share.hashes {
             let block = self.prompts_with.entry(*hash).or_default();
             block.prompts += 1;
             self.load.decode_blocks += u64::from(block.prompts == 1);
         }
+        if let Some(block) = self.end_of(share) {
+            block.ends += 1;
+        }
+    }
+
+    /// Notes how many tokens of a booked share's answer have come.
+    pub fn progress(&mut self, share: &mut Share, seen_tokens: u32) {
+        let before = share.output.blocks();
+        share.output.seen_tokens = share.output.seen_tokens.max(seen_tokens);
+        self.load.output_blocks = self.load.output_blocks + share.output.blocks() - before;
+    }
+
+    fn end_of(&mut self, share: &Share) -> Option<&mut Tentative> {
+        let last = share.hashes.last().filter(|_| share.is_whole)?;
+        self.prompts_with.get_mut(last)
     }
 
     /// Takes the prefill out of a booked share: its first token has come.
@@ -79,6 +130,13 @@ impl InFlight {
             .prefill_tokens
             .saturating_sub(share.prefill_tokens);
         self.load.requests = self.load.requests.saturating_sub(1);
+        self.load.output_blocks = self
+            .load
+            .output_blocks
+            .saturating_sub(share.output.blocks());
+        if let Some(block) = self.end_of(share) {
+            block.ends = block.ends.saturating_sub(1);
+        }
         let mut freed_blocks = u64::from(share.unnamed_blocks());
         for hash in &*share.hashes {
             if let Some(block) = self.prompts_with.get_mut(hash) {
@@ -92,16 +150,27 @@ impl InFlight {
         self.load.decode_blocks = self.load.decode_blocks.saturating_sub(freed_blocks);
     }
 
-    /// Notes which blocks of prompts in flight are among those that the engine has stored.
-    pub fn note_stored(&mut self, stored: &[SequenceHash]) {
+    /// Notes which blocks of prompts in flight are among those that the engine has stored; true when
+    /// one of them ends a prompt whose first token nobody sees.
+    pub fn note_stored(&mut self, stored: &[SequenceHash]) -> bool {
         if self.prompts_with.is_empty() {
-            return;
+            return false;
         }
+        let mut is_end = false;
         for hash in stored {
             if let Some(block) = self.prompts_with.get_mut(hash) {
                 block.is_stored = true;
+                is_end |= block.ends > 0;
             }
         }
+        is_end
+    }
+
+    /// Whether the prefill of a booked share is over, as the engine's events show: it has stored the
+    /// prompt's last full block.
+    pub fn is_computed(&self, share: &Share) -> bool {
+        let last = share.hashes.last().filter(|_| share.is_whole);
+        last.is_some_and(|hash| self.was_stored(*hash))
     }
 
     /// Whether a block of a prompt in flight was stored since the first that has it was booked,
@@ -146,7 +215,7 @@ mod tests {
             prefill_tokens,
             blocks,
             hashes,
-            indexed_blocks: 0,
+            ..Share::default()
         }
     }
 
@@ -154,6 +223,7 @@ mod tests {
         Load {
             prefill_tokens,
             decode_blocks,
+            output_blocks: 0,
             requests,
         }
     }
@@ -175,6 +245,59 @@ mod tests {
         in_flight.free(&second);
         assert_eq!(in_flight.load(), Load::default());
         assert!(in_flight.prompts_with.is_empty());
+    }
+
+    #[test]
+    fn answers_take_what_is_expected_or_what_has_come() {
+        let block_size = BlockSize::new(16).unwrap();
+        for (expected_tokens, seen, output_blocks) in [
+            (0, &[][..], 0),
+            (0, &[1], 1),
+            (0, &[16, 17], 2),
+            (40, &[], 3),
+            (40, &[16, 32], 3), // what comes is no longer expected
+            (40, &[64], 4),
+            (40, &[64, 1], 4), // never less than was seen
+        ] {
+            let mut in_flight = InFlight::default();
+            let mut share = Share {
+                output: Output {
+                    expected_tokens,
+                    seen_tokens: 0,
+                    block_size,
+                },
+                ..share(0, 1, &[1])
+            };
+            in_flight.book(&share);
+            for tokens in seen {
+                in_flight.progress(&mut share, *tokens);
+            }
+            assert_eq!(in_flight.load().output_blocks, output_blocks, "{seen:?}");
+            in_flight.free(&share);
+            assert_eq!(in_flight.load(), Load::default());
+        }
+    }
+
+    #[test]
+    fn a_stored_last_block_ends_the_prefill_of_whole_answers() {
+        for (is_whole, stored, ends) in [
+            (true, &[3][..], true),
+            (true, &[1, 2], false),
+            (true, &[], false),
+            (false, &[3], false),
+        ] {
+            let stored: Vec<_> = stored.iter().copied().map(SequenceHash).collect();
+            let mut in_flight = InFlight::default();
+            let share = Share {
+                is_whole,
+                ..share(48, 4, &[1, 2, 3])
+            };
+            in_flight.book(&share);
+            assert_eq!(in_flight.note_stored(&stored), ends, "{stored:?}");
+            assert_eq!(in_flight.is_computed(&share), ends, "{stored:?}");
+            in_flight.free(&share);
+            assert!(!in_flight.note_stored(&stored));
+        }
     }
 
     #[test]

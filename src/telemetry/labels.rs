@@ -82,10 +82,40 @@ label! {
 }
 
 label! {
+    /// What became of a stream that its engine broke off.
+    Continuation {
+        /// Another worker went on with it.
+        Continued = "continued",
+        /// All of it had come but its end.
+        Ended = "ended",
+        /// The request, or the configuration, does not allow it.
+        NotAllowed = "not_allowed",
+        /// The prompt with the answer so far cannot be made to the token.
+        Inexact = "inexact",
+        /// No other worker took it.
+        NoWorker = "no_worker",
+    }
+}
+
+label! {
     /// Whether a ledger names all that its engine holds.
     Ledger {
         Complete = "complete",
         Partial = "partial",
+    }
+}
+
+label! {
+    /// Why a request was not let into the queue, or sent away from it.
+    QueueRefusal {
+        /// As many requests wait as may.
+        Requests = "requests",
+        /// As many prompt tokens wait as may.
+        Tokens = "tokens",
+        /// It waited as long as one may.
+        Expired = "expired",
+        /// The workers it waited for can take no request any more.
+        NoWorker = "no_worker",
     }
 }
 
@@ -95,7 +125,10 @@ impl EncodeLabelValue for RouterMode {
             Self::Kv => "kv",
             Self::RoundRobin => "round-robin",
             Self::Random => "random",
+            Self::PowerOfTwo => "power-of-two",
             Self::LeastLoaded => "least-loaded",
+            Self::DeviceAwareWeighted => "device-aware-weighted",
+            Self::Direct => "direct",
         })
     }
 }
@@ -187,8 +220,20 @@ pub struct TransferLabels {
     pub way: Transfer,
 }
 
+/// What became of a stream that its engine broke off.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ContinuationLabels {
+    pub outcome: Continuation,
+}
+
 /// What a worker's ledger is worth.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct LedgerLabels {
     pub ledger: Ledger,
+}
+
+/// What became of a request that was to wait.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct QueueLabels {
+    pub reason: QueueRefusal,
 }

@@ -9,8 +9,9 @@ use prometheus_client::registry::Registry;
 
 use crate::ledger::counts::Alarm;
 use crate::telemetry::labels::{
-    AlarmLabels, EndpointLabels, KvEventLabels, LedgerLabels, MediaLabels, ModeLabels, ParityCheck,
-    ParityLabels, RequestLabels, TransferLabels, VerdictLabels,
+    AlarmLabels, ContinuationLabels, EndpointLabels, KvEventLabels, LedgerLabels, MediaLabels,
+    ModeLabels, ParityCheck, ParityLabels, QueueLabels, QueueRefusal, RequestLabels,
+    TransferLabels, VerdictLabels,
 };
 
 /// The media type of [`Metrics::encode`]'s text.
@@ -82,10 +83,28 @@ metrics! {
         "placements", "Requests placed on a worker, by the way of choosing.";
     no_worker: Counter = Counter::default(),
         "no_worker", "Requests that no worker could take.";
+    circuit_openings: Counter = Counter::default(),
+        "circuit_openings", "Times that a worker was given no requests for a while because it had failed.";
+    queue_depth: Gauge = Gauge::default(),
+        "queue_depth", "Requests that wait for a worker to have room.";
+    queue_tokens: Gauge = Gauge::default(),
+        "queue_tokens", "Prompt tokens of the requests that wait.";
+    queue_wait: Histogram = long_seconds(),
+        "queue_wait_seconds", "Time that requests waited before they were placed; those placed at once are not counted.";
+    queue_refusals: Family<QueueLabels, Counter> = Family::default(),
+        "queue_refusals", "Requests that were not let into the queue or were sent away from it, by reason.";
     retries: Counter = Counter::default(),
         "retries", "Requests placed again because their engine failed before the first byte.";
+    retries_refused: Counter = Counter::default(),
+        "retries_refused", "Requests not placed again because no retry was left.";
+    deadly_requests: Counter = Counter::default(),
+        "deadly_requests", "Requests under which a second engine died, and which are refused for a while.";
+    deadly_refused: Counter = Counter::default(),
+        "deadly_refused", "Requests refused because engines have died of the same one.";
+    stream_continuations: Family<ContinuationLabels, Counter> = Family::default(),
+        "stream_continuations", "Streams that an engine broke off after their first byte, by whether another worker went on with them.";
     stream_failures: Counter = Counter::default(),
-        "stream_failures", "Streams that an engine broke off after their first byte.";
+        "stream_failures", "Streams that ended with an error after their first byte.";
     unknown_fields: Counter = Counter::default(),
         "unknown_fields", "Fields of requests that nobody knows.";
     text_only: Counter = Counter::default(),
@@ -98,6 +117,8 @@ metrics! {
         "feed_breaks", "Times that the feed of a known worker's agent broke off.";
     ledger_alarms: Family<AlarmLabels, Counter> = Family::default(),
         "ledger_alarms", "What ledgers met that cannot be taken at face value, by kind.";
+    approximate_workers: Gauge = Gauge::default(),
+        "approximate_workers", "Workers whose caches are assumed from what they were sent, because their events do not tell.";
     partial_ledgers: Gauge = Gauge::default(),
         "partial_ledgers", "Workers whose blocks are not all known, so that more may be cached there than is expected.";
     index_blocks: Gauge = Gauge::default(),
@@ -133,6 +154,10 @@ impl Metrics {
         }
         for check in [ParityCheck::Registration, ParityCheck::Operation] {
             drop(self.parity_failures.get_or_create(&ParityLabels { check }));
+        }
+        use QueueRefusal::{Expired, NoWorker, Requests, Tokens};
+        for reason in [Requests, Tokens, Expired, NoWorker] {
+            drop(self.queue_refusals.get_or_create(&QueueLabels { reason }));
         }
     }
 
@@ -235,6 +260,7 @@ mod tests {
             "kvlens_request_duration_seconds_count{endpoint=\"chat_completions\"} 1",
             "kvlens_overlap_blocks_total 3",
             "kvlens_parity_failures_total{check=\"registration\"} 0",
+            "kvlens_queue_refusals_total{reason=\"expired\"} 0",
             "kvlens_overlap_difference_tokens_count 4",
             "kvlens_overlap_difference_tokens_bucket{le=\"-16.0\"} 1",
             "kvlens_overlap_difference_tokens_bucket{le=\"-1.0\"} 1",

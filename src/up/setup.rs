@@ -14,6 +14,7 @@ use crate::gpu::Gpus;
 use crate::id::WorkerId;
 use crate::model::Model;
 use crate::model::named::Named;
+use crate::select::Device;
 use crate::up::{Args, UpError};
 use crate::vision::Family;
 use crate::worker::spec::AgentSpec;
@@ -130,6 +131,10 @@ impl Setup {
         AgentSpec {
             files: Some(self.model.clone()),
             kind: self.kind.name().to_owned(),
+            device: match self.gpus {
+                Gpus::Some(_) => Device::Gpu,
+                Gpus::None { .. } => Device::Cpu,
+            },
             sources: engine.sources.iter().cloned().map(Source::from).collect(),
             media_dir: engine.media_dir.clone(),
             placeholder: self.model.family().map(Family::placeholder),
@@ -145,11 +150,14 @@ impl Setup {
         };
         let found = match (&self.gpus, self.kind) {
             (Gpus::None { reason }, _) => format!("no NVIDIA GPU here ({reason})"),
-            (Gpus::Some(gpus), Kind::Mock) => format!(
-                "{} NVIDIA GPUs found (--model NAME serves a real model on them)",
-                gpus.len()
-            ),
-            (Gpus::Some(gpus), _) => format!("{} NVIDIA GPUs found", gpus.len()),
+            (Gpus::Some(gpus), kind) => {
+                let noun = if gpus.len() == 1 { "GPU" } else { "GPUs" };
+                let hint = match kind {
+                    Kind::Mock => " (--model NAME serves a real model there)",
+                    Kind::Vllm | Kind::Command => "",
+                };
+                format!("{} NVIDIA {noun} found{hint}", gpus.len())
+            }
         };
         let images = match (self.media_enabled, self.model.family()) {
             (false, _) => "images are refused (media.enabled is false)",

@@ -17,6 +17,7 @@ use crate::events::zmq::Source;
 use crate::id::WorkerId;
 use crate::model::Model;
 use crate::model::named::{DEMO, Named};
+use crate::select::Device;
 use crate::telemetry::metrics::Metrics;
 use crate::vision::Family;
 use crate::worker;
@@ -61,6 +62,9 @@ pub(crate) struct Beside {
     pub(crate) files: Option<Arc<Model>>,
     /// See [`AgentSpec::state_dir`].
     pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) device: Device,
+    /// See [`AgentSpec::labels`].
+    pub(crate) labels: Vec<String>,
 }
 
 impl Beside {
@@ -148,6 +152,8 @@ impl Beside {
             files,
             state_dir: self.state_dir.clone(),
             media_dir: engine.media_dir.clone(),
+            device: self.device,
+            labels: self.labels.clone(),
             ..AgentSpec::new(self.worker.clone(), &engine.address, &model)
         }
     }

@@ -18,6 +18,9 @@ const START_POLL: Duration = Duration::from_millis(200);
 /// How often an engine is asked what it is: adapters come and go.
 const FACTS_PERIOD: Duration = Duration::from_secs(10);
 
+/// How often an engine is asked what it does. It makes a page of hundreds of lines each time.
+const LOAD_PERIOD: Duration = Duration::from_secs(2);
+
 /// Questions in a row without a good answer after which the engine counts as failed. A refused
 /// connection needs none: nobody listens there.
 const FAILURES_MAX: u32 = 3;
@@ -25,8 +28,12 @@ const FAILURES_MAX: u32 = 3;
 /// What was seen of an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sighting {
-    /// It is well; with what it says of itself, where it was asked again.
-    Well { facts: Option<Box<EngineFacts>> },
+    /// It is well; with what it says of itself and the page of its metrics, where it was asked for
+    /// them.
+    Well {
+        facts: Option<Box<EngineFacts>>,
+        metrics: Option<String>,
+    },
     /// It starts, and does not answer yet.
     NotYet { cause: String },
     /// It gives no good answer, but its process may be there and hold its blocks.
@@ -47,6 +54,8 @@ pub struct EngineWatch<'a> {
     is_starting: bool,
     failures: u32,
     described: Option<Instant>,
+    /// When it was asked what it does.
+    measured: Option<Instant>,
     /// How its process ended last, until it answers again.
     last_end: Option<String>,
 }
@@ -61,6 +70,7 @@ impl<'a> EngineWatch<'a> {
             is_starting: true,
             failures: 0,
             described: None,
+            measured: None,
             last_end: None,
         }
     }
@@ -136,19 +146,23 @@ impl<'a> EngineWatch<'a> {
         self.failures = 0;
         let is_due = |at: Instant| at.elapsed() >= FACTS_PERIOD;
         if self.is_well && !self.described.is_none_or(is_due) {
-            return Some(Sighting::Well { facts: None });
+            let metrics = self.measure().await;
+            let facts = None;
+            return Some(Sighting::Well { facts, metrics });
         }
         match self.probe.facts().await {
             Ok(facts) => {
                 (self.is_well, self.described) = (true, Some(Instant::now()));
                 self.last_end = None;
+                let metrics = self.measure().await;
                 let facts = Some(Box::new(facts));
-                Some(Sighting::Well { facts })
+                Some(Sighting::Well { facts, metrics })
             }
             Err(error) if self.is_well => {
                 warn!(%error, "engine does not describe itself any more");
                 self.described = Some(Instant::now());
-                Some(Sighting::Well { facts: None })
+                let (facts, metrics) = (None, None);
+                Some(Sighting::Well { facts, metrics })
             }
             Err(error) => {
                 debug!(%error, "engine is healthy but does not describe itself");
@@ -156,6 +170,16 @@ impl<'a> EngineWatch<'a> {
                 Some(Sighting::NotYet { cause })
             }
         }
+    }
+
+    /// The page of its metrics, when it is time.
+    async fn measure(&mut self) -> Option<String> {
+        let is_early = |at: Instant| at.elapsed() < LOAD_PERIOD;
+        if self.measured.is_some_and(is_early) {
+            return None;
+        }
+        self.measured = Some(Instant::now());
+        self.probe.metrics().await.ok()
     }
 
     /// What a question without a good answer means.

@@ -152,6 +152,15 @@ impl Probe {
         })
     }
 
+    /// The engine's metrics, in Prometheus' text form.
+    ///
+    /// # Errors
+    /// When it does not answer 200 in time.
+    pub async fn metrics(&self) -> Result<String, ProbeError> {
+        let page = self.get("/metrics").await?;
+        Ok(String::from_utf8_lossy(&page).into_owned())
+    }
+
     /// Asks a question; the answer's status and body.
     ///
     /// # Errors

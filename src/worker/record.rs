@@ -41,6 +41,8 @@ pub fn first(spec: &AgentSpec) -> WorkerRecord {
     let mut record = WorkerRecord::new(spec.worker.clone(), &spec.address, &spec.model);
     record.aliases.clone_from(&spec.aliases);
     record.engine.kind.clone_from(&spec.kind);
+    record.device = spec.device;
+    record.labels.clone_from(&spec.labels);
     record.ranks = spec.sources.len().max(1) as u32;
     let media_dir = spec.media_dir.as_ref();
     record.media_dir = media_dir.map(|folder| folder.display().to_string());
@@ -115,6 +117,7 @@ pub fn note_ledgers(record: &mut WorkerRecord, facts: &EngineFacts, statuses: &[
             false => Completeness::Complete,
         },
         blocks: statuses.iter().map(|status| status.blocks).sum(),
+        is_followed: !statuses.is_empty() && facts.event_sources != Some(0),
         cause: ledger_cause(facts, statuses),
         ..record.ledger.clone()
     };

@@ -66,6 +66,9 @@ pub struct Args {
     /// File of the bearer keys that the listener takes
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     key_file: Option<PathBuf>,
+    /// What routers may prefer the worker by; may be repeated
+    #[arg(long, value_name = "LABEL")]
+    label: Vec<String>,
 }
 
 impl Args {
@@ -75,6 +78,10 @@ impl Args {
             .set_given("worker.listen", self.listen)
             .set_given("worker.state_dir", self.state_dir.as_ref())
             .set_given("worker.key_file", self.key_file.as_ref())
+            .set_given(
+                "worker.labels",
+                (!self.label.is_empty()).then_some(&self.label),
+            )
     }
 }
 
@@ -148,6 +155,8 @@ impl Plan {
                 name: args.name.clone().or(told),
                 files: files.map(Arc::new),
                 state_dir: Some(state_dir(&worker, config)?),
+                device: config.worker.device,
+                labels: config.worker.labels.clone(),
             },
             worker,
             keys,

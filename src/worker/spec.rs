@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use crate::events::zmq::Source;
 use crate::id::WorkerId;
 use crate::model::Model;
+use crate::select::Device;
 
 /// What is known of an engine's process by whoever runs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,9 @@ pub struct AgentSpec {
     pub aliases: Vec<String>,
     /// The engine's kind, as `vllm`.
     pub kind: String,
+    pub device: Device,
+    /// See [`WorkerRecord::labels`](crate::discovery::WorkerRecord::labels).
+    pub labels: Vec<String>,
     /// Where each data-parallel rank publishes its events, rank 0 first; empty for an engine that
     /// publishes none.
     pub sources: Vec<Source>,
@@ -57,6 +61,8 @@ impl AgentSpec {
             model: model.to_owned(),
             aliases: Vec::new(),
             kind: String::new(),
+            device: Device::default(),
+            labels: Vec::new(),
             sources: Vec::new(),
             placeholder: None,
             process: None,

@@ -11,8 +11,9 @@ use kvlens::discovery::{Completeness, WorkerRecord};
 use kvlens::events::zmq::Source;
 use kvlens::health::Verdict;
 use kvlens::id::WorkerId;
+use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::router::view::WorkerView;
-use kvlens::router::{self, Footprint, Router, UPDATES_MAX};
+use kvlens::router::{self, Router, UPDATES_MAX};
 use kvlens::telemetry::metrics::Metrics;
 use kvlens::worker;
 use kvlens::worker::spec::{AgentSpec, ProcessState};
@@ -39,7 +40,7 @@ impl Host {
     /// Starts an agent beside a good engine, which holds a block, and one beside what `bad` is.
     async fn start(bad: AgentSpec) -> Self {
         let metrics = Arc::new(Metrics::default());
-        let router = Router::new(RouterConfig::default().policy(), metrics.clone());
+        let router = Router::new(&RouterConfig::default(), metrics.clone());
         let folder = tempfile::tempdir().expect("a folder");
         let publisher = Publisher::start(folder.path(), true).await;
         publisher.publish(&(0, batch(vec![stored(1, 16)]))).await;
@@ -105,14 +106,13 @@ impl Host {
     fn candidates(&self, blocks: &[SequenceHash]) -> Vec<(String, u32)> {
         let size = BlockSize::new(16).expect("16 is not zero");
         let footprint = Footprint {
-            model: "tiny-vl".into(),
-            adapter: None,
             hashes: vec![(size, blocks.into())],
-            prompt_tokens: 16 * blocks.len() as u32 + 1,
-            text_tokens: 16 * blocks.len() as u32 + 1,
-            estimated_tokens: 0,
+            ..Footprint::new("tiny-vl", 16 * blocks.len() as u32 + 1)
         };
-        let views = self.router.explain(&footprint).into_iter();
+        let views = self
+            .router
+            .explain(&footprint, &Wish::default())
+            .into_iter();
         views
             .filter(|view| view.not_eligible.is_none())
             .map(|view| (view.worker.to_string(), view.overlap_blocks))
@@ -260,7 +260,9 @@ async fn one_whose_block_size_is_another_says_so() {
         .await;
     assert_eq!(record.block_size, BlockSize::new(32));
     host.until("bad", |view| view.indexed_blocks == 1).await;
-    assert!(alarms(&host, "block_size_changed") > 0.0);
+    // It is counted when the agent looks at the rank again.
+    host.until("bad", |_| alarms(&host, "block_size_changed") > 0.0)
+        .await;
     // One that changes in mid-life is not understood any more.
     publisher.publish(&(1, batch(vec![stored(2, 16)]))).await;
     let record = host

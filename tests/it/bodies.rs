@@ -11,10 +11,13 @@ use std::time::Duration;
 
 use http::StatusCode;
 use kvlens::block::BlockSize;
+use kvlens::config::frontend::FrontendConfig;
 use kvlens::config::media::MediaConfig;
+use kvlens::config::router::RouterConfig;
 use kvlens::discovery::{Change, Completeness, Update, WorkerRecord};
 use kvlens::dispatch::EngineClient;
 use kvlens::frontend::Frontend;
+use kvlens::frontend::recovery::Recovery;
 use kvlens::health::Verdict;
 use kvlens::http::reply::Reply;
 use kvlens::http::serve::{bind, serve};
@@ -25,7 +28,6 @@ use kvlens::model::Model;
 use kvlens::openai::fields::UnknownFields;
 use kvlens::openai::request::RequestLimits;
 use kvlens::router::Router;
-use kvlens::select::{Policy, RouterMode};
 use kvlens::telemetry::metrics::Metrics;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -97,11 +99,6 @@ impl Pair {
         }
         let engine = listen(engine, &mut tasks).await;
         let metrics = Arc::new(Metrics::default());
-        let policy = Policy {
-            mode: RouterMode::Kv,
-            overlap_weight: 1.0,
-            temperature: 0.0,
-        };
         let frontend = Arc::new(Frontend {
             limits: RequestLimits {
                 messages_max: 16,
@@ -110,7 +107,9 @@ impl Pair {
             },
             sse_event_bytes_max: 1 << 20,
             expose_routing: true,
-            router: Router::new(policy, metrics.clone()),
+            allow_overrides: true,
+            recovery: Recovery::new(&FrontendConfig::default()),
+            router: Router::new(&RouterConfig::default(), metrics.clone()),
             models: HashMap::from([(
                 "demo".to_owned(),
                 Arc::new(Model::demo().expect("it is in the binary")),

@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvlens::block::{BlockSize, SequenceHash};
+use kvlens::config::router::RouterConfig;
 use kvlens::discovery::{Change, Completeness, Update, WorkerRecord};
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
-use kvlens::router::{Footprint, Router};
-use kvlens::select::{Policy, RouterMode};
+use kvlens::router::Router;
+use kvlens::router::footprint::{Footprint, Wish};
+use kvlens::select::RouterMode;
 use kvlens::telemetry::metrics::Metrics;
 
 const SIZE: u32 = 16;
@@ -80,12 +82,11 @@ fn prompt(image: u64, request: u64) -> Vec<u64> {
 
 /// The share of blocks that were found, after so many prompts that are never asked again.
 fn hit_rate(mode: RouterMode, others: u64) -> f64 {
-    let policy = Policy {
+    let config = RouterConfig {
         mode,
-        overlap_weight: 1.0,
-        temperature: 0.0,
+        ..RouterConfig::default()
     };
-    let router = Router::new(policy, Arc::new(Metrics::default()));
+    let router = Router::new(&config, Arc::new(Metrics::default()));
     let mut engines = ["a", "b"].map(|name| Engine::start(name, &router));
     let size = BlockSize::new(SIZE).expect("16 is not zero");
     let (mut found, mut asked) = (0, 0);
@@ -98,14 +99,13 @@ fn hit_rate(mode: RouterMode, others: u64) -> f64 {
         let hashes: Arc<[_]> = blocks.iter().copied().map(SequenceHash).collect();
         let prompt_tokens = blocks.len() as u32 * SIZE + 1;
         let footprint = Footprint {
-            model: "base".into(),
-            adapter: None,
             hashes: vec![(size, hashes)],
-            prompt_tokens,
             text_tokens: SIZE,
-            estimated_tokens: 0,
+            ..Footprint::new("base", prompt_tokens)
         };
-        let placement = router.place(&footprint, &[]).expect("a worker");
+        let placement = router
+            .place(&footprint, &Wish::default())
+            .expect("a worker");
         let engine = engines.iter_mut().find(|e| e.worker == placement.worker);
         let held = engine.expect("one of the two").run(&blocks, &router);
         assert_eq!(placement.overlap_blocks as usize, held, "request {request}");

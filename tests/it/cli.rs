@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Output};
 
-fn kvlens(args: &[&str], environment: &[(&str, &str)]) -> Output {
+pub(crate) fn kvlens(args: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvlens"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KVLENS_")) {
         command.env_remove(name);
@@ -14,7 +14,7 @@ fn kvlens(args: &[&str], environment: &[(&str, &str)]) -> Output {
         .expect("the program was built with the tests")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("it writes text")
 }
 

@@ -89,7 +89,7 @@ fn environment_variables_set_values_of_every_kind() {
             ("KVLENS_MEDIA_PORTS", "80, 8080"),
             ("KVLENS_MEDIA_ALLOW", "10.0.0.0/8,images.example"),
             ("KVLENS_ROUTER_MODE", "round-robin"),
-            ("KVLENS_ROUTER_TEMPERATURE", "0.5"),
+            ("KVLENS_ROUTER_TTL_SECS", "0.5"),
             ("KVLENS_LOG_LEVEL", "1"),
         ],
     ))
@@ -100,7 +100,7 @@ fn environment_variables_set_values_of_every_kind() {
     assert_eq!(config.media.ports, [80, 8080]);
     assert_eq!(config.media.allow, ["10.0.0.0/8", "images.example"]);
     assert_eq!(config.router.mode, RouterMode::RoundRobin);
-    assert!((config.router.temperature - 0.5).abs() < f64::EPSILON);
+    assert!((config.router.ttl_secs - 0.5).abs() < f64::EPSILON);
     assert_eq!(config.log.level, "1");
 }
 
@@ -137,7 +137,7 @@ fn what_is_refused_names_its_key_and_source() {
             "[router]\nmode = \"magic\"\n",
             &[],
             "unknown variant: found `magic`, expected `one of `kv`, `round-robin`, `random`, \
-             `least-loaded`` for key \"router.mode\" in file FILE",
+             `power-of-two`, `least-loaded`, `device-aware-weighted`, `direct`` for key \"router.mode\" in file FILE",
         ),
         (
             "[router]\noverlap_score_weight = -1.0\n",
@@ -155,15 +155,44 @@ fn what_is_refused_names_its_key_and_source() {
             "invalid type: found signed int `3`, expected struct FrontendConfig for key \
              \"frontend\" in file FILE",
         ),
+    ] {
+        assert_eq!(problems(text, environment), [expected], "{text}");
+    }
+}
+
+#[test]
+fn what_cannot_hold_together_is_refused_with_all_its_sources() {
+    for (text, environment, expected) in [
         (
             "[frontend]\nport = 8000\nadmin_port = 8000\n",
-            &[],
-            "frontend.admin_port is frontend.port: the two listeners need two addresses",
+            &[] as &[(&str, &str)],
+            "frontend.admin_port is frontend.port: the two listeners need two addresses \
+             (frontend.port in file FILE, frontend.admin_port in file FILE)",
         ),
         (
             "[media]\ntotal_secs = 2\n",
             &[],
-            "media.connect_secs or media.first_byte_secs is above media.total_secs",
+            "media.connect_secs or media.first_byte_secs is above media.total_secs \
+             (media.total_secs in file FILE)",
+        ),
+        (
+            "[router]\nmode = \"random\"\n",
+            &[("KVLENS_ROUTER_TEMPERATURE", "0.5")],
+            "router.temperature is above 0 and router.mode is not kv: nothing would use it \
+             (router.mode in file FILE, router.temperature in environment variable \
+             KVLENS_ROUTER_TEMPERATURE)",
+        ),
+        (
+            "[router]\nmode = \"direct\"\n",
+            &[],
+            "router.mode is direct and router.allow_overrides is false: no request could name its \
+             worker (router.mode in file FILE)",
+        ),
+        (
+            "[router]\npreferred_labels = [\"fast\"]\n",
+            &[],
+            "router.preferred_labels has an entry that is not label=weight \
+             (router.preferred_labels in file FILE)",
         ),
     ] {
         assert_eq!(problems(text, environment), [expected], "{text}");
@@ -183,6 +212,43 @@ fn numbers_that_are_none_are_refused() {
             &[("KVLENS_MEDIA_TOTAL_SECS", "nan")],
             "media.total_secs is NaN in environment variable KVLENS_MEDIA_TOTAL_SECS, but must be \
              finite and at least 0.001",
+        ),
+    ] {
+        assert_eq!(problems(text, environment), [expected], "{text}");
+    }
+}
+
+#[test]
+fn a_queue_that_cannot_be_is_refused() {
+    for (text, environment, expected) in [
+        (
+            "[router]\nqueue_threshold = -1.0\n",
+            &[] as &[(&str, &str)],
+            "router.queue_threshold is -1 in file FILE, but must be at least 0",
+        ),
+        (
+            "",
+            &[("KVLENS_ROUTER_QUEUE_REQUESTS_MAX", "0")],
+            "router.queue_requests_max is 0 in environment variable \
+             KVLENS_ROUTER_QUEUE_REQUESTS_MAX, but must be 1 to 1048576",
+        ),
+        (
+            "[router]\nqueue_policy = \"magic\"\n",
+            &[],
+            "unknown variant: found `magic`, expected `one of `fcfs`, `wspt`, `lcfs`` for key \
+             \"router.queue_policy\" in file FILE",
+        ),
+        (
+            "[router]\nqueue_threshold = nan\n",
+            &[],
+            "router.queue_threshold is NaN in file FILE, but must be finite and at least 0",
+        ),
+        (
+            "[router]\nqueue_threshold = 0.0\n",
+            &[("KVLENS_ROUTER_QUEUE_POLICY", "wspt")],
+            "router.queue_policy is not fcfs and router.queue_threshold is 0: nobody would wait \
+             (router.queue_threshold in file FILE, router.queue_policy in environment variable \
+             KVLENS_ROUTER_QUEUE_POLICY)",
         ),
     ] {
         assert_eq!(problems(text, environment), [expected], "{text}");

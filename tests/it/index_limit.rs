@@ -42,8 +42,11 @@ fn told_blocks(router: &Router, number: u64) -> u64 {
 #[test]
 fn a_full_index_is_seen_and_breaks_no_feed() {
     let metrics = Arc::new(Metrics::default());
-    let policy = RouterConfig::default().policy();
-    let router = Router::capped(policy, BYTES_MAX, metrics.clone());
+    let config = RouterConfig {
+        index_bytes_max: BYTES_MAX,
+        ..RouterConfig::default()
+    };
+    let router = Router::new(&config, metrics.clone());
     for number in 0..2 {
         let record = WorkerRecord::new(worker(number), "http://w", "base");
         router.apply(Update::Change(Change::Up(Box::new(record))));

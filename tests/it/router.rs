@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use kvlens::block::{BlockSize, SequenceHash};
+use kvlens::config::router::RouterConfig;
 use kvlens::discovery::{Change, Completeness, Parity, ParityScope, Update, WorkerRecord};
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
-use kvlens::router::{Footprint, Placement, RouteError, Router};
+use kvlens::router::footprint::{Footprint, Wish};
+use kvlens::router::{Placement, RouteError, Router};
+use kvlens::select::RouterMode;
 use kvlens::select::load::Load;
-use kvlens::select::{Policy, RouterMode};
 use kvlens::telemetry::metrics::Metrics;
 
 const SIZE: u32 = 16;
@@ -31,12 +33,11 @@ fn record(name: &str) -> WorkerRecord {
 }
 
 fn router(mode: RouterMode, names: &[&str]) -> Arc<Router> {
-    let policy = Policy {
+    let config = RouterConfig {
         mode,
-        overlap_weight: 1.0,
-        temperature: 0.0,
+        ..RouterConfig::default()
     };
-    let router = Router::new(policy, Arc::new(Metrics::default()));
+    let router = Router::new(&config, Arc::new(Metrics::default()));
     names.iter().for_each(|name| up(&router, record(name)));
     router
 }
@@ -62,17 +63,15 @@ fn footprint(hashes: &[u64]) -> Footprint {
     let prompt_tokens = hashes.len() as u32 * SIZE + 1;
     let size = BlockSize::new(SIZE).expect("16 is not zero");
     Footprint {
-        model: "base".into(),
-        adapter: None,
         hashes: vec![(size, hashes.iter().copied().map(SequenceHash).collect())],
-        prompt_tokens,
-        text_tokens: prompt_tokens,
-        estimated_tokens: 0,
+        ..Footprint::new("base", prompt_tokens)
     }
 }
 
 fn place(router: &Arc<Router>, hashes: &[u64]) -> Placement {
-    router.place(&footprint(hashes), &[]).expect("a worker")
+    router
+        .place(&footprint(hashes), &Wish::default())
+        .expect("a worker")
 }
 
 fn load(router: &Router, name: &str) -> Load {
@@ -107,7 +106,7 @@ fn the_last_token_is_never_counted_as_cached() {
         text_tokens: 3 * SIZE,
         ..footprint(&[1, 2, 3])
     };
-    let placement = router.place(&whole, &[]).unwrap();
+    let placement = router.place(&whole, &Wish::default()).unwrap();
     assert_eq!((placement.overlap_blocks, placement.prompt_blocks), (2, 3));
 }
 
@@ -120,6 +119,7 @@ fn a_booking_is_there_before_the_answer_and_gone_with_its_drop() {
         Load {
             prefill_tokens: 33,
             decode_blocks: 3,
+            output_blocks: 0,
             requests: 1
         }
     );
@@ -129,6 +129,7 @@ fn a_booking_is_there_before_the_answer_and_gone_with_its_drop() {
         Load {
             prefill_tokens: 0,
             decode_blocks: 3,
+            output_blocks: 0,
             requests: 1
         }
     );
@@ -180,7 +181,7 @@ fn names_stand_for_models_and_adapters() {
         model: "other".into(),
         ..footprint(&[1])
     };
-    let error = router.place(&missing, &[]).unwrap_err();
+    let error = router.place(&missing, &Wish::default()).unwrap_err();
     assert_eq!(
         error,
         RouteError::UnknownModel {
@@ -195,7 +196,7 @@ fn workers_that_cannot_take_requests_get_none() {
     stored(&router, "a", 0, &[1, 2]);
     assert_eq!(
         router
-            .place(&footprint(&[1, 2]), &[worker("a")])
+            .place(&footprint(&[1, 2]), &Wish::without(&[worker("a")]))
             .unwrap()
             .worker,
         worker("b")
@@ -209,17 +210,20 @@ fn workers_that_cannot_take_requests_get_none() {
             ..record("b")
         },
     );
-    let error = router.place(&footprint(&[1, 2]), &[]).unwrap_err();
+    let error = router
+        .place(&footprint(&[1, 2]), &Wish::without(&[worker("a")]))
+        .unwrap_err();
     assert!(
         matches!(error, RouteError::NoEligibleWorker { workers: 2, .. }),
         "{error}"
     );
     let reasons: Vec<_> = router
-        .explain(&footprint(&[1]))
+        .explain(&footprint(&[1]), &Wish::default())
         .into_iter()
         .map(|view| view.not_eligible)
         .collect();
-    assert_eq!(reasons, [Some("refused a connection"), Some("verdict")]);
+    let open = "circuit open: it refused a connection";
+    assert_eq!(reasons, [Some(open), Some("verdict")]);
 }
 
 #[test]
@@ -241,7 +245,7 @@ fn a_lost_worker_takes_its_blocks_and_bookings_along() {
 fn explain_books_nothing_and_shows_the_choice() {
     let router = router(RouterMode::Kv, &["a", "b"]);
     stored(&router, "b", 0, &[1, 2, 3]);
-    let views = router.explain(&footprint(&[1, 2, 3]));
+    let views = router.explain(&footprint(&[1, 2, 3]), &Wish::default());
     let rows: Vec<_> = views.iter().map(|v| (v.overlap_blocks, v.chosen)).collect();
     assert_eq!(rows, [(0, false), (3, true)]);
     assert!(views[1].cost.total < views[0].cost.total);
@@ -262,7 +266,7 @@ fn each_block_size_is_looked_up_by_its_own_hashes() {
     stored(&router, "b", 0, &[500]);
     let mut asked = footprint(&[1, 2]);
     asked.hashes.push((large, [SequenceHash(500)].into()));
-    let placement = router.place(&asked, &[]).unwrap();
+    let placement = router.place(&asked, &Wish::default()).unwrap();
     assert_eq!(
         (placement.worker, placement.overlap_blocks),
         (worker("b"), 1)
@@ -272,8 +276,6 @@ fn each_block_size_is_looked_up_by_its_own_hashes() {
 
 #[test]
 fn blocks_that_parity_cannot_vouch_for_do_not_count() {
-    let router = router(RouterMode::Kv, &["a"]);
-    stored(&router, "a", 0, &[1, 2, 3, 4]);
     let mut prompt = footprint(&[1, 2, 3, 4]);
     prompt.text_tokens = 2 * SIZE + 5;
     let failed = |scope| Parity::Failed {
@@ -286,10 +288,12 @@ fn blocks_that_parity_cannot_vouch_for_do_not_count() {
         (failed(ParityScope::Text), 0),
         (Parity::Exact, 4),
     ] {
+        let router = router(RouterMode::Kv, &["a"]);
+        stored(&router, "a", 0, &[1, 2, 3, 4]);
         let mut record = record("a");
         record.parity = parity.clone();
         up(&router, record);
-        let placement = router.place(&prompt, &[]).unwrap();
+        let placement = router.place(&prompt, &Wish::default()).unwrap();
         assert_eq!(placement.overlap_blocks, overlap_blocks, "{parity:?}");
     }
 }
@@ -304,7 +308,9 @@ fn an_engine_that_is_away_ends_what_is_in_flight_and_comes_back_with_its_blocks(
         away.verdict = verdict;
         up(&router, away);
         assert_eq!(placement.gone.is_cancelled(), is_cut, "{verdict:?}");
-        let refused = router.place(&footprint(&[1]), &[]).unwrap_err();
+        let refused = router
+            .place(&footprint(&[1]), &Wish::default())
+            .unwrap_err();
         assert!(matches!(refused, RouteError::NoEligibleWorker { .. }));
         up(&router, record("a"));
         let placement = place(&router, &[1, 2]);
@@ -315,13 +321,8 @@ fn an_engine_that_is_away_ends_what_is_in_flight_and_comes_back_with_its_blocks(
 
 #[test]
 fn a_block_stored_since_the_booking_is_not_disproved() {
-    let policy = Policy {
-        mode: RouterMode::Kv,
-        overlap_weight: 1.0,
-        temperature: 0.0,
-    };
     let metrics = Arc::new(Metrics::default());
-    let router = Router::new(policy, metrics.clone());
+    let router = Router::new(&RouterConfig::default(), metrics.clone());
     let counted = |ledger: &str| {
         let name = format!("kvlens_overlap_disproved_blocks_total{{ledger=\"{ledger}\"}} ");
         let page = metrics.encode();
@@ -355,13 +356,8 @@ fn a_block_stored_since_the_booking_is_not_disproved() {
 
 #[test]
 fn workers_with_partial_ledgers_are_counted_while_they_are() {
-    let policy = Policy {
-        mode: RouterMode::Kv,
-        overlap_weight: 1.0,
-        temperature: 0.0,
-    };
     let metrics = Arc::new(Metrics::default());
-    let router = Router::new(policy, metrics.clone());
+    let router = Router::new(&RouterConfig::default(), metrics.clone());
     let steps = [
         ("a", Completeness::Partial, 1),
         ("b", Completeness::Partial, 2),

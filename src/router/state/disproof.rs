@@ -18,7 +18,9 @@ impl State {
         let (worker, rank) = self.seats.get(&key)?;
         let member = self.workers.get(worker)?;
         let on = member.ranks.get(rank.0 as usize)?;
-        let hashes = on.in_flight.disproved(on.shares.get(&key)?, cached_blocks);
+        let hashes = on
+            .in_flight
+            .disproved(&on.booked.get(&key)?.share, cached_blocks);
         let ledger = member.record.ledger.completeness;
         let blocks = hashes.len();
         Some(Disproved { blocks, ledger })

@@ -32,7 +32,7 @@ impl State {
         }
         member.confirm.observe(event);
         if let Some(rank) = member.ranks.get_mut(event.rank.0 as usize) {
-            rank.in_flight.note_stored(&event.stored);
+            rank.note_stored(&event.stored, now);
         }
         (applied, turn(member, before, now))
     }
@@ -49,7 +49,7 @@ impl State {
         let (worker, rank) = self.seats.get(&key)?;
         let member = self.workers.get_mut(worker)?;
         let state = member.ranks.get(rank.0 as usize)?;
-        let hashes = &state.shares.get(&key)?.hashes;
+        let hashes = &state.booked.get(&key)?.share.hashes;
         let first = answered.block_size.full_blocks(answered.cached_tokens) as usize;
         let text_blocks = answered.block_size.full_blocks(answered.text_tokens) as usize;
         let slot = self.index.slot(worker, *rank);
@@ -89,13 +89,13 @@ fn turn(member: &mut Member, before: Option<ParityScope>, now: Instant) -> Optio
 mod tests {
     use super::*;
     use crate::block::{BlockSize, SequenceHash};
+    use crate::config::router::RouterConfig;
     use crate::discovery::{Parity, WorkerRecord};
     use crate::health::Verdict;
     use crate::id::{DpRank, Incarnation, WorkerId};
-    use crate::index::Index;
-    use crate::router::Footprint;
     use crate::router::confirm::PATIENCE;
-    use crate::select::{Policy, RouterMode};
+    use crate::router::footprint::Footprint;
+    use crate::router::footprint::Wish;
 
     const SIZE: u32 = 16;
 
@@ -121,12 +121,7 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            let policy = Policy {
-                mode: RouterMode::Kv,
-                overlap_weight: 1.0,
-                temperature: 0.0,
-            };
-            let mut state = State::new(policy, Index::new());
+            let mut state = State::new(&RouterConfig::default());
             state.upsert(record());
             Self {
                 state,
@@ -160,14 +155,14 @@ mod tests {
             let prompt_tokens = blocks.len() as u32 * SIZE + 1;
             let text_tokens = prompt_tokens.min(text_blocks * SIZE + 3);
             let footprint = Footprint {
-                model: "m".into(),
-                adapter: None,
                 hashes: vec![(size, hashes(blocks).into())],
-                prompt_tokens,
                 text_tokens,
-                estimated_tokens: 0,
+                ..Footprint::new("m", prompt_tokens)
             };
-            let chosen = self.state.place(&footprint, &[], self.now).unwrap();
+            let chosen = self
+                .state
+                .place(&footprint, &Wish::default(), self.now)
+                .unwrap();
             Asked {
                 key: chosen.booking,
                 text_tokens,
@@ -199,7 +194,10 @@ mod tests {
         }
 
         fn shown(&self) -> Parity {
-            self.state.worker_views()[0].record.parity.clone()
+            self.state.worker_views(Instant::now())[0]
+                .record
+                .parity
+                .clone()
         }
     }
 

@@ -1,11 +1,14 @@
 //! What the state shows of itself: workers, and models by the names that requests use.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use crate::block::BlockSize;
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::BEFORE_FIRST;
+use crate::router::basis::Basis;
 use crate::router::member::Member;
+use crate::router::outcome;
 use crate::router::state::State;
 use crate::router::view::{ModelView, WorkerView};
 
@@ -14,7 +17,7 @@ use crate::router::view::{ModelView, WorkerView};
 const BLOCK_SIZES_MAX: usize = 4;
 
 impl State {
-    pub(crate) fn worker_views(&self) -> Vec<WorkerView> {
+    pub(crate) fn worker_views(&self, now: Instant) -> Vec<WorkerView> {
         let view = |member: &Member| {
             let worker = &member.record.worker;
             let ranks = (0..member.ranks.len()).map(|rank| DpRank(rank as u32));
@@ -22,12 +25,34 @@ impl State {
                 record: member.shown(),
                 indexed_blocks: self.index.worker_blocks(worker),
                 applied_sequences: ranks
+                    .clone()
                     .map(|rank| self.applied_sequence(worker, rank))
                     .collect(),
+                basis: ranks.map(|rank| self.shown_basis(member, rank)).collect(),
                 load: member.loads(),
+                circuit: outcome::shown(&member.circuit, now),
             }
         };
         self.workers.values().map(view).collect()
+    }
+
+    /// The basis of a prompt that has all there is to prompts.
+    fn shown_basis(&self, member: &Member, rank: DpRank) -> Basis {
+        match (self.known_by(member, rank), member.parity_failed()) {
+            (Basis::Events, Some(_)) => Basis::Parity,
+            (basis, _) => basis,
+        }
+    }
+
+    /// Counts the workers of which a rank's overlaps are told from what it was sent.
+    pub(crate) fn approximate_workers(&self) -> usize {
+        let is_approximate = |member: &&Member| {
+            let mut ranks = (0..member.ranks.len()).map(|rank| DpRank(rank as u32));
+            ranks.any(|rank| self.shown_basis(member, rank).is_approximate())
+        };
+        let serving = self.workers.values();
+        let serving = serving.filter(|member| member.record.verdict.takes_requests());
+        serving.filter(is_approximate).count()
     }
 
     fn applied_sequence(&self, worker: &WorkerId, rank: DpRank) -> Option<u64> {

@@ -20,6 +20,8 @@ async fn a_stream_whose_engine_dies_ends_with_an_error_and_others_go_on() {
     let stack = Stack::start("-- --decode-tokens-per-second 50").await;
     let mut body = streamed(long_chat("one"));
     body["max_tokens"] = 2_000.into();
+    // Nobody could go on with it exactly.
+    body["stop"] = json!(["never said"]);
     let mut stream = stack.stream(&body).await;
     let worker = header(&stream.headers, "x-kvlens-worker").to_owned();
     for _ in 0..3 {
@@ -137,6 +139,17 @@ async fn a_request_that_every_engine_dies_under_is_answered_502() {
     let error = &answer.json()["error"];
     assert_eq!(error["code"], json!("engine_failed"));
     until("its load is freed", async || stack.load().await == 0).await;
+    // Sent again, it would take one engine after the other.
+    let again = stack.client.post(&url, &body).await;
+    assert_eq!(again.status, 422, "{again:?}");
+    let error = &again.json()["error"];
+    assert_eq!(error["code"], json!("request_killed_engines"));
+    assert_eq!(stack.metric("kvlens_deadly_requests_total").await, 1.0);
+    assert_eq!(stack.metric("kvlens_deadly_refused_total").await, 1.0);
+    assert!(
+        !stack.log().contains("and the next one"),
+        "a prompt in the log"
+    );
     until("the box serves again", async || {
         let url = stack.url("/v1/chat/completions");
         let answer = stack.client.post(&url, &chat(&[text("short")])).await;
@@ -147,5 +160,21 @@ async fn a_request_that_every_engine_dies_under_is_answered_502() {
         answer.status == 200
     })
     .await;
+    stack.end().await;
+}
+
+#[tokio::test]
+async fn without_a_retry_left_the_failure_is_answered() {
+    let slow = "-- --prefill-tokens-per-second 400 --max-num-batched-tokens 16";
+    let none = "[frontend.retries]\nratio = 0\nper_second = 0\n";
+    let stack = Stack::configured(slow, none).await;
+    let url = stack.url("/v1/chat/completions");
+    let body = long_chat("one");
+    let (answer, _) = tokio::join!(stack.client.post(&url, &body), kill_the_busy_one(&stack));
+    assert_eq!(answer.status, 502, "{answer:?}");
+    let error = &answer.json()["error"];
+    assert_eq!(error["code"], json!("retry_budget_exhausted"));
+    assert_eq!(stack.metric("kvlens_retries_refused_total").await, 1.0);
+    assert_eq!(stack.metric("kvlens_retries_total").await, 0.0);
     stack.end().await;
 }

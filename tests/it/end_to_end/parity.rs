@@ -56,9 +56,9 @@ async fn prompts_that_differ_are_routed_as_far_as_they_are_the_same() {
     let picture = data_uri(&png(96, 64, 1));
     let with_image = chat(&[text(QUESTION), image(&picture)]);
     let text_alone = chat(&[text(&QUESTION.repeat(2))]);
-    for (fault, scope, plain_mm, text_overlaps) in [
-        ("tokens", "text", "text_only; reason=parity", false),
-        ("expansion", "media", "exact", true),
+    for (fault, scope, plain_mm) in [
+        ("tokens", "text", "text_only; reason=parity"),
+        ("expansion", "media", "exact"),
     ] {
         let stack = Stack::start(&format!("--workers 1 -- {FAST} --fault {fault}")).await;
         let found = parity(&stack, "failed").await;
@@ -77,7 +77,8 @@ async fn prompts_that_differ_are_routed_as_far_as_they_are_the_same() {
             assert_eq!(answer.status, 200);
             assert_eq!(answer.header("x-kvlens-mm"), mm, "{fault}");
             let overlap = answer.header("x-kvlens-overlap").split('/').next();
-            assert_eq!(overlap != Some("0"), text_overlaps, "{fault}: {answer:?}");
+            // Sent before, it is assumed to be there, whatever the engine calls it.
+            assert_ne!(overlap, Some("0"), "{fault}: {answer:?}");
             // The engine finds its own prompt in its cache, whatever we call it.
             let usage = &answer.json()["usage"]["prompt_tokens_details"];
             assert_ne!(usage["cached_tokens"], 0, "{fault}: {usage}");

@@ -16,8 +16,9 @@ use kvlens::http::{Limits, Routes};
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
 use kvlens::router::feed::Feeds;
+use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::router::view::WorkerView;
-use kvlens::router::{Footprint, Placement, Router};
+use kvlens::router::{Placement, Router};
 use kvlens::telemetry::metrics::Metrics;
 use kvlens::worker::feed::Feed;
 use tokio::task::JoinSet;
@@ -143,8 +144,7 @@ impl Follower {
 
     /// One that believes in blocks no agent tells of for so long.
     pub(crate) fn patient(urls: &[String], stale_after: Duration) -> Self {
-        let policy = RouterConfig::default().policy();
-        let router = Router::new(policy, Arc::new(Metrics::default()));
+        let router = Router::new(&RouterConfig::default(), Arc::new(Metrics::default()));
         let feeds = Feeds::new(router.clone(), "demo", stale_after, EngineClient::new());
         let mut follower = Self {
             router,
@@ -185,14 +185,12 @@ impl Follower {
     pub(crate) fn place(&self, hash: u64) -> Placement {
         let size = BlockSize::new(16).expect("16 is not zero");
         let footprint = Footprint {
-            model: "demo".into(),
-            adapter: None,
             hashes: vec![(size, [SequenceHash(hash)].into())],
-            prompt_tokens: 17,
-            text_tokens: 17,
-            estimated_tokens: 0,
+            ..Footprint::new("demo", 17)
         };
-        self.router.place(&footprint, &[]).expect("a worker")
+        self.router
+            .place(&footprint, &Wish::default())
+            .expect("a worker")
     }
 }
 

@@ -1,0 +1,132 @@
+//! The router of a replay: the state that serves real requests, under a clock of ours.
+
+use std::time::{Duration, Instant};
+
+use crate::block::{BlockSize, SequenceHash};
+use crate::commands::replay::prompt::MODEL;
+use crate::config::router::RouterConfig;
+use crate::discovery::{Completeness, WorkerRecord};
+use crate::health::Verdict;
+use crate::id::{DpRank, Incarnation, InvalidWorkerId, WorkerId};
+use crate::index::KvEvent;
+use crate::router::RouteError;
+use crate::router::footprint::{Footprint, Wish};
+use crate::router::state::{BookingKey, State};
+use crate::select::load::Load;
+
+/// Engines are told apart from those of another life by it; ours have one.
+const INCARNATION: Incarnation = Incarnation(1);
+
+/// The fleet that a trace is replayed on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fleet {
+    pub(crate) workers: usize,
+    pub(crate) capacity_blocks: u64,
+    pub(crate) block_size: BlockSize,
+}
+
+/// A router of workers that are numbered.
+#[derive(Debug)]
+pub(crate) struct Routed {
+    state: State,
+    workers: Vec<Worker>,
+    /// What the virtual clock shows as zero.
+    start: Instant,
+}
+
+#[derive(Debug)]
+struct Worker {
+    id: WorkerId,
+    /// Events so far.
+    sequence: u64,
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    pub(crate) worker: usize,
+    pub(crate) booking: BookingKey,
+}
+
+impl Routed {
+    /// A router of a fleet with empty caches.
+    pub(crate) fn new(config: &RouterConfig, fleet: Fleet) -> Result<Self, InvalidWorkerId> {
+        let mut state = State::new(config);
+        let mut workers = Vec::with_capacity(fleet.workers);
+        for number in 0..fleet.workers {
+            // The router goes through workers by name: leading zeros keep the order of numbers.
+            let id = WorkerId::new(&format!("w{number:04}"))?;
+            let mut record = WorkerRecord::new(id.clone(), "http://replay", MODEL);
+            record.incarnation = INCARNATION;
+            record.block_size = Some(fleet.block_size);
+            record.capacity_blocks = Some(fleet.capacity_blocks);
+            record.verdict = Verdict::Healthy;
+            record.ledger.completeness = Completeness::Complete;
+            state.upsert(record);
+            workers.push(Worker { id, sequence: 0 });
+        }
+        Ok(Self {
+            state,
+            workers,
+            start: Instant::now(),
+        })
+    }
+
+    /// Chooses and books.
+    pub(crate) fn place(
+        &mut self,
+        footprint: &Footprint,
+        now: Duration,
+    ) -> Result<Placed, RouteError> {
+        let chosen = self
+            .state
+            .place(footprint, &Wish::default(), self.start + now)?;
+        let found = self
+            .workers
+            .binary_search_by(|worker| worker.id.cmp(&chosen.worker));
+        Ok(Placed {
+            worker: found.unwrap_or_default(),
+            booking: chosen.booking,
+        })
+    }
+
+    /// Notes that a request's first token has come.
+    pub(crate) fn prefill_done(&mut self, booking: BookingKey, now: Duration) {
+        self.state.prefill_done(booking, self.start + now);
+    }
+
+    /// Notes that a request has ended.
+    pub(crate) fn free(&mut self, booking: BookingKey) {
+        self.state.free(booking);
+    }
+
+    /// Tells what one engine's cache has lost and got.
+    pub(crate) fn tell(
+        &mut self,
+        worker: usize,
+        now: Duration,
+        (removed, stored): (Vec<SequenceHash>, Vec<SequenceHash>),
+    ) {
+        if removed.is_empty() && stored.is_empty() {
+            return;
+        }
+        let worker = &mut self.workers[worker];
+        let event = KvEvent {
+            worker: worker.id.clone(),
+            rank: DpRank(0),
+            incarnation: INCARNATION,
+            sequence: worker.sequence,
+            cleared: false,
+            removed,
+            stored,
+        };
+        worker.sequence += 1;
+        self.state.apply_event(&event, self.start + now);
+    }
+
+    /// Whether no request is booked anywhere.
+    pub(crate) fn is_free(&self) -> bool {
+        let mut loads = self.state.workers.values().flat_map(|m| m.loads());
+        loads.all(|load| load == Load::default())
+    }
+}

@@ -1,0 +1,93 @@
+//! What became of requests on their workers: it opens and closes circuits.
+
+use std::time::Instant;
+
+use jiff::{SignedDuration, Timestamp};
+use tracing::{info, warn};
+
+use crate::health::Verdict;
+use crate::id::WorkerId;
+use crate::router::Router;
+use crate::router::circuit::{Cause, Circuit, Passage};
+use crate::router::state::State;
+use crate::router::view::CircuitView;
+
+impl Router {
+    /// Notes that a worker refused a connection: it gets no requests for a while.
+    pub fn refused(&self, worker: &WorkerId) {
+        self.note_failure(worker, Cause::Refused);
+    }
+
+    /// Notes that a worker failed under a request: some in a row, and it gets none for a while.
+    pub fn failed(&self, worker: &WorkerId) {
+        self.note_failure(worker, Cause::Failed);
+    }
+
+    /// Notes that a worker has begun an answer. To be called before the request's booking is
+    /// dropped, lest another one try a worker that is known to answer.
+    pub fn succeeded(&self, worker: &WorkerId) {
+        let closed = self.make_room(|state, _| {
+            let member = state.workers.get_mut(worker);
+            member.is_some_and(|member| member.circuit.succeeded())
+        });
+        if closed {
+            info!(%worker, "circuit closed: worker answers again");
+        }
+    }
+
+    /// The verdict on a worker; `None` for one that is gone.
+    pub fn verdict(&self, worker: &WorkerId) -> Option<Verdict> {
+        let state = self.lock();
+        let member = state.workers.get(worker);
+        member.map(|member| member.record.verdict)
+    }
+
+    fn note_failure(&self, worker: &WorkerId, cause: Cause) {
+        let opened = self.change_workers(|state, now| {
+            let until = state.note_failure(worker, cause, now)?;
+            Some(until.saturating_duration_since(now))
+        });
+        if let Some(pause) = opened {
+            self.metrics.circuit_openings.inc();
+            let cause = cause.text();
+            warn!(%worker, ?pause, cause, "circuit opened: worker gets no requests");
+        }
+    }
+}
+
+impl State {
+    /// Until when a failure opens a worker's circuit; `None` where it does not.
+    fn note_failure(&mut self, worker: &WorkerId, cause: Cause, now: Instant) -> Option<Instant> {
+        let circuit = &mut self.workers.get_mut(worker)?.circuit;
+        match (circuit.failed(cause, now), circuit.passage(now)) {
+            (true, Passage::Open(opening)) => Some(opening.until),
+            _ => None,
+        }
+    }
+}
+
+/// A circuit as operators see it, its times on their clock.
+pub(crate) fn shown(circuit: &Circuit, now: Instant) -> CircuitView {
+    let clock = Timestamp::now();
+    let text = |at: Instant| {
+        let moved = match at.checked_duration_since(now) {
+            Some(ahead) => SignedDuration::try_from(ahead).map(|ahead| clock.checked_add(ahead)),
+            None => SignedDuration::try_from(now - at).map(|ago| clock.checked_sub(ago)),
+        };
+        // A pause is an hour at most, and the clock's range thousands of years.
+        let moved = moved.map(Result::unwrap_or_default).unwrap_or_default();
+        moved.strftime("%FT%TZ").to_string()
+    };
+    match circuit.passage(now) {
+        Passage::Closed => CircuitView::Closed,
+        Passage::Open(opening) => CircuitView::Open {
+            since: text(opening.since),
+            until: text(opening.until),
+            cause: opening.cause.text(),
+        },
+        Passage::Probe(opening) | Passage::Probing(opening) => CircuitView::HalfOpen {
+            since: text(opening.since),
+            cause: opening.cause.text(),
+        },
+    }
+}
