@@ -69,11 +69,11 @@ pub enum Applied {
 /// Knows for every block which workers hold it. Pure and single-threaded; its owner puts it behind
 /// a lock.
 ///
-/// 20 to 25 bytes a block, up to a limit. Where that is reached, the blocks of the slot whose last
+/// 23 to 31 bytes a block, up to a limit. Where that is reached, the blocks of the slot whose last
 /// event is oldest make room, a few at a time; see [`Index::take_losses`]. What is lost so is predicted
 /// too little, never too much.
 ///
-/// Removing or clearing a worker that holds blocks scans all entries: about 5 ms per million.
+/// Removing or clearing a worker that holds blocks scans all entries: about 8 ms per million.
 #[derive(Debug)]
 pub struct Index {
     tables: Box<[Table]>,

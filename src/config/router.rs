@@ -63,7 +63,7 @@ pub struct RouterConfig {
     pub allow_overrides: bool,
     /// When a worker that fails gets no requests for a while.
     pub circuit: CircuitConfig,
-    /// The memory that the index of blocks may take, in bytes; 1 GiB knows some 35 million blocks.
+    /// The memory that the index of blocks may take, in bytes; 1 GiB knows some 30 million blocks.
     /// Beyond it the blocks of the workers that were silent longest are forgotten first.
     #[schemars(range(min = 16_777_216))]
     pub index_bytes_max: u64,

@@ -33,7 +33,7 @@ const PAGE_SLOTS: u16 = 64;
 pub(super) const IN_PLACE: usize = 3;
 
 /// The slots that hold one block: in the top byte how many of them are in place below it, or
-/// [`MANY`] and below it the first node of a list in [`Bitmaps`](crate::index::bitmaps::Bitmaps).
+/// 255 and below it the first node of a list in [`Bitmaps`](crate::index::bitmaps::Bitmaps).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Holders(u64);
 
@@ -41,6 +41,7 @@ pub struct Holders(u64);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Packed([u16; IN_PLACE]);
 
+/// In place of a count: the slots are in a list.
 const MANY: u64 = 0xff;
 const COUNT_SHIFT: u32 = 56;
 

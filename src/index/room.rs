@@ -4,11 +4,11 @@ use crate::index::SLOTS_MAX;
 use crate::index::slots::SLOT_BYTES;
 use crate::index::table::{BUCKET_BYTES, TABLE_BITS, Table};
 
-/// The memory an index may take unless it is told otherwise: some 35 million blocks, as 512 engines
-/// with 68,000 blocks each hold.
+/// The memory an index may take unless it is told otherwise: some 30 million blocks, as 512 engines
+/// with 60,000 blocks each hold.
 pub const BYTES_MAX: u64 = 1 << 30;
 
-/// The least it should be given: some 500,000 blocks, as a box of eight engines may hold.
+/// The least it should be given: some 400,000 blocks, as a box of eight engines may hold.
 pub const BYTES_MAX_LEAST: u64 = 1 << 24;
 
 /// What the tables take before they hold anything.
