@@ -19,7 +19,7 @@
 //!
 //! # The cost of a candidate
 //!
-//! [`select::cost()`] and NVIDIA Dynamo 1.6's, the reference's, lower is better; both are argmin with
+//! [`select::cost::cost`] and NVIDIA Dynamo 1.6's, the reference's, lower is better; both are argmin with
 //! ties spread by chance at temperature 0, and a softmax over costs scaled to 0..1 above:
 //!
 //! | term | Dynamo, in blocks | kvlens, in tokens |

@@ -36,8 +36,9 @@ use crate::router::footprint::{Footprint, Wish};
 use crate::router::state::disproof::Disproved;
 use crate::router::state::{BookingKey, Chosen, State};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
+use crate::select::RouterMode;
+use crate::select::cost::Cost;
 use crate::select::queue::QueueFull;
-use crate::select::{Cost, RouterMode};
 use crate::telemetry::labels::{
     KvEventKind, KvEventLabels, Ledger, LedgerLabels, ParityCheck, ParityLabels, VerdictLabels,
 };

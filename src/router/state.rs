@@ -28,7 +28,8 @@ use crate::router::member::Member;
 use crate::router::state::seats::Seat;
 use crate::router::view::CandidateView;
 use crate::select::choose::select;
-use crate::select::{Ask, Candidate, Cost, Policy, RouterMode, cost};
+use crate::select::cost::{Cost, cost};
+use crate::select::{Ask, Candidate, Policy, RouterMode};
 
 /// Names one booking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

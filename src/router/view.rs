@@ -8,7 +8,7 @@ use crate::block::BlockSize;
 use crate::discovery::WorkerRecord;
 use crate::id::{DpRank, WorkerId};
 use crate::router::basis::Basis;
-use crate::select::Cost;
+use crate::select::cost::Cost;
 use crate::select::load::Load;
 
 /// What a request's `model` stands for.

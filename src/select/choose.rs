@@ -2,7 +2,8 @@
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::select::{Candidate, Cost, Device, Policy, RouterMode};
+use crate::select::cost::Cost;
+use crate::select::{Candidate, Device, Policy, RouterMode};
 
 /// Chooses one of `candidates`, given each one's cost: its position, or `None` when there are none.
 /// `turn` counts placements; it orders round-robin, and with it ties and chances are spread.

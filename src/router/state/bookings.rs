@@ -11,7 +11,7 @@ use crate::router::member::Member;
 use crate::router::rank_state::{Booked, RankState};
 use crate::router::state::seats::Seat;
 use crate::router::state::{BookingKey, Chosen, State};
-use crate::select::Cost;
+use crate::select::cost::Cost;
 use crate::select::load::{Output, Share};
 
 /// Blocks that an engine is assumed to have room for where it does not say: as many as the index
