@@ -93,6 +93,14 @@ fn a_picture_is_written() {
     assert_eq!(picture.matches("<polyline").count(), 4);
 }
 
+fn refused(args: &[&str], code: i32, said: &str) {
+    let output = replay(args);
+    let told = text(&output.stderr);
+    assert!(told.starts_with(said), "{args:?}: {told}");
+    assert_eq!(output.status.code(), Some(code), "{args:?}");
+    assert_eq!(text(&output.stdout), "");
+}
+
 #[test]
 fn what_cannot_be_used_ends_with_a_line_that_says_why() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
@@ -105,67 +113,46 @@ fn what_cannot_be_used_ends_with_a_line_that_says_why() {
     let bad = file("bad", &format!("{good}\n\n{{\"timestamp\":0}}\n"));
     let empty = file("empty", "\n");
     let long = file("long", &" ".repeat((1 << 20) + 1));
-    for (args, code, said) in [
+    for (args, said) in [
         (
             &[bad.as_str()] as &[&str],
-            1,
             format!("kvlens: replay: line 3 of trace {bad}: has no hash_ids or parts\n"),
         ),
         (
             &[&empty],
-            1,
             format!("kvlens: replay: trace {empty} has no requests\n"),
         ),
         (
             &[&long],
-            1,
             format!("kvlens: replay: line 1 of trace {long} is longer than 1048576 bytes\n"),
         ),
         (
             &["/nowhere"],
-            1,
             "kvlens: replay: trace /nowhere cannot be opened".to_owned(),
         ),
         (
             &[NAMED, "--capacity-blocks", "90"],
-            1,
             "kvlens: replay: request 1 needs 125 blocks at its end, and --capacity-blocks is 90\n"
                 .to_owned(),
         ),
-        (&[], 2, "error: the following required arguments".to_owned()),
-        (
-            &[NAMED, "--policy", "best"],
-            2,
-            "error: invalid value".to_owned(),
-        ),
-        (
-            &[NAMED, "--speed", "0"],
-            2,
-            "error: invalid value".to_owned(),
-        ),
-        (
-            &[NAMED, "--workers", "0"],
-            2,
-            "error: invalid value".to_owned(),
-        ),
-        (
-            &[NAMED, "--synthetic", "chat"],
-            2,
-            "error: the argument".to_owned(),
-        ),
-        (
-            &[NAMED, "--config", "/nowhere.toml"],
-            78,
-            "kvlens: ".to_owned(),
-        ),
     ] {
-        let output = replay(args);
-        let told = text(&output.stderr);
-        assert!(told.starts_with(&said), "{args:?}: {told}");
-        assert_eq!(output.status.code(), Some(code), "{args:?}");
-        assert_eq!(text(&output.stdout), "");
+        refused(args, 1, &said);
     }
     // Only what is read can be wrong.
     let output = replay(&[&bad, "--requests-max", "1"]);
     assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_wrong_command_line_or_configuration_has_a_code_of_its_own() {
+    for (args, code, said) in [
+        (&[] as &[&str], 2, "error: the following required arguments"),
+        (&[NAMED, "--policy", "best"], 2, "error: invalid value"),
+        (&[NAMED, "--speed", "0"], 2, "error: invalid value"),
+        (&[NAMED, "--workers", "0"], 2, "error: invalid value"),
+        (&[NAMED, "--synthetic", "chat"], 2, "error: the argument"),
+        (&[NAMED, "--config", "/nowhere.toml"], 78, "kvlens: "),
+    ] {
+        refused(args, code, said);
+    }
 }
