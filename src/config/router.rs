@@ -27,7 +27,7 @@ pub enum ApproximatePolicy {
 pub struct RouterConfig {
     /// How a worker is chosen.
     pub mode: RouterMode,
-    /// How much a block already held counts against a block of load; 0 ignores overlap.
+    /// How much what must be computed counts against load; 0 ignores the caches.
     #[schemars(range(min = 0))]
     pub overlap_score_weight: f64,
     /// Randomness of the choice: 0 takes the cheapest worker, more spreads requests.

@@ -18,7 +18,7 @@ pub struct ServeFlags {
     /// How a worker is chosen
     #[arg(long)]
     router_mode: Option<RouterMode>,
-    /// How much a block already held counts against a block of load
+    /// How much what must be computed counts against load; 0 ignores the caches
     #[arg(long, value_name = "WEIGHT")]
     router_kv_overlap_score_weight: Option<f64>,
     /// Randomness of the choice; 0 takes the cheapest worker

@@ -124,9 +124,11 @@ impl StreamRelay {
         }
     }
 
-    /// The text that the client has; `None` where it has more than text, or nothing can go on.
+    /// The text that the client has; `None` where it has more than text, or nothing can go on: behind
+    /// its end there is nothing to say.
     pub(crate) fn text(&self) -> Option<&str> {
-        self.record.as_ref()?.transcript.text()
+        let transcript = &self.record.as_ref()?.transcript;
+        (!transcript.is_finished()).then(|| transcript.text())?
     }
 
     /// Whether all has come but the stream's end, and the client need not be told the usage.

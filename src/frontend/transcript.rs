@@ -112,10 +112,9 @@ impl Transcript {
         }
     }
 
-    /// The text so far; `None` where more than text has come, nothing at all, or everything.
+    /// The text so far; `None` where more than text has come, or nothing at all.
     pub(crate) fn text(&self) -> Option<&str> {
-        let is_open = self.head.is_some() && !self.is_finished;
-        (self.is_text && is_open).then_some(&self.text)
+        (self.is_text && self.head.is_some()).then_some(&self.text)
     }
 
     /// Whether the last piece has come: only the stream's end is missing.
