@@ -37,7 +37,7 @@ use crate::router::state::disproof::Disproved;
 use crate::router::state::{BookingKey, Chosen, State};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
 use crate::select::RouterMode;
-use crate::select::cost::Cost;
+use crate::select::cost::{Cost, formula};
 use crate::select::queue::QueueFull;
 use crate::telemetry::labels::{
     KvEventKind, KvEventLabels, Ledger, LedgerLabels, ParityCheck, ParityLabels, VerdictLabels,
@@ -185,6 +185,11 @@ impl Router {
     /// Every candidate a request would have now, with the terms of its cost; nothing is booked.
     pub fn explain(&self, footprint: &Footprint, wish: &Wish) -> Vec<CandidateView> {
         self.lock().explain(footprint, wish, Instant::now())
+    }
+
+    /// How a candidate's total is made of its terms, in words.
+    pub fn formula(&self) -> String {
+        formula(self.lock().policy())
     }
 
     /// The workers, as operators see them.

@@ -11,11 +11,16 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 use crate::config::log::{LogConfig, LogFormat};
 
+/// What may stand for all modules.
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+
 /// Why logs cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     #[error("log.level is {level:?}, which is no level and no list of module=level")]
     Level { level: String, source: ParseError },
+    #[error("log.level has {word:?}, which is none of error, warn, info, debug, trace and off")]
+    Word { word: String },
     #[error("logs are set up already")]
     Twice(#[from] TryInitError),
 }
@@ -48,6 +53,13 @@ pub fn check(config: &LogConfig) -> Result<(), TelemetryError> {
 }
 
 fn filter(config: &LogConfig) -> Result<EnvFilter, TelemetryError> {
+    // A word alone would be taken for a module, and a slip of the hand turn all logs off.
+    let words = config.level.split(',').map(str::trim);
+    let mut bare = words.filter(|word| !word.contains('='));
+    if let Some(word) = bare.find(|word| !LEVELS.contains(word)) {
+        let word = word.to_owned();
+        return Err(TelemetryError::Word { word });
+    }
     let level = |source| TelemetryError::Level {
         level: config.level.clone(),
         source,
@@ -83,6 +95,9 @@ mod tests {
             ("info", true),
             ("warn,kvlens::router=debug", true),
             ("info,kvlens=loud", false),
+            ("warning", false),
+            ("info,loud", false),
+            ("", false),
             ("kvlens=debug=trace", false),
         ] {
             let config = LogConfig {

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// Longest name of a worker that the table shows whole.
-const NAME_CHARS_MAX: usize = 32;
+const NAME_CHARS_MAX: usize = 24;
 
 /// Says where a running frontend would send a chat, and why; nothing is run.
 #[derive(Clone, Debug, clap::Args)]
@@ -168,13 +168,17 @@ fn page(explained: &Value) -> String {
     let chosen = candidates
         .iter()
         .any(|candidate| candidate["chosen"] == true);
-    let foot = match chosen {
-        true => {
-            "\n* is where it would go: the least total wins; all terms but a factor are in tokens\n"
-        }
-        false => "\nno worker can take it now\n",
+    let foot = match (chosen, text("mode").as_str()) {
+        (true, "kv") => "* is where it would go: the least total wins",
+        (true, _) => "* is where it would go, whatever the totals",
+        (false, "direct") => "in this mode a request must name its worker",
+        (false, _) => "no worker can take it now",
     };
-    head + &table(candidates) + foot
+    let formula = match explained["formula"].as_str() {
+        Some(formula) => format!("{formula}, in tokens\n"),
+        None => String::new(),
+    };
+    format!("{head}{}\n{foot}\n{formula}", table(candidates))
 }
 
 /// One line for each candidate, and one below for why it gets no request.
@@ -257,7 +261,7 @@ mod tests {
         json!({
             "worker": worker, "rank": 0, "not_eligible": reason, "overlap_blocks": overlap,
             "prompt_blocks": 6, "load": {}, "chosen": chosen,
-            "cost": {"prefill_tokens": 12.0, "decode_tokens": 112.5, "total": 124.5},
+            "cost": {"queued_tokens": 12.0, "decode_tokens": 112.5, "total": 124.5},
         })
     }
 
@@ -265,6 +269,7 @@ mod tests {
     fn candidates_stand_in_a_table() {
         let explained = json!({
             "model": "demo", "mode": "kv", "prompt_tokens": 108, "mm": "exact", "images": [{}],
+            "formula": "total = queued + decode",
             "candidates": [
                 candidate("gpu-0", 6, true, None),
                 candidate("gpu-10", 0, false, Some("circuit open: it refused a connection")),
@@ -273,12 +278,13 @@ mod tests {
         let expected = "\
 model demo, mode kv, prompt of 108 tokens (exact), 1 image
 
-   worker  rank  overlap  prefill  decode  total
- * gpu-0      0      6/6       12   112.5  124.5
-   gpu-10     0      0/6       12   112.5  124.5
+   worker  rank  overlap  queued  decode  total
+ * gpu-0      0      6/6      12   112.5  124.5
+   gpu-10     0      0/6      12   112.5  124.5
      gets none: circuit open: it refused a connection
 
-* is where it would go: the least total wins; all terms but a factor are in tokens
+* is where it would go: the least total wins
+total = queued + decode, in tokens
 ";
         assert_eq!(page(&explained), expected);
     }
@@ -289,7 +295,7 @@ model demo, mode kv, prompt of 108 tokens (exact), 1 image
         for (candidates, part) in [
             (json!([]), "no worker serves the model"),
             (
-                json!([candidate(&long, 6, false, Some("verdict"))]),
+                json!([candidate(&long, 6, false, Some("its engine is starting"))]),
                 "no worker can take it now",
             ),
         ] {

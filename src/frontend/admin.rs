@@ -66,6 +66,7 @@ impl Frontend {
             "prompt_tokens": chat.footprint.prompt_tokens,
             "mm": exactness,
             "images": images(&chat),
+            "formula": self.router.formula(),
             "candidates": self.router.explain(&chat.footprint, &wish),
         });
         if chat.request.options.passed.get("return_token_ids") == Some(&Value::Bool(true)) {

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::circuit::CircuitConfig;
 use crate::discovery::{Parity, ParityScope, WorkerRecord};
+use crate::health::Verdict;
 use crate::router::circuit::Circuit;
 use crate::router::confirm::{Confirm, MISSED_MAX, PATIENCE};
 use crate::router::rank_state::RankState;
@@ -117,10 +118,14 @@ impl Member {
 
     /// Why no request goes there now; `None` where one may.
     pub(crate) fn not_eligible(&self, now: Instant) -> Option<&'static str> {
-        if !self.record.verdict.takes_requests() {
-            return Some("verdict");
+        match self.record.verdict {
+            Verdict::Unknown | Verdict::Healthy | Verdict::Degraded => {
+                self.circuit.passage(now).barrier()
+            }
+            Verdict::Starting => Some("its engine is starting"),
+            Verdict::Draining => Some("it finishes what it has"),
+            Verdict::Failed => Some("it has failed, see its cause in the list of workers"),
         }
-        self.circuit.passage(now).barrier()
     }
 
     /// The load of each rank.

@@ -101,6 +101,10 @@ impl State {
         }
     }
 
+    pub(crate) fn policy(&self) -> Policy {
+        self.policy
+    }
+
     /// Chooses and books; see [`crate::router::Router::place`].
     pub(crate) fn place(
         &mut self,

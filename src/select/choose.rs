@@ -199,7 +199,8 @@ mod tests {
     /// Costs as high as the requests in flight.
     fn costs(candidates: &[Candidate]) -> Vec<Cost> {
         let cost = |candidate: &Candidate| Cost {
-            prefill_tokens: 0.0,
+            uncached_tokens: 0.0,
+            queued_tokens: 0.0,
             decode_tokens: 0.0,
             evicted_tokens: 0.0,
             spared_tokens: 0.0,

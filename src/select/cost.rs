@@ -15,8 +15,10 @@ const DECODE_WEIGHT: f64 = 0.05;
 /// The terms of one candidate's cost, in tokens, so that workers of different block sizes compare.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Cost {
-    /// To be computed before the first token: this prompt's uncached part and what is queued there.
-    pub prefill_tokens: f64,
+    /// Of this prompt, to be computed before the first token.
+    pub uncached_tokens: f64,
+    /// Of others, to be computed before.
+    pub queued_tokens: f64,
     /// Held while decoding: what is active there and this prompt's own.
     pub decode_tokens: f64,
     /// Pushed out of the cache by what of this prompt is new everywhere.
@@ -25,9 +27,19 @@ pub struct Cost {
     pub spared_tokens: f64,
     /// 1, more for a degraded worker, less for one with preferred labels.
     pub factor: f64,
-    /// `factor × (2 × overlap_weight × (uncached tokens − spared_tokens + evicted_tokens) + queued
-    /// tokens + decode_tokens / 20)`, where prefill_tokens are the uncached and the queued ones.
+    /// `factor × (2 × overlap_weight × (uncached_tokens − spared_tokens + evicted_tokens) +
+    /// queued_tokens + decode_tokens / 20)`.
     pub total: f64,
+}
+
+/// How a total is made of the other terms, in words.
+pub fn formula(policy: Policy) -> String {
+    let work_weight = CACHE_WEIGHT * policy.overlap_weight;
+    let held_share = 1.0 / DECODE_WEIGHT;
+    format!(
+        "total = factor × ({work_weight} × (uncached − spared + evicted) + queued + decode / \
+         {held_share})"
+    )
 }
 
 /// The cost of a prompt on one candidate. Two terms as in NVIDIA Dynamo's router: work before the
@@ -46,7 +58,6 @@ pub fn cost(ask: Ask, candidate: &Candidate, policy: Policy) -> Cost {
         true => candidate.load.prefill_tokens,
         false => 0,
     };
-    let prefill_tokens = (queued_tokens + uncached_tokens) as f64;
     let blocks = ask.prompt_tokens.div_ceil(block_tokens);
     // What a prompt in flight holds already is in the load.
     let own_blocks = u64::from(blocks.saturating_sub(candidate.shared_blocks));
@@ -63,7 +74,8 @@ pub fn cost(ask: Ask, candidate: &Candidate, policy: Policy) -> Cost {
     let work_tokens = uncached_tokens as f64 - spared_tokens + evicted_tokens;
     let load_tokens = queued_tokens as f64 + DECODE_WEIGHT * decode_tokens;
     Cost {
-        prefill_tokens,
+        uncached_tokens: uncached_tokens as f64,
+        queued_tokens: queued_tokens as f64,
         decode_tokens,
         evicted_tokens,
         spared_tokens,

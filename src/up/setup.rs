@@ -64,7 +64,9 @@ impl Setup {
             });
         }
         let named = match (&args.model, kind) {
-            (Some(text), _) => Named::read(text)?,
+            // No other engine knows the demo model by its name.
+            (Some(text), Kind::Vllm) => Named::read(text)?,
+            (Some(text), Kind::Mock | Kind::Command) => Named::read_or_demo(text)?,
             (None, Kind::Mock) => Named::demo()?,
             (None, Kind::Vllm | Kind::Command) => {
                 let engine = kind.name();

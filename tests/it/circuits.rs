@@ -162,7 +162,11 @@ fn wishes_are_followed_or_refused() {
             "no worker that was asked for has a rank 2",
         ),
         (None, Some(2), "no worker that was asked for has a rank 2"),
-        (Some("c"), None, "worker c takes no requests now: verdict"),
+        (
+            Some("c"),
+            None,
+            "worker c takes no requests now: it finishes what it has",
+        ),
     ] {
         let error = place(&router, &wish(name, rank)).unwrap_err();
         assert_eq!(error.to_string(), expected);

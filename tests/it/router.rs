@@ -223,7 +223,7 @@ fn workers_that_cannot_take_requests_get_none() {
         .map(|view| view.not_eligible)
         .collect();
     let open = "circuit open: it refused a connection";
-    assert_eq!(reasons, [Some(open), Some("verdict")]);
+    assert_eq!(reasons, [Some(open), Some("it finishes what it has")]);
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn a_named_worker_is_chosen_or_the_request_refused() {
         matches!(
             unavailable,
             RouteError::WorkerUnavailable {
-                reason: "verdict",
+                reason: "it finishes what it has",
                 ..
             }
         ),

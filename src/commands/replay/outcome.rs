@@ -83,9 +83,10 @@ pub(crate) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// The value below which about `percent` of the sorted ones lie.
+/// The least of the sorted ones that at least `percent` of them do not exceed.
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    let at = sorted.len().saturating_sub(1) * percent / 100;
+    let rank = (sorted.len() * percent).div_ceil(100);
+    let at = rank.saturating_sub(1);
     sorted.get(at).copied().unwrap_or_default()
 }
 
@@ -105,6 +106,12 @@ mod tests {
         assert!((outcome.imbalance - 1.5).abs() < 1e-9);
         let Ttft { mean, p50, p99 } = outcome.ttft_ms;
         assert_eq!((mean, p50, p99), (100.5, 100.0, 198.0));
+        // Of few the worst is the 99th percentile.
+        let few = [1, 1, 100].map(Duration::from_millis);
+        assert_eq!(
+            [50, 99].map(|percent| percentile(&few, percent)),
+            [few[0], few[2]]
+        );
     }
 
     #[test]
