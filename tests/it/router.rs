@@ -14,13 +14,13 @@ use kvlens::select::RouterMode;
 use kvlens::select::load::Load;
 use kvlens::telemetry::metrics::Metrics;
 
-const SIZE: u32 = 16;
+pub(crate) const SIZE: u32 = 16;
 
-fn worker(name: &str) -> WorkerId {
+pub(crate) fn worker(name: &str) -> WorkerId {
     WorkerId::new(name).expect("a legal name")
 }
 
-fn record(name: &str) -> WorkerRecord {
+pub(crate) fn record(name: &str) -> WorkerRecord {
     let mut record = WorkerRecord::new(worker(name), &format!("http://{name}"), "base");
     record.incarnation = Incarnation(1);
     record.aliases = vec!["alias".to_owned()];
@@ -42,11 +42,11 @@ fn router(mode: RouterMode, names: &[&str]) -> Arc<Router> {
     router
 }
 
-fn up(router: &Router, record: WorkerRecord) {
+pub(crate) fn up(router: &Router, record: WorkerRecord) {
     router.apply(Update::Change(Change::Up(Box::new(record))));
 }
 
-fn stored(router: &Router, name: &str, sequence: u64, hashes: &[u64]) {
+pub(crate) fn stored(router: &Router, name: &str, sequence: u64, hashes: &[u64]) {
     router.apply(Update::Kv(KvEvent {
         worker: worker(name),
         rank: DpRank(0),
@@ -59,7 +59,7 @@ fn stored(router: &Router, name: &str, sequence: u64, hashes: &[u64]) {
 }
 
 /// A prompt of these blocks and one token more.
-fn footprint(hashes: &[u64]) -> Footprint {
+pub(crate) fn footprint(hashes: &[u64]) -> Footprint {
     let prompt_tokens = hashes.len() as u32 * SIZE + 1;
     let size = BlockSize::new(SIZE).expect("16 is not zero");
     Footprint {
@@ -68,7 +68,7 @@ fn footprint(hashes: &[u64]) -> Footprint {
     }
 }
 
-fn place(router: &Arc<Router>, hashes: &[u64]) -> Placement {
+pub(crate) fn place(router: &Arc<Router>, hashes: &[u64]) -> Placement {
     router
         .place(&footprint(hashes), &Wish::default())
         .expect("a worker")

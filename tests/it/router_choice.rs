@@ -3,70 +3,22 @@
 
 use std::sync::Arc;
 
-use kvlens::block::{BlockSize, SequenceHash};
 use kvlens::config::router::RouterConfig;
-use kvlens::discovery::{
-    Change, Completeness, EngineLoad, Parity, ParityScope, Update, WorkerRecord,
-};
+use kvlens::discovery::{Completeness, EngineLoad, Parity, ParityScope, WorkerRecord};
 use kvlens::health::Verdict;
-use kvlens::id::{DpRank, Incarnation, MediaDigest, WorkerId};
-use kvlens::index::KvEvent;
+use kvlens::id::{DpRank, Incarnation, MediaDigest};
 use kvlens::router::basis::Basis;
 use kvlens::router::footprint::{Footprint, Hints, MediaShare, Wish};
-use kvlens::router::{Placement, RouteError, Router};
+use kvlens::router::{RouteError, Router};
 use kvlens::select::{Device, RouterMode};
 use kvlens::telemetry::metrics::Metrics;
 
-const SIZE: u32 = 16;
-
-fn worker(name: &str) -> WorkerId {
-    WorkerId::new(name).expect("a legal name")
-}
-
-fn record(name: &str) -> WorkerRecord {
-    let mut record = WorkerRecord::new(worker(name), &format!("http://{name}"), "base");
-    record.incarnation = Incarnation(1);
-    record.block_size = BlockSize::new(SIZE);
-    record.capacity_blocks = Some(100);
-    record.verdict = Verdict::Healthy;
-    record.ledger.completeness = Completeness::Complete;
-    record
-}
-
-fn up(router: &Router, record: WorkerRecord) {
-    router.apply(Update::Change(Change::Up(Box::new(record))));
-}
+use crate::router::{SIZE, footprint, place, record, stored, up, worker};
 
 fn router(config: &RouterConfig, records: impl IntoIterator<Item = WorkerRecord>) -> Arc<Router> {
     let router = Router::new(config, Arc::new(Metrics::default()));
     records.into_iter().for_each(|record| up(&router, record));
     router
-}
-
-fn stored(router: &Router, name: &str, sequence: u64, hashes: &[u64]) {
-    router.apply(Update::Kv(KvEvent {
-        worker: worker(name),
-        rank: DpRank(0),
-        incarnation: Incarnation(1),
-        sequence,
-        cleared: false,
-        removed: Vec::new(),
-        stored: hashes.iter().copied().map(SequenceHash).collect(),
-    }));
-}
-
-/// A prompt of these blocks and one token more.
-fn footprint(hashes: &[u64]) -> Footprint {
-    let size = BlockSize::new(SIZE).expect("16 is not zero");
-    Footprint {
-        hashes: vec![(size, hashes.iter().copied().map(SequenceHash).collect())],
-        ..Footprint::new("base", hashes.len() as u32 * SIZE + 1)
-    }
-}
-
-fn place(router: &Arc<Router>, hashes: &[u64]) -> Placement {
-    let placed = router.place(&footprint(hashes), &Wish::default());
-    placed.expect("a worker")
 }
 
 fn named(name: &str) -> Wish {
