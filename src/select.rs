@@ -6,7 +6,9 @@ pub mod churn;
 pub mod cost;
 pub mod drift;
 pub mod load;
+pub mod prompts;
 pub mod queue;
+pub mod stored;
 
 use crate::block::BlockSize;
 use crate::select::load::Load;

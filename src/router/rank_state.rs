@@ -1,6 +1,6 @@
 //! What is booked on one rank of a worker, and what its engine says beside that.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::block::SequenceHash;
@@ -11,6 +11,7 @@ use crate::select::affinity::Affinity;
 use crate::select::churn::Churn;
 use crate::select::drift::Drift;
 use crate::select::load::{InFlight, Load, Share};
+use crate::select::stored::{Mark, StoredLog};
 
 /// The share of the newest prefill in what is known of a rank's pace.
 const PACE_NEWEST: f64 = 0.2;
@@ -26,7 +27,9 @@ const PREFILL_SLACK: f64 = 2.0;
 pub(crate) struct RankState {
     /// Each request in flight is a tentative holder of its prompt's blocks.
     pub(crate) in_flight: InFlight,
-    pub(crate) booked: HashMap<BookingKey, Booked>,
+    pub(crate) booked: BTreeMap<BookingKey, Booked>,
+    /// What its engine has stored since the first of them was booked.
+    stored: StoredLog,
     /// When prefills whose end nobody sees are taken to be over.
     due: BTreeSet<(Instant, BookingKey)>,
     /// Tokens a second that its engine computes of prompts; 0 where that is not known yet.
@@ -48,6 +51,8 @@ pub(crate) struct RankState {
 pub(crate) struct Booked {
     pub(crate) share: Share,
     pub(crate) at: Instant,
+    /// Where its engine's stores stood then.
+    stored: Mark,
 }
 
 impl RankState {
@@ -98,14 +103,15 @@ impl RankState {
         self.pace = 0.0;
     }
 
-    pub(crate) fn book(&mut self, key: BookingKey, booked: Booked) {
-        self.in_flight.book(&booked.share);
-        if booked.share.is_whole
+    pub(crate) fn book(&mut self, key: BookingKey, share: Share, at: Instant) {
+        self.in_flight.book(&share);
+        if share.is_whole
             && let Some(wait) = self.prefill_wait()
         {
-            self.due.insert((booked.at + wait, key));
+            self.due.insert((at + wait, key));
         }
-        self.booked.insert(key, booked);
+        let stored = self.stored.end();
+        self.booked.insert(key, Booked { share, at, stored });
     }
 
     /// How long all that is queued here may take, the request booked last included; `None` where
@@ -139,6 +145,9 @@ impl RankState {
 
     /// Notes what its engine has stored, and the prefills that this ends.
     pub(crate) fn note_stored(&mut self, stored: &[SequenceHash], now: Instant) {
+        if !self.booked.is_empty() {
+            self.stored.note(stored);
+        }
         if !self.in_flight.note_stored(stored) {
             return;
         }
@@ -149,6 +158,19 @@ impl RankState {
         for key in computed {
             self.prefill_done(key, now);
         }
+    }
+
+    /// Whether a block was stored while a request was in flight, even if it was removed again;
+    /// `None` where that is not known any more.
+    pub(crate) fn was_stored(&self, hash: SequenceHash, meanwhile: &Booked) -> Option<bool> {
+        self.stored.has(hash, meanwhile.stored)
+    }
+
+    /// Which of a booked prompt's blocks the index was wrong about, when its engine found the first
+    /// `cached_blocks` of them in its cache; those stored meanwhile are true again, and left out.
+    pub(crate) fn disproved(&self, booked: &Booked, cached_blocks: u32) -> Vec<SequenceHash> {
+        let disproved = booked.share.disproved(cached_blocks);
+        self.stored.missing(disproved, booked.stored)
     }
 
     /// Ends the prefills whose time is over.
@@ -167,6 +189,9 @@ impl RankState {
         if let Some(booked) = self.booked.remove(&key) {
             self.in_flight.free(&booked.share);
         }
+        let oldest = self.booked.first_key_value();
+        let needed = oldest.map_or(self.stored.end(), |(_, booked)| booked.stored);
+        self.stored.forget_before(needed);
         // Dues of requests that are over must not pile up behind one that is far away.
         if self.due.len() > 2 * self.booked.len() {
             let booked = &self.booked;
@@ -209,7 +234,7 @@ mod tests {
 
         fn book(&mut self, key: u64, share: Share, millis: u64) -> BookingKey {
             let (key, at) = (BookingKey(key), self.at(millis));
-            self.rank.book(key, Booked { share, at });
+            self.rank.book(key, share, at);
             key
         }
 

@@ -1,8 +1,10 @@
 //! What a worker rank has in hand, counted from bookings.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::block::{BlockMap, BlockSize, SequenceHash};
+use crate::select::prompts::Prompts;
 
 /// The load of one worker rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -65,17 +67,15 @@ impl Output {
 #[derive(Debug, Default)]
 pub struct InFlight {
     load: Load,
-    /// The blocks of the prompts in flight.
-    prompts_with: BlockMap<Tentative>,
+    prompts: Prompts,
+    /// The last blocks of prompts whose first token nobody sees.
+    ends: BlockMap<End>,
 }
 
-/// A block that prompts in flight have.
+/// A block that ends prompts.
 #[derive(Clone, Copy, Debug, Default)]
-struct Tentative {
-    /// How many of them.
+struct End {
     prompts: u32,
-    /// How many of them end with it, and have no first token that anybody sees.
-    ends: u32,
     /// Whether the engine has said since that it stored it.
     is_stored: bool,
 }
@@ -92,13 +92,9 @@ impl InFlight {
         self.load.requests += 1;
         self.load.output_blocks += share.output.blocks();
         self.load.decode_blocks += u64::from(share.unnamed_blocks());
-        for hash in &*share.hashes {
-            let block = self.prompts_with.entry(*hash).or_default();
-            block.prompts += 1;
-            self.load.decode_blocks += u64::from(block.prompts == 1);
-        }
-        if let Some(block) = self.end_of(share) {
-            block.ends += 1;
+        self.load.decode_blocks += self.prompts.add(&share.hashes);
+        if let Some(end) = share.end() {
+            self.ends.entry(end).or_default().prompts += 1;
         }
     }
 
@@ -107,11 +103,6 @@ impl InFlight {
         let before = share.output.blocks();
         share.output.seen_tokens = share.output.seen_tokens.max(seen_tokens);
         self.load.output_blocks = self.load.output_blocks + share.output.blocks() - before;
-    }
-
-    fn end_of(&mut self, share: &Share) -> Option<&mut Tentative> {
-        let last = share.hashes.last().filter(|_| share.is_whole)?;
-        self.prompts_with.get_mut(last)
     }
 
     /// Takes the prefill out of a booked share: its first token has come.
@@ -134,33 +125,28 @@ impl InFlight {
             .load
             .output_blocks
             .saturating_sub(share.output.blocks());
-        if let Some(block) = self.end_of(share) {
-            block.ends = block.ends.saturating_sub(1);
-        }
-        let mut freed_blocks = u64::from(share.unnamed_blocks());
-        for hash in &*share.hashes {
-            if let Some(block) = self.prompts_with.get_mut(hash) {
-                block.prompts -= 1;
-                if block.prompts == 0 {
-                    self.prompts_with.remove(hash);
-                    freed_blocks += 1;
-                }
+        let freed_blocks = u64::from(share.unnamed_blocks()) + self.prompts.remove(&share.hashes);
+        self.load.decode_blocks = self.load.decode_blocks.saturating_sub(freed_blocks);
+        if let Some(end) = share.end()
+            && let Entry::Occupied(mut entry) = self.ends.entry(end)
+        {
+            entry.get_mut().prompts -= 1;
+            if entry.get().prompts == 0 {
+                entry.remove();
             }
         }
-        self.load.decode_blocks = self.load.decode_blocks.saturating_sub(freed_blocks);
     }
 
-    /// Notes which blocks of prompts in flight are among those that the engine has stored; true when
-    /// one of them ends a prompt whose first token nobody sees.
+    /// Notes what the engine has stored; true when a block of it ends a prompt whose first token
+    /// nobody sees.
     pub fn note_stored(&mut self, stored: &[SequenceHash]) -> bool {
-        if self.prompts_with.is_empty() {
+        if self.ends.is_empty() {
             return false;
         }
         let mut is_end = false;
         for hash in stored {
-            if let Some(block) = self.prompts_with.get_mut(hash) {
-                block.is_stored = true;
-                is_end |= block.ends > 0;
+            if let Some(end) = self.ends.get_mut(hash) {
+                (end.is_stored, is_end) = (true, true);
             }
         }
         is_end
@@ -169,39 +155,33 @@ impl InFlight {
     /// Whether the prefill of a booked share is over, as the engine's events show: it has stored the
     /// prompt's last full block.
     pub fn is_computed(&self, share: &Share) -> bool {
-        let last = share.hashes.last().filter(|_| share.is_whole);
-        last.is_some_and(|hash| self.was_stored(*hash))
-    }
-
-    /// Whether a block of a prompt in flight was stored since the first that has it was booked,
-    /// even if it was removed again.
-    pub fn was_stored(&self, hash: SequenceHash) -> bool {
-        let block = self.prompts_with.get(&hash);
-        block.is_some_and(|block| block.is_stored)
+        let end = share.end().and_then(|end| self.ends.get(&end));
+        end.is_some_and(|end| end.is_stored)
     }
 
     /// Counts the leading blocks of a prompt that a prompt in flight has too: the engine holds
     /// them, or is about to.
     pub fn shared_blocks(&self, hashes: &[SequenceHash]) -> u32 {
-        // A sequence hash covers all before it: who has a block has all before it, so the shared
-        // lead can be bisected.
-        hashes.partition_point(|hash| self.prompts_with.contains_key(hash)) as u32
-    }
-}
-
-impl InFlight {
-    /// Which of a booked prompt's blocks the index was wrong about, when its engine found the first
-    /// `cached_blocks` of them in its cache; those stored since are true again, and left out.
-    pub fn disproved(&self, share: &Share, cached_blocks: u32) -> Vec<SequenceHash> {
-        let indexed = share.hashes.iter().take(share.indexed_blocks as usize);
-        let missing = indexed.skip(cached_blocks as usize).copied();
-        missing.filter(|hash| !self.was_stored(*hash)).collect()
+        self.prompts.shared_blocks(hashes)
     }
 }
 
 impl Share {
+    /// Its blocks that the index was wrong about, when the engine found the first `cached_blocks`
+    /// in its cache.
+    pub fn disproved(&self, cached_blocks: u32) -> &[SequenceHash] {
+        let indexed_blocks = self.hashes.len().min(self.indexed_blocks as usize);
+        let cached_blocks = indexed_blocks.min(cached_blocks as usize);
+        &self.hashes[cached_blocks..indexed_blocks]
+    }
+
     fn unnamed_blocks(&self) -> u32 {
         self.blocks.saturating_sub(self.hashes.len() as u32)
+    }
+
+    /// The block whose storing shows that the prefill is over, where nothing else does.
+    fn end(&self) -> Option<SequenceHash> {
+        self.hashes.last().copied().filter(|_| self.is_whole)
     }
 }
 
@@ -244,7 +224,7 @@ mod tests {
         assert_eq!(in_flight.load(), load(50, 3, 1));
         in_flight.free(&second);
         assert_eq!(in_flight.load(), Load::default());
-        assert!(in_flight.prompts_with.is_empty());
+        assert!(in_flight.prompts.is_empty());
     }
 
     #[test]
@@ -301,47 +281,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_noted_while_a_prompt_has_it() {
-        let mut in_flight = InFlight::default();
-        let stored = [1, 9].map(SequenceHash);
-        in_flight.note_stored(&stored); // nobody has it yet
-        let (first, second) = (share(0, 2, &[1, 2]), share(0, 1, &[1]));
-        in_flight.book(&first);
-        assert!(!in_flight.was_stored(SequenceHash(1)));
-        in_flight.note_stored(&stored);
-        in_flight.book(&second);
-        in_flight.free(&first);
-        let noted = [1, 2, 9].map(|hash| in_flight.was_stored(SequenceHash(hash)));
-        assert_eq!(noted, [true, false, false]);
-        in_flight.free(&second);
-        assert!(!in_flight.was_stored(SequenceHash(1)));
-    }
-
-    #[test]
-    fn only_what_was_not_stored_since_is_disproved() {
-        let names = |hashes: &[u64]| hashes.iter().copied().map(SequenceHash).collect::<Vec<_>>();
-        for (indexed_blocks, cached_blocks, stored, disproved) in [
-            (3, 3, &[][..], &[][..]),
-            (3, 4, &[], &[]),
-            (3, 1, &[], &[2, 3]),
-            (2, 0, &[], &[1, 2]),
-            (0, 0, &[], &[]),
-            // Evicted and computed anew while the request was under way.
-            (4, 1, &[2, 3, 9], &[4]),
+    fn what_the_index_held_and_the_engine_did_not_is_disproved() {
+        for (indexed_blocks, cached_blocks, disproved) in [
+            (3, 3, &[][..]),
+            (3, 4, &[]),
+            (3, 1, &[2, 3]),
+            (2, 0, &[1, 2]),
+            (0, 0, &[]),
+            (9, 3, &[4]), // more than have a name
         ] {
-            let mut in_flight = InFlight::default();
             let booked = Share {
                 indexed_blocks,
-                ..share(0, 4, &[1, 2, 3, 4])
+                ..share(0, 5, &[1, 2, 3, 4])
             };
-            // What was stored for a prompt before it says nothing of this one's time.
-            in_flight.note_stored(&names(&[1, 2, 3, 4]));
-            in_flight.book(&booked);
-            in_flight.note_stored(&names(stored));
-            assert_eq!(
-                in_flight.disproved(&booked, cached_blocks),
-                names(disproved)
-            );
+            let disproved: Vec<_> = disproved.iter().copied().map(SequenceHash).collect();
+            assert_eq!(booked.disproved(cached_blocks), disproved);
         }
     }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::index::assumed::Stay;
 use crate::router::footprint::Footprint;
 use crate::router::member::Member;
-use crate::router::rank_state::{Booked, RankState};
+use crate::router::rank_state::RankState;
 use crate::router::state::seats::Seat;
 use crate::router::state::{BookingKey, Chosen, State};
 use crate::select::cost::Cost;
@@ -68,7 +68,7 @@ impl State {
                     let tokens_max = self.config.media_affinity_tokens;
                     rank.affinity.sent(image.digest, image.tokens, tokens_max);
                 }
-                rank.book(key, Booked { share, at: now });
+                rank.book(key, share, now);
             }
         }
         self.seats.insert(key, (chosen.worker.clone(), chosen.rank));

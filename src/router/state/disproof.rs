@@ -18,11 +18,8 @@ impl State {
         let (worker, rank) = self.seats.get(&key)?;
         let member = self.workers.get(worker)?;
         let on = member.ranks.get(rank.0 as usize)?;
-        let hashes = on
-            .in_flight
-            .disproved(&on.booked.get(&key)?.share, cached_blocks);
+        let blocks = on.disproved(on.booked.get(&key)?, cached_blocks).len();
         let ledger = member.record.ledger.completeness;
-        let blocks = hashes.len();
         Some(Disproved { blocks, ledger })
     }
 }

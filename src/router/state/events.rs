@@ -49,7 +49,8 @@ impl State {
         let (worker, rank) = self.seats.get(&key)?;
         let member = self.workers.get_mut(worker)?;
         let state = member.ranks.get(rank.0 as usize)?;
-        let hashes = &state.booked.get(&key)?.share.hashes;
+        let booked = state.booked.get(&key)?;
+        let hashes = &booked.share.hashes;
         let first = answered.block_size.full_blocks(answered.cached_tokens) as usize;
         let text_blocks = answered.block_size.full_blocks(answered.text_tokens) as usize;
         let slot = self.index.slot(worker, *rank);
@@ -63,10 +64,14 @@ impl State {
             };
             let holders = self.index.overlap(std::slice::from_ref(hash));
             let is_held = holders.iter().any(|held| Some(held.slot) == slot);
-            if is_held || state.in_flight.was_stored(*hash) {
-                member.confirm.confirm(scope);
-            } else {
-                member.confirm.expect((*rank, *hash), scope, now);
+            match is_held
+                .then_some(true)
+                .or_else(|| state.was_stored(*hash, booked))
+            {
+                Some(true) => member.confirm.confirm(scope),
+                Some(false) => member.confirm.expect((*rank, *hash), scope, now),
+                // It came and went, or never came.
+                None => {}
             }
         }
         turn(member, before, now)
