@@ -34,7 +34,6 @@ use crate::config::router::RouterConfig;
 use crate::config::schema::{Key, Kind};
 use crate::config::worker::WorkerConfig;
 use crate::select::RouterMode;
-use crate::select::queue::QueuePolicy;
 
 /// All that can be configured, one table per role or concern.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -185,10 +184,6 @@ impl Config {
             (
                 self.router.mode != RouterMode::Kv && self.router.temperature > 0.0,
                 "router.temperature is above 0 and router.mode is not kv: nothing would use it",
-            ),
-            (
-                self.router.queue_policy != QueuePolicy::Fcfs && self.router.queue_threshold <= 0.0,
-                "router.queue_policy is not fcfs and router.queue_threshold is 0: nobody would wait",
             ),
             (
                 self.engine.backoff_first() > self.engine.backoff_max(),

@@ -1,6 +1,6 @@
 //! The router: answers placements, and takes in what workers hold and which of them there are.
 
-mod admission;
+pub(crate) mod admission;
 pub mod basis;
 pub mod booking;
 mod circuit;

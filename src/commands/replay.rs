@@ -35,6 +35,7 @@ use crate::config::router::RouterConfig;
 use crate::id::InvalidWorkerId;
 use crate::router::RouteError;
 use crate::select::RouterMode;
+use crate::select::queue::QueuePolicy;
 
 /// Most requests unless told: far more than a day's trace has, and memory for them is at hand.
 const REQUESTS_MAX: usize = 1_000_000;
@@ -106,6 +107,13 @@ pub struct Args {
     /// How much a block already held counts against a block of load, instead of the configuration's
     #[arg(long, value_parser = weight)]
     router_kv_overlap_score_weight: Option<f64>,
+    /// From how many batches of 8192 queued tokens on requests wait in the router, instead of the
+    /// configuration's; 0 for never
+    #[arg(long, value_parser = weight)]
+    router_queue_threshold: Option<f64>,
+    /// In which order they wait, instead of the configuration's
+    #[arg(long)]
+    router_queue_policy: Option<QueuePolicy>,
     /// Show the kv mode's outcome for overlap weights from 0 to 16 beside the policies
     #[arg(long)]
     sweep: bool,
@@ -244,6 +252,10 @@ impl Args {
         if let Some(weight) = self.router_kv_overlap_score_weight {
             config.overlap_score_weight = weight;
         }
+        config.queue_threshold = self
+            .router_queue_threshold
+            .unwrap_or(config.queue_threshold);
+        config.queue_policy = self.router_queue_policy.unwrap_or(config.queue_policy);
         match policy {
             Policy::Mode(mode) => config.mode = mode,
             Policy::Weight(weight) => {

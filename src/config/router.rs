@@ -74,8 +74,8 @@ pub struct RouterConfig {
     /// Tokens of a batch of engines that do not say it (vLLM does not); unset, they are never busy.
     #[schemars(range(min = 1))]
     pub queue_batch_tokens: Option<u64>,
-    /// In which order the waiting requests of one tenant go; tenants take turns, and all requests are
-    /// one tenant's while clients have no names.
+    /// In which order the requests of one tenant go, those that wait and those that come at one
+    /// instant; tenants take turns, and all requests are one tenant's while clients have no names.
     pub queue_policy: QueuePolicy,
     /// Most requests that wait at once; one more is answered 429.
     #[schemars(range(min = 1, max = 1_048_576))]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 
 use crate::config::router::RouterConfig;
 use crate::router::admission::busy::Threshold;
@@ -25,12 +26,17 @@ use crate::telemetry::labels::{QueueLabels, QueueRefusal};
 /// as many as may wait cost a few percent of a core.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// Most requests that are decided on together: under the router's lock, each takes some 30 µs.
+const ARRIVALS_MAX: usize = 64;
+
 /// What a waiting request is told.
 type Outcome = Result<Placement, RouteError>;
 
 /// Who waits, beside the state that decides on them.
 #[derive(Debug)]
 pub(crate) struct Admission {
+    /// Those that have come at this instant; see [`Router::admit`].
+    arrivals: Vec<(Ticket, Waiter)>,
     queue: Queue,
     /// One for each ticket in the queue.
     waiters: BTreeMap<Ticket, Waiter>,
@@ -54,15 +60,11 @@ struct Waiter {
 /// A decision that is still to be told, once the state's lock is free.
 #[derive(Debug)]
 pub(crate) struct Decided {
+    pub(crate) ticket: Ticket,
     answer: oneshot::Sender<Outcome>,
-    outcome: Result<(Chosen, Duration), RouteError>,
-}
-
-/// What becomes of a request that asks for a place.
-#[derive(Debug)]
-pub(crate) enum Admitted {
-    Placed(Chosen),
-    Waits(Ticket, oneshot::Receiver<Outcome>),
+    /// How long it stood in the queue; `None` where it never had to.
+    queued: Option<Duration>,
+    pub(crate) outcome: Result<Chosen, RouteError>,
 }
 
 impl Admission {
@@ -70,6 +72,7 @@ impl Admission {
         let limits = config.queue_limits();
         let start = now();
         Self {
+            arrivals: Vec::new(),
             queue: Queue::new(config.queue_policy, limits),
             waiters: BTreeMap::new(),
             threshold: Threshold::new(config),
@@ -83,7 +86,11 @@ impl Admission {
         self.waiters.is_empty()
     }
 
+    /// Takes a request out, whether or not anything was decided on it; `None` where it was.
     fn take(&mut self, ticket: Ticket) -> Option<Waiter> {
+        if let Some(at) = self.arrivals.iter().position(|(its, _)| *its == ticket) {
+            return Some(self.arrivals.remove(at).1);
+        }
         self.queue.remove(ticket);
         self.waiters.remove(&ticket)
     }
@@ -100,52 +107,47 @@ impl Admission {
 }
 
 impl Router {
-    /// Chooses a worker as wished, and books the request there before it answers. Where all workers
-    /// it may go to are busy, or others of its model wait already, it waits for its turn; the worker
-    /// is then chosen by what is held where when the turn comes. Dropped while it waits, it is
-    /// forgotten at once.
+    /// Chooses a worker as wished, and books the request there before it answers. Requests that come
+    /// at one instant are decided on together, in the order of the queue's policy: whatever is ready
+    /// to run goes up to here before the first of them goes on. Where all workers that a request may
+    /// go to are busy, or others of its model wait already, it waits for its turn; the worker is then
+    /// chosen by what is held where when the turn comes. Dropped while it waits, it is forgotten at
+    /// once.
     ///
     /// # Errors
     /// When no worker serves the model, or none that does can take requests any more; when too much
     /// waits already, and when it has waited as long as a request may.
     pub async fn admit(self: &Arc<Self>, footprint: &Footprint, wish: &Wish) -> Outcome {
-        match self.enter(footprint, wish)? {
-            Entered::Placed(placement) => Ok(placement),
-            Entered::Waits(waiting) => waiting.outcome().await,
+        let (waiting, is_full) = self.arrive(footprint, wish);
+        if !is_full {
+            yield_now().await;
         }
+        self.receive();
+        waiting.outcome().await
     }
 
-    fn enter(self: &Arc<Self>, footprint: &Footprint, wish: &Wish) -> Result<Entered, RouteError> {
+    /// Lets a request come; true when as many have come as are decided on together.
+    fn arrive(self: &Arc<Self>, footprint: &Footprint, wish: &Wish) -> (Waiting, bool) {
         let now = now();
-        let mut decided = Vec::new();
-        let (admitted, wait_max) = {
+        let mut state = self.lock();
+        let stand = state.arrive(footprint, wish, now);
+        let is_full = state.admission.arrivals.len() >= ARRIVALS_MAX;
+        let deadline = tokio::time::Instant::from_std(now) + state.admission.wait_max;
+        (Waiting::new(self.clone(), stand, deadline), is_full)
+    }
+
+    /// Decides on all that have come.
+    fn receive(&self) {
+        let decided = {
             let mut state = self.lock();
-            let admitted = state.admit(footprint, wish, now, &mut decided);
-            if !decided.is_empty() || matches!(admitted, Ok(Admitted::Waits(..))) {
-                self.show_queue(&state.admission);
+            if state.admission.arrivals.is_empty() {
+                return;
             }
-            (admitted, state.admission.wait_max)
+            let decided = state.receive(now());
+            self.show_queue(&state.admission);
+            decided
         };
         self.tell(decided);
-        match admitted {
-            Ok(Admitted::Placed(chosen)) => {
-                Ok(Entered::Placed(self.placement(chosen, Duration::ZERO)))
-            }
-            Ok(Admitted::Waits(ticket, outcome)) => {
-                let deadline = tokio::time::Instant::from_std(now) + wait_max;
-                let stand = (ticket, outcome);
-                Ok(Entered::Waits(Waiting::new(self.clone(), stand, deadline)))
-            }
-            Err(error) => {
-                if let RouteError::QueueFull { full, .. } = &error {
-                    self.count_refusal(match full {
-                        QueueFull::Requests { .. } => QueueRefusal::Requests,
-                        QueueFull::Tokens { .. } => QueueRefusal::Tokens,
-                    });
-                }
-                Err(error)
-            }
-        }
     }
 
     /// Makes a change that may free room, and gives the room to those who wait.
@@ -211,25 +213,38 @@ impl Router {
     /// Tells those who waited what was decided. Never under the state's lock: a placement that
     /// nobody takes any more frees its booking here.
     fn tell(&self, decided: Vec<Decided>) {
-        for Decided { answer, outcome } in decided {
+        for Decided {
+            answer,
+            queued,
+            outcome,
+            ..
+        } in decided
+        {
             // Whoever waits owns the router too, so without an owner nobody waits.
             let Some(router) = self.this.upgrade() else {
                 return;
             };
-            let outcome = outcome.map(|(chosen, queued)| {
-                self.metrics.queue_wait.observe(queued.as_secs_f64());
-                router.placement(chosen, queued)
-            });
-            match &outcome {
-                Ok(_) => {}
-                Err(RouteError::QueueTimeout { .. }) => self.count_refusal(QueueRefusal::Expired),
-                Err(_) => self.count_refusal(QueueRefusal::NoWorker),
+            match (&outcome, queued) {
+                (Ok(_), Some(queued)) => self.metrics.queue_wait.observe(queued.as_secs_f64()),
+                (Err(error), queued) => self.count_refusal(error, queued.is_some()),
+                (Ok(_), None) => {}
             }
-            drop(answer.send(outcome));
+            let queued = queued.unwrap_or_default();
+            drop(answer.send(outcome.map(|chosen| router.placement(chosen, queued))));
         }
     }
 
-    fn count_refusal(&self, reason: QueueRefusal) {
+    /// Counts a request that did not get out of the queue to a worker, or not into it.
+    fn count_refusal(&self, error: &RouteError, has_waited: bool) {
+        let reason = match error {
+            RouteError::QueueFull { full, .. } => match full {
+                QueueFull::Requests { .. } => QueueRefusal::Requests,
+                QueueFull::Tokens { .. } => QueueRefusal::Tokens,
+            },
+            RouteError::QueueTimeout { .. } => QueueRefusal::Expired,
+            _ if has_waited => QueueRefusal::NoWorker,
+            _ => return,
+        };
         let labels = QueueLabels { reason };
         self.metrics.queue_refusals.get_or_create(&labels).inc();
     }
@@ -241,12 +256,6 @@ impl Router {
         let tokens = admission.queue.tokens() as i64;
         self.metrics.queue_tokens.set(tokens);
     }
-}
-
-/// An [`Admitted`] with all that its owner must give back.
-enum Entered {
-    Placed(Placement),
-    Waits(Waiting),
 }
 
 /// The time by tokio's clock, which is what deadlines are kept by.

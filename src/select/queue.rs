@@ -43,9 +43,10 @@ use crate::select::queue::line::{Line, Place};
 #[serde(rename_all = "lowercase")]
 pub enum QueuePolicy {
     /// First come, first served; a priority counts as seconds come earlier.
-    #[default]
     Fcfs,
-    /// The one with the fewest uncached tokens for its priority.
+    /// The one with the fewest uncached tokens for its priority: the least mean time to the first
+    /// token, and those that wait behind one more often find that it has filled a cache for them.
+    #[default]
     Wspt,
     /// Last come, first served; a priority counts as seconds come later.
     Lcfs,
@@ -168,20 +169,25 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes a request in.
+    /// A ticket for one that has come.
+    pub fn ticket(&mut self) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        ticket
+    }
+
+    /// Takes a request in, with a ticket of its own.
     ///
     /// # Errors
     /// When a limit would be passed.
-    pub fn push(&mut self, entry: Entry) -> Result<Ticket, QueueFull> {
+    pub fn push(&mut self, ticket: Ticket, entry: Entry) -> Result<(), QueueFull> {
         self.room_for(entry.tokens)?;
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
         self.tokens += u64::from(entry.tokens);
         let place = self.place(&entry, ticket);
         let line = self.lines.entry(entry.model.clone()).or_default();
         line.push(&entry.tenant, ticket, place);
         self.entries.insert(ticket, entry);
-        Ok(ticket)
+        Ok(())
     }
 
     /// Takes out the next request of a model that `fits`, of those who are to be asked.
@@ -202,6 +208,24 @@ impl Queue {
         }
         self.forget(ticket);
         true
+    }
+
+    /// The order in which requests would leave a queue without limits, were they alone in it and all
+    /// of them fit.
+    pub fn order(&self, entries: impl Iterator<Item = (Ticket, Entry)>) -> Vec<Ticket> {
+        let limits = QueueLimits {
+            requests_max: usize::MAX,
+            tokens_max: u64::MAX,
+            wait_max: Duration::MAX,
+        };
+        let mut alone = Self::new(self.policy, limits);
+        for (ticket, entry) in entries {
+            // Without limits there is room for each.
+            alone.push(ticket, entry).ok();
+        }
+        let models = alone.models();
+        let pop = || models.iter().find_map(|model| alone.pop(model, |_| true));
+        std::iter::from_fn(pop).collect()
     }
 
     /// Whether a request has waited as long as one may.

@@ -243,13 +243,6 @@ fn a_queue_that_cannot_be_is_refused() {
             &[],
             "router.queue_threshold is NaN in file FILE, but must be finite and at least 0",
         ),
-        (
-            "[router]\nqueue_threshold = 0.0\n",
-            &[("KVLENS_ROUTER_QUEUE_POLICY", "wspt")],
-            "router.queue_policy is not fcfs and router.queue_threshold is 0: nobody would wait \
-             (router.queue_threshold in file FILE, router.queue_policy in environment variable \
-             KVLENS_ROUTER_QUEUE_POLICY)",
-        ),
     ] {
         assert_eq!(problems(text, environment), [expected], "{text}");
     }

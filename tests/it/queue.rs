@@ -16,6 +16,7 @@ use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::router::{Placement, RouteError, Router};
+use kvlens::select::queue::QueuePolicy;
 use kvlens::telemetry::metrics::Metrics;
 
 /// What an engine of these tests computes in a step: with the threshold of [`config`], a rank with
@@ -34,6 +35,7 @@ struct World {
 fn config() -> RouterConfig {
     RouterConfig {
         queue_threshold: 1.0,
+        queue_policy: QueuePolicy::Fcfs,
         ..RouterConfig::default()
     }
 }
@@ -79,7 +81,8 @@ fn pinned(name: &str) -> Wish {
 
 /// What a request was told by now; `None` while it waits.
 fn told(asked: &mut Asked) -> Option<Result<Placement, RouteError>> {
-    asked.now_or_never()
+    // The first time it comes, and lets all come that are ready to.
+    asked.now_or_never().or_else(|| asked.now_or_never())
 }
 
 /// The placement that a request has got by now.

@@ -1,5 +1,6 @@
 //! The router of a replay: the state that serves real requests, under a clock of ours.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::block::{BlockSize, SequenceHash};
@@ -10,12 +11,21 @@ use crate::health::Verdict;
 use crate::id::{DpRank, Incarnation, InvalidWorkerId, WorkerId};
 use crate::index::KvEvent;
 use crate::router::RouteError;
+use crate::router::admission::Decided;
 use crate::router::footprint::{Footprint, Wish};
-use crate::router::state::{BookingKey, State};
+use crate::router::state::{BookingKey, Chosen, State};
 use crate::select::load::Load;
+use crate::select::queue::Ticket;
 
 /// Engines are told apart from those of another life by it; ours have one.
 const INCARNATION: Incarnation = Incarnation(1);
+
+/// Tokens of an engine's batch: what vLLM gives itself on large GPUs.
+const BATCH_TOKENS: u64 = 8_192;
+
+/// Longest wait for a place: ten years. A replay refuses nothing, or its figures would be those of
+/// the requests that were lucky.
+const WAIT_SECS: u64 = 320_000_000;
 
 /// The fleet that a trace is replayed on.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +40,8 @@ pub(crate) struct Fleet {
 pub(crate) struct Routed {
     state: State,
     workers: Vec<Worker>,
+    /// The request behind each ticket.
+    waiting: HashMap<Ticket, usize>,
     /// What the virtual clock shows as zero.
     start: Instant,
 }
@@ -44,6 +56,8 @@ struct Worker {
 /// Where a request goes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placed {
+    /// Its place in the trace.
+    pub(crate) request: usize,
     pub(crate) worker: usize,
     pub(crate) booking: BookingKey,
 }
@@ -51,7 +65,12 @@ pub(crate) struct Placed {
 impl Routed {
     /// A router of a fleet with empty caches.
     pub(crate) fn new(config: &RouterConfig, fleet: Fleet) -> Result<Self, InvalidWorkerId> {
-        let mut state = State::new(config);
+        let mut state = State::new(&RouterConfig {
+            queue_requests_max: usize::MAX,
+            queue_tokens_max: u64::MAX,
+            queue_wait_secs: WAIT_SECS,
+            ..config.clone()
+        });
         let mut workers = Vec::with_capacity(fleet.workers);
         for number in 0..fleet.workers {
             // The router goes through workers by name: leading zeros keep the order of numbers.
@@ -60,6 +79,7 @@ impl Routed {
             record.incarnation = INCARNATION;
             record.block_size = Some(fleet.block_size);
             record.capacity_blocks = Some(fleet.capacity_blocks);
+            record.max_batched_tokens = Some(BATCH_TOKENS);
             record.verdict = Verdict::Healthy;
             record.ledger.completeness = Completeness::Complete;
             state.upsert(record);
@@ -68,26 +88,61 @@ impl Routed {
         Ok(Self {
             state,
             workers,
+            waiting: HashMap::new(),
             start: Instant::now(),
         })
     }
 
-    /// Chooses and books.
-    pub(crate) fn place(
-        &mut self,
-        footprint: &Footprint,
-        now: Duration,
-    ) -> Result<Placed, RouteError> {
-        let chosen = self
-            .state
-            .place(footprint, &Wish::default(), self.start + now)?;
-        let found = self
-            .workers
-            .binary_search_by(|worker| worker.id.cmp(&chosen.worker));
-        Ok(Placed {
+    /// Lets a request come.
+    pub(crate) fn arrive(&mut self, request: usize, footprint: &Footprint, now: Duration) {
+        let now = self.start + now;
+        let (ticket, _) = self.state.arrive(footprint, &Wish::default(), now);
+        self.waiting.insert(ticket, request);
+    }
+
+    /// Decides on all that have come at one instant; what is placed by this.
+    ///
+    /// # Errors
+    /// When the router refuses one.
+    pub(crate) fn receive(&mut self, now: Duration) -> Result<Vec<Placed>, RouteError> {
+        let decided = self.state.receive(self.start + now);
+        self.take(decided)
+    }
+
+    /// Gives what room there is to those who wait.
+    ///
+    /// # Errors
+    /// When the router refuses one.
+    pub(crate) fn let_in(&mut self, now: Duration) -> Result<Vec<Placed>, RouteError> {
+        if self.waiting.is_empty() {
+            return Ok(Vec::new());
+        }
+        let decided = self.state.let_in(self.start + now);
+        self.take(decided)
+    }
+
+    fn take(&mut self, decided: Vec<Decided>) -> Result<Vec<Placed>, RouteError> {
+        let mut placed = Vec::with_capacity(decided.len());
+        for Decided {
+            ticket, outcome, ..
+        } in decided
+        {
+            let chosen = outcome?;
+            if let Some(request) = self.waiting.remove(&ticket) {
+                placed.push(self.placed(request, &chosen));
+            }
+        }
+        Ok(placed)
+    }
+
+    fn placed(&self, request: usize, chosen: &Chosen) -> Placed {
+        let workers = &self.workers;
+        let found = workers.binary_search_by(|worker| worker.id.cmp(&chosen.worker));
+        Placed {
+            request,
             worker: found.unwrap_or_default(),
             booking: chosen.booking,
-        })
+        }
     }
 
     /// Notes that a request's first token has come.
@@ -124,9 +179,9 @@ impl Routed {
         self.state.apply_event(&event, self.start + now);
     }
 
-    /// Whether no request is booked anywhere.
+    /// Whether no request waits or is booked anywhere.
     pub(crate) fn is_free(&self) -> bool {
         let mut loads = self.state.workers.values().flat_map(|m| m.loads());
-        loads.all(|load| load == Load::default())
+        self.waiting.is_empty() && loads.all(|load| load == Load::default())
     }
 }

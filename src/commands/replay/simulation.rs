@@ -8,7 +8,7 @@ use crate::commands::replay::engine::{Engine, Job, Speed};
 use crate::commands::replay::outcome::Tally;
 use crate::commands::replay::progress::Progress;
 use crate::commands::replay::prompt::MODEL;
-use crate::commands::replay::routed::{Fleet, Routed};
+use crate::commands::replay::routed::{Fleet, Placed, Routed};
 use crate::commands::replay::trace::{Request, Trace};
 use crate::router::RouteError;
 use crate::router::footprint::Footprint;
@@ -60,19 +60,27 @@ impl<'a> Simulation<'a> {
     /// When the router refuses one.
     pub(crate) fn run(mut self, progress: &mut Progress) -> Result<Tally, RouteError> {
         let trace = self.trace;
-        for (number, request) in trace.requests.iter().enumerate() {
-            self.until(request.arrival);
-            self.arrive(number, request)?;
-            progress.at(number + 1);
+        let mut number = 0;
+        for instant in trace.requests.chunk_by(|a, b| a.arrival == b.arrival) {
+            let now = instant[0].arrival;
+            self.until(now)?;
+            for request in instant {
+                let footprint = footprint(request, self.fleet);
+                self.router.arrive(number, &footprint, now);
+                number += 1;
+            }
+            let placed = self.router.receive(now)?;
+            self.dispatch(placed, now);
+            progress.at(number);
         }
-        self.until(Duration::MAX);
+        self.until(Duration::MAX)?;
         debug_assert!(self.router.is_free(), "a booking is left");
         debug_assert!(self.engines.iter().all(Engine::is_idle), "a block is held");
         Ok(self.tally)
     }
 
     /// Lets happen what is due until `now`.
-    fn until(&mut self, now: Duration) {
+    fn until(&mut self, now: Duration) -> Result<(), RouteError> {
         while let Some(Reverse((at, _, due))) = self.agenda.peek().copied()
             && at <= now
         {
@@ -81,22 +89,34 @@ impl<'a> Simulation<'a> {
                 Due::Computed { worker } => self.computed(worker, at),
                 Due::Answered { worker, request } => self.answered(worker, request, at),
             }
+            let placed = self.router.let_in(at)?;
+            self.dispatch(placed, at);
         }
+        Ok(())
     }
 
-    fn arrive(&mut self, number: usize, request: &Request) -> Result<(), RouteError> {
-        let footprint = footprint(request, self.fleet);
-        let placed = self.router.place(&footprint, request.arrival)?;
-        self.bookings.insert(number, placed.booking);
-        let hashes = footprint.hashes.into_iter().next();
-        self.engines[placed.worker].enqueue(Job {
-            request: number,
-            hashes: hashes.map(|(_, hashes)| hashes).unwrap_or_default(),
-            prompt_tokens: footprint.prompt_tokens,
-            output_tokens: request.output_tokens,
-        });
-        self.start(placed.worker, request.arrival);
-        Ok(())
+    fn dispatch(&mut self, placed: Vec<Placed>, now: Duration) {
+        for Placed {
+            request,
+            worker,
+            booking,
+        } in placed
+        {
+            self.bookings.insert(request, booking);
+            let Request {
+                prompt,
+                tenant,
+                output_tokens,
+                ..
+            } = &self.trace.requests[request];
+            self.engines[worker].enqueue(Job {
+                request,
+                hashes: prompt.hashes(tenant, self.fleet.block_size).into(),
+                prompt_tokens: prompt.tokens(),
+                output_tokens: *output_tokens,
+            });
+            self.start(worker, now);
+        }
     }
 
     fn start(&mut self, worker: usize, now: Duration) {

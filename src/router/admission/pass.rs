@@ -1,47 +1,90 @@
 //! What the state decides of those who wait. All of it happens under the state's lock, and none of
 //! it is told there.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::router::RouteError;
 use crate::router::admission::busy::{Fit, open_to, served_name};
-use crate::router::admission::{Admission, Admitted, Decided, Outcome, Waiter};
+use crate::router::admission::{Admission, Decided, Outcome, Waiter};
 use crate::router::footprint::{Footprint, Wish};
-use crate::router::state::State;
-use crate::select::queue::{Entry, Ticket};
+use crate::router::state::{Chosen, State};
+use crate::select::queue::{Entry, QueueFull, Ticket};
 
 impl State {
-    /// Places a request, or lets it wait; see [`crate::router::Router::admit`]. What this decides of
-    /// others goes to `decided`.
-    pub(crate) fn admit(
+    /// Lets a request come, to be decided on with others that come at the same instant; its ticket,
+    /// and where it is told.
+    pub(crate) fn arrive(
         &mut self,
         footprint: &Footprint,
         wish: &Wish,
         now: Instant,
-        decided: &mut Vec<Decided>,
-    ) -> Result<Admitted, RouteError> {
-        let name = served_name(footprint);
-        let mut fit = self.fit(name, wish, now);
+    ) -> (Ticket, oneshot::Receiver<Outcome>) {
+        let (answer, outcome) = oneshot::channel();
+        let waiter = Waiter {
+            footprint: footprint.clone(),
+            wish: wish.clone(),
+            since: now,
+            answer,
+        };
+        let ticket = self.admission.queue.ticket();
+        self.admission.arrivals.push((ticket, waiter));
+        (ticket, outcome)
+    }
+
+    /// Places all that have come, or lets them wait. What this decides of others is told with them.
+    pub(crate) fn receive(&mut self, now: Instant) -> Vec<Decided> {
+        let mut decided = Vec::new();
+        for (ticket, waiter) in self.arrivals_in_order(now) {
+            self.admit(ticket, waiter, &mut decided, now);
+        }
+        decided
+    }
+
+    /// All that have come, in the order in which they would leave the queue.
+    fn arrivals_in_order(&mut self, now: Instant) -> Vec<(Ticket, Waiter)> {
+        let mut arrivals = std::mem::take(&mut self.admission.arrivals);
+        if arrivals.len() < 2 {
+            return arrivals;
+        }
+        let entries = arrivals.iter().map(|(ticket, waiter)| {
+            let entry = self.entry(waiter, now);
+            (*ticket, entry)
+        });
+        let order = self.admission.queue.order(entries);
+        let places: HashMap<Ticket, usize> = order.into_iter().zip(0..).collect();
+        arrivals.sort_by_key(|(ticket, _)| places.get(ticket).copied());
+        arrivals
+    }
+
+    fn admit(&mut self, ticket: Ticket, waiter: Waiter, decided: &mut Vec<Decided>, now: Instant) {
+        let name = served_name(&waiter.footprint);
+        let mut fit = self.fit(name, &waiter.wish, now);
         if fit == Fit::Busy {
             // Some of what makes them busy may be over by now.
             self.settle(now);
-            fit = self.fit(name, wish, now);
+            fit = self.fit(name, &waiter.wish, now);
         }
-        let others_wait = self.admission.queue.has_waiting(&footprint.model);
+        let others_wait = self.admission.queue.has_waiting(&waiter.footprint.model);
         if fit == Fit::Nobody || (fit == Fit::Free && !others_wait) {
-            return self.place(footprint, wish, now).map(Admitted::Placed);
+            let outcome = self.place(&waiter.footprint, &waiter.wish, now);
+            return decided.push(waiter.told(ticket, None, outcome));
         }
         // Who has waited long enough takes nobody's room.
         self.expire(now, decided);
-        let (ticket, outcome) = self.wait(footprint, wish, now)?;
+        if let Err(full) = self.stand(ticket, &waiter, now) {
+            let model = waiter.footprint.model.to_string();
+            let outcome = Err(RouteError::QueueFull { model, full });
+            return decided.push(waiter.told(ticket, None, outcome));
+        }
+        self.admission.waiters.insert(ticket, waiter);
         if fit == Fit::Free {
             // Those before it may all be stuck elsewhere.
             decided.extend(self.let_in(now));
         }
-        Ok(Admitted::Waits(ticket, outcome))
     }
 
     fn fit(&self, name: &str, wish: &Wish, now: Instant) -> Fit {
@@ -60,9 +103,9 @@ impl State {
             let mut busy = Vec::new();
             // Mostly all are busy again after one, and then nobody need be asked, however many wait.
             while self.fit(&model, &Wish::default(), now) != Fit::Busy
-                && let Some(waiter) = self.next(&model, &mut busy, now)
+                && let Some(next) = self.next(&model, &mut busy, now)
             {
-                decided.push(self.decide(waiter, now));
+                decided.push(self.decide(next, now));
             }
         }
         decided
@@ -82,7 +125,7 @@ impl State {
         let mut decided = Vec::new();
         for ticket in hopeless {
             let waiter = self.admission.take(ticket);
-            decided.extend(waiter.map(|waiter| self.decide(waiter, now)));
+            decided.extend(waiter.map(|waiter| self.decide((ticket, waiter), now)));
         }
         decided
     }
@@ -91,49 +134,38 @@ impl State {
         let admission = &mut self.admission;
         for ticket in admission.queue.expire(admission.elapsed(now)) {
             let waiter = admission.waiters.remove(&ticket);
-            decided.extend(waiter.map(|waiter| Decided {
-                answer: waiter.answer,
-                outcome: Err(RouteError::QueueTimeout {
+            decided.extend(waiter.map(|waiter| {
+                let error = RouteError::QueueTimeout {
                     model: waiter.footprint.model.to_string(),
                     waited: admission.wait_max,
-                }),
+                };
+                waiter.told(ticket, Some(admission.wait_max), Err(error))
             }));
         }
     }
 
-    fn wait(
-        &mut self,
-        footprint: &Footprint,
-        wish: &Wish,
-        now: Instant,
-    ) -> Result<(Ticket, oneshot::Receiver<Outcome>), RouteError> {
-        let full = |full| RouteError::QueueFull {
-            model: footprint.model.to_string(),
-            full,
-        };
-        let tokens = footprint.all_tokens();
+    fn stand(&mut self, ticket: Ticket, waiter: &Waiter, now: Instant) -> Result<(), QueueFull> {
         // Before anything is looked up: most is refused when there is least time for it.
-        self.admission.queue.room_for(tokens).map_err(full)?;
-        let entry = Entry {
+        let tokens = waiter.footprint.all_tokens();
+        self.admission.queue.room_for(tokens)?;
+        let entry = self.entry(waiter, now);
+        self.admission.queue.push(ticket, entry)
+    }
+
+    fn entry(&self, waiter: &Waiter, now: Instant) -> Entry {
+        let Waiter {
+            footprint, wish, ..
+        } = waiter;
+        Entry {
             model: footprint.model.clone(),
             tenant: footprint.tenant.clone(),
-            tokens,
+            tokens: footprint.all_tokens(),
             uncached_tokens: self.uncached_tokens(footprint, wish, now),
             priority: footprint.hints.priority,
             strict_priority: footprint.hints.strict_priority,
             is_retry: !wish.excluded.is_empty(),
-            arrived: self.admission.elapsed(now),
-        };
-        let ticket = self.admission.queue.push(entry).map_err(full)?;
-        let (answer, outcome) = oneshot::channel();
-        let waiter = Waiter {
-            footprint: footprint.clone(),
-            wish: wish.clone(),
-            since: now,
-            answer,
-        };
-        self.admission.waiters.insert(ticket, waiter);
-        Ok((ticket, outcome))
+            arrived: self.admission.elapsed(waiter.since),
+        }
     }
 
     /// Tokens of a prompt that none of the ranks it may go to has cached.
@@ -150,7 +182,12 @@ impl State {
 
     /// Takes the next of a model that has somewhere to go out of the queue; `busy` are the names for
     /// which nobody has room, whoever asks.
-    fn next(&mut self, model: &str, busy: &mut Vec<Arc<str>>, now: Instant) -> Option<Waiter> {
+    fn next(
+        &mut self,
+        model: &str,
+        busy: &mut Vec<Arc<str>>,
+        now: Instant,
+    ) -> Option<(Ticket, Waiter)> {
         let workers = &self.workers;
         let Admission {
             queue,
@@ -173,15 +210,28 @@ impl State {
             fit != Fit::Busy
         };
         let ticket = queue.pop(model, fits)?;
-        waiters.remove(&ticket)
+        Some((ticket, waiters.remove(&ticket)?))
     }
 
-    fn decide(&mut self, waiter: Waiter, now: Instant) -> Decided {
-        let placed = self.place(&waiter.footprint, &waiter.wish, now);
+    fn decide(&mut self, (ticket, waiter): (Ticket, Waiter), now: Instant) -> Decided {
+        let outcome = self.place(&waiter.footprint, &waiter.wish, now);
         let queued = now.saturating_duration_since(waiter.since);
+        waiter.told(ticket, Some(queued), outcome)
+    }
+}
+
+impl Waiter {
+    fn told(
+        self,
+        ticket: Ticket,
+        queued: Option<Duration>,
+        outcome: Result<Chosen, RouteError>,
+    ) -> Decided {
         Decided {
-            answer: waiter.answer,
-            outcome: placed.map(|chosen| (chosen, queued)),
+            ticket,
+            answer: self.answer,
+            queued,
+            outcome,
         }
     }
 }

@@ -36,11 +36,17 @@ fn of(tenant: &str, uncached_tokens: u32) -> Entry {
     }
 }
 
+fn push(queue: &mut Queue, entry: Entry) -> Result<Ticket, QueueFull> {
+    let ticket = queue.ticket();
+    queue.push(ticket, entry)?;
+    Ok(ticket)
+}
+
 /// The order in which requests that all fit are taken out, by their positions in `entries`.
 fn order(policy: QueuePolicy, entries: &[Entry]) -> Vec<u64> {
     let mut queue = Queue::new(policy, LIMITS);
     for entry in entries {
-        queue.push(entry.clone()).unwrap();
+        push(&mut queue, entry.clone()).unwrap();
     }
     let popped = std::iter::from_fn(|| queue.pop("m", |_| true));
     let order = popped.map(|ticket| ticket.0).collect();
@@ -153,7 +159,7 @@ fn one_in_eight_is_the_oldest() {
 fn an_oldest_one_that_was_stuck_goes_first_as_soon_as_it_can() {
     let mut queue = Queue::new(QueuePolicy::Lcfs, LIMITS);
     for at in 0..30 {
-        queue.push(entry(at, 1)).unwrap();
+        push(&mut queue, entry(at, 1)).unwrap();
     }
     let mut pop = |stuck: u64| queue.pop("m", |ticket| ticket.0 != stuck).map(|t| t.0);
     let popped: Vec<_> = (0..10).filter_map(|_| pop(0)).collect();
@@ -166,7 +172,7 @@ fn who_cannot_be_placed_holds_up_nobody_else() {
     let stuck_of = |entries: &[Entry], stuck: &[u64]| {
         let mut queue = Queue::new(QueuePolicy::Fcfs, LIMITS);
         for entry in entries {
-            queue.push(entry.clone()).unwrap();
+            push(&mut queue, entry.clone()).unwrap();
         }
         let mut asked = 0;
         let popped = queue.pop("m", |ticket| {
@@ -196,7 +202,7 @@ fn a_tenant_that_is_stuck_keeps_its_turn() {
         of("b", 8_192),
     ];
     for entry in entries {
-        queue.push(entry).unwrap();
+        push(&mut queue, entry).unwrap();
     }
     for _ in 0..2 {
         assert_ne!(queue.pop("m", |ticket| ticket.0 != 0), Some(Ticket(0)));
@@ -213,7 +219,10 @@ fn no_more_waits_than_may() {
             ..LIMITS
         };
         let mut queue = Queue::new(QueuePolicy::Fcfs, limits);
-        let pushed: Vec<_> = entries.iter().map(|e| queue.push(e.clone())).collect();
+        let pushed: Vec<_> = entries
+            .iter()
+            .map(|e| push(&mut queue, e.clone()))
+            .collect();
         let taken = pushed.iter().filter(|pushed| pushed.is_ok()).count();
         let refused = pushed.into_iter().find_map(Result::err);
         (taken, refused.map(|full| full.to_string()))
@@ -235,7 +244,7 @@ fn no_more_waits_than_may() {
 fn who_leaves_or_has_waited_long_enough_makes_room() {
     let mut queue = Queue::new(QueuePolicy::Lcfs, LIMITS);
     let tickets: Vec<_> = (0..4)
-        .map(|at| queue.push(entry(at, 10)).unwrap())
+        .map(|at| push(&mut queue, entry(at, 10)).unwrap())
         .collect();
     assert!(queue.remove(tickets[1]));
     assert!(!queue.remove(tickets[1]), "once only");
@@ -257,8 +266,8 @@ fn models_wait_apart() {
         model: "other".into(),
         ..entry(1, 10)
     };
-    let first = queue.push(other).unwrap();
-    let second = queue.push(entry(2, 10)).unwrap();
+    let first = push(&mut queue, other).unwrap();
+    let second = push(&mut queue, entry(2, 10)).unwrap();
     assert_eq!(queue.pop("m", |_| true), Some(second));
     assert_eq!(queue.pop("m", |_| true), None);
     assert_eq!(queue.pop("other", |_| true), Some(first));

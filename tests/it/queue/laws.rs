@@ -133,7 +133,8 @@ impl Watched {
             is_retry,
             arrived: self.time,
         };
-        let ticket = self.queue.push(entry).expect("there is room");
+        let ticket = self.queue.ticket();
+        self.queue.push(ticket, entry).expect("there is room");
         let waiting = Waiting {
             tenant,
             charge_tokens: u64::from(tokens.max(1)),
@@ -265,7 +266,8 @@ fn a_pass_over_a_full_queue_looks_at_few() {
                 arrived: Duration::ZERO,
             };
             assert!(queue.room_for(1).is_ok());
-            queue.push(entry).expect("room");
+            let ticket = queue.ticket();
+            queue.push(ticket, entry).expect("room");
         }
         assert!(queue.room_for(0).is_err());
         let mut looks = 0;

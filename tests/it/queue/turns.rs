@@ -1,10 +1,11 @@
 //! Whose turn it is, as hints, retries and tenants have it.
 
+use futures_util::FutureExt;
 use kvlens::config::router::RouterConfig;
 use kvlens::router::footprint::{Footprint, Hints, Wish};
 use kvlens::select::queue::QueuePolicy;
 
-use crate::queue::{BATCH_TOKENS, World, config, of, prompt, told, worker};
+use crate::queue::{Asked, BATCH_TOKENS, World, config, of, prompt, told, worker};
 
 /// One of these makes a rank busy.
 const BUSY: u32 = BATCH_TOKENS + 1;
@@ -49,21 +50,33 @@ async fn turns_go_by_retries_hints_policy_and_tenants() {
             queue_policy: policy,
             ..config()
         };
-        let world = World::new(&config, &["a"]);
-        let mut held = Some(world.place(BUSY, any()));
-        let mut waiting: Vec<_> = asked
-            .into_iter()
-            .map(|(footprint, wish)| world.wait(footprint, wish))
-            .collect();
-        for at in expected {
-            held.take();
-            let turns: Vec<_> = waiting.iter_mut().map(told).collect();
-            let turn = turns.iter().position(Option::is_some);
-            assert_eq!(turn, Some(at), "{what}");
-            held = turns.into_iter().flatten().next().and_then(Result::ok);
-            // Its future is spent: another takes its stand.
-            waiting[at] = Box::pin(std::future::pending());
+        for at_one_instant in [false, true] {
+            let world = World::new(&config, &["a"]);
+            let mut held = (!at_one_instant).then(|| world.place(BUSY, any()));
+            let asked = asked.iter().cloned();
+            let mut waiting: Vec<_> = asked
+                .map(|(footprint, wish)| match at_one_instant {
+                    false => world.wait(footprint, wish),
+                    true => come(world.ask(footprint, wish)),
+                })
+                .collect();
+            for at in expected {
+                held.take();
+                let turns: Vec<_> = waiting.iter_mut().map(told).collect();
+                let turn = turns.iter().position(Option::is_some);
+                assert_eq!(turn, Some(at), "{what}, {at_one_instant}");
+                held = turns.into_iter().flatten().next().and_then(Result::ok);
+                // Its future is spent: another takes its stand.
+                waiting[at] = Box::pin(std::future::pending());
+            }
+            assert!(held.is_some());
         }
-        assert!(held.is_some());
     }
+}
+
+/// Lets a request come, and others after it before anything is decided.
+fn come(mut asked: Asked) -> Asked {
+    let told = (&mut asked).now_or_never();
+    assert!(told.is_none());
+    asked
 }
