@@ -3,7 +3,8 @@
 //! worker chosen.
 //!
 //! The load is an open loop: placements are due at fixed times whether or not those before them are
-//! done, and each is measured from the time it was due; beside that stands the call alone.
+//! done, and each is measured from the time it was due; beside that stands the call alone. The floor
+//! is the same load without the calls: what the machine and its timers make of it.
 
 mod figures;
 mod fleet;
@@ -47,11 +48,13 @@ fn main() {
         .enable_time()
         .build()
         .expect("a runtime");
-    let (late, call) = runtime.block_on(load(&router, &shared));
+    let (floor, _) = runtime.block_on(load(None, &shared));
+    let (late, call) = runtime.block_on(load(Some(&router), &shared));
     let alone = one_by_one(&router, &shared);
 
     let rows = [
         row(["microseconds", "p50", "p99", "max"]),
+        cells("floor: nothing done when it was due", &floor),
         cells("from when it was due", &late),
         cells("the call alone", &call),
         cells("CPU time, nothing else going on", &alone),
@@ -75,12 +78,13 @@ fn cells(name: &str, samples: &Samples) -> Vec<String> {
     cells
 }
 
-/// All tasks' times from when a placement was due, and of the calls alone.
-async fn load(router: &Arc<Router>, shared: &Arc<[SequenceHash]>) -> (Samples, Samples) {
+/// All tasks' times from when a placement was due, and of the calls alone; without a router there are
+/// no calls.
+async fn load(router: Option<&Arc<Router>>, shared: &Arc<[SequenceHash]>) -> (Samples, Samples) {
     let start = Instant::now() + Duration::from_millis(50);
     let mut tasks = JoinSet::new();
     for number in 0..TASKS {
-        tasks.spawn(task(number, router.clone(), shared.clone(), start));
+        tasks.spawn(task(number, router.cloned(), shared.clone(), start));
     }
     let (mut late, mut call) = (Samples::default(), Samples::default());
     while let Some(done) = tasks.join_next().await {
@@ -94,7 +98,7 @@ async fn load(router: &Arc<Router>, shared: &Arc<[SequenceHash]>) -> (Samples, S
 
 async fn task(
     number: u32,
-    router: Arc<Router>,
+    router: Option<Arc<Router>>,
     shared: Arc<[SequenceHash]>,
     start: Instant,
 ) -> Vec<(Duration, Duration)> {
@@ -114,7 +118,9 @@ async fn task(
         }
         let started = Instant::now();
         let placement = router
-            .place(&footprint, &Wish::default())
+            .as_ref()
+            .map(|router| router.place(&footprint, &Wish::default()))
+            .transpose()
             .expect("a worker is there");
         if due >= start + WARM {
             times.push((due.elapsed(), started.elapsed()));

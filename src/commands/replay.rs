@@ -107,7 +107,7 @@ pub struct Args {
     /// How much a block already held counts against a block of load, instead of the configuration's
     #[arg(long, value_parser = weight)]
     router_kv_overlap_score_weight: Option<f64>,
-    /// From how many batches of 8192 queued tokens on requests wait in the router, instead of the
+    /// From how many batches of queued tokens on requests wait in the router, instead of the
     /// configuration's; 0 for never
     #[arg(long, value_parser = weight)]
     router_queue_threshold: Option<f64>,

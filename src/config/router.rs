@@ -71,9 +71,9 @@ pub struct RouterConfig {
     /// engine's batches; requests wait while all they may go to are busy. 0 lets nobody wait.
     #[schemars(range(min = 0))]
     pub queue_threshold: f64,
-    /// Tokens of a batch of engines that do not say it (vLLM does not); unset, they are never busy.
+    /// Tokens of a batch of engines that do not say it, as vLLM does not.
     #[schemars(range(min = 1))]
-    pub queue_batch_tokens: Option<u64>,
+    pub queue_batch_tokens: u64,
     /// In which order the requests of one tenant go, those that wait and those that come at one
     /// instant; tenants take turns, and all requests are one tenant's while clients have no names.
     pub queue_policy: QueuePolicy,
@@ -112,7 +112,8 @@ impl Default for RouterConfig {
             // Deep enough that an engine never runs dry between two steps, and no deeper: what waits
             // here can still go elsewhere, what waits in an engine cannot.
             queue_threshold: 4.0,
-            queue_batch_tokens: None,
+            // What vLLM gives itself on large GPUs.
+            queue_batch_tokens: 8_192,
             queue_policy: QueuePolicy::default(),
             queue_requests_max: 4_096,
             queue_tokens_max: 16_000_000,

@@ -16,11 +16,19 @@ use crate::select::stored::{Mark, StoredLog};
 /// The share of the newest prefill in what is known of a rank's pace.
 const PACE_NEWEST: f64 = 0.2;
 
+/// Tokens a second that an engine is taken to compute before it has shown its pace: few for a GPU, so
+/// that a prefill is hardly ever over sooner than it is taken to be, and yet none counts for as long
+/// as its answer takes.
+const PACE_ASSUMED: f64 = 1_000.0;
+
 /// Prefills that say something of the pace: below, what an engine does beside computing counts more.
 const PACE_TOKENS_MIN: u64 = 64;
 
 /// How many times as long as its pace says a prefill may take before it is taken to be over.
 const PREFILL_SLACK: f64 = 2.0;
+
+/// Longest time that a prefill counts without any sign of it: none is this long.
+const WAIT_MAX: Duration = Duration::from_secs(3_600);
 
 /// What is booked on one rank.
 #[derive(Debug, Default)]
@@ -105,20 +113,21 @@ impl RankState {
 
     pub(crate) fn book(&mut self, key: BookingKey, share: Share, at: Instant) {
         self.in_flight.book(&share);
-        if share.is_whole
-            && let Some(wait) = self.prefill_wait()
-        {
-            self.due.insert((at + wait, key));
+        if share.is_whole {
+            self.due.insert((at + self.prefill_wait(), key));
         }
         let stored = self.stored.end();
         self.booked.insert(key, Booked { share, at, stored });
     }
 
-    /// How long all that is queued here may take, the request booked last included; `None` where
-    /// the pace is not known.
-    fn prefill_wait(&self) -> Option<Duration> {
-        let seconds = self.in_flight.load().prefill_tokens as f64 / self.pace * PREFILL_SLACK;
-        (self.pace > 0.0).then(|| Duration::try_from_secs_f64(seconds).ok())?
+    /// How long all that is queued here may take, the request booked last included.
+    fn prefill_wait(&self) -> Duration {
+        let pace = match self.pace > 0.0 {
+            true => self.pace,
+            false => PACE_ASSUMED,
+        };
+        let seconds = self.in_flight.load().prefill_tokens as f64 / pace * PREFILL_SLACK;
+        Duration::try_from_secs_f64(seconds).map_or(WAIT_MAX, |wait| wait.min(WAIT_MAX))
     }
 
     /// The prefill of a request is over, as its first token or its last block shows.
@@ -246,9 +255,12 @@ mod tests {
     #[test]
     fn a_prefill_that_nobody_sees_ends_by_event_or_by_the_pace() {
         let mut world = World::new();
-        let first = world.book(1, share(1_000, &[1], true), 0);
-        world.rank.settle(world.at(60_000));
-        assert_eq!(world.prefill_tokens(), 1_000, "no pace is known yet");
+        let unknown = world.book(9, share(1_000, &[9], true), 0);
+        for (millis, left) in [(1_900, 1_000), (2_000, 0)] {
+            world.rank.settle(world.at(millis));
+            assert_eq!(world.prefill_tokens(), left, "no pace is known yet");
+        }
+        let first = world.book(1, share(1_000, &[1], true), 60_000);
         let stream = world.book(2, share(1_000, &[2], false), 60_000);
         let now = world.at(61_000);
         world.rank.note_stored(&[SequenceHash(2)], now);
@@ -266,7 +278,7 @@ mod tests {
             world.rank.settle(world.at(millis));
             assert_eq!(world.prefill_tokens(), left, "at {millis}");
         }
-        for key in [first, stream, third] {
+        for key in [unknown, first, stream, third] {
             world.rank.free(key);
         }
         assert_eq!(world.rank.in_flight.load(), Load::default());

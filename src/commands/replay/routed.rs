@@ -20,9 +20,6 @@ use crate::select::queue::Ticket;
 /// Engines are told apart from those of another life by it; ours have one.
 const INCARNATION: Incarnation = Incarnation(1);
 
-/// Tokens of an engine's batch: what vLLM gives itself on large GPUs.
-const BATCH_TOKENS: u64 = 8_192;
-
 /// Longest wait for a place: ten years. A replay refuses nothing, or its figures would be those of
 /// the requests that were lucky.
 const WAIT_SECS: u64 = 320_000_000;
@@ -79,7 +76,6 @@ impl Routed {
             record.incarnation = INCARNATION;
             record.block_size = Some(fleet.block_size);
             record.capacity_blocks = Some(fleet.capacity_blocks);
-            record.max_batched_tokens = Some(BATCH_TOKENS);
             record.verdict = Verdict::Healthy;
             record.ledger.completeness = Completeness::Complete;
             state.upsert(record);

@@ -27,7 +27,7 @@ pub(crate) struct Threshold {
     /// In batches of the engine; 0 for never.
     batches: f64,
     /// An engine's batch where it does not say.
-    batch_tokens: Option<u64>,
+    batch_tokens: u64,
 }
 
 impl Threshold {
@@ -57,11 +57,9 @@ impl Threshold {
     }
 
     fn is_busy(&self, member: &Member, rank: &RankState) -> bool {
-        let batch_tokens = member.record.max_batched_tokens.or(self.batch_tokens);
-        let Some(batch_tokens) = batch_tokens.filter(|_| self.batches > 0.0) else {
-            return false;
-        };
-        rank.load().prefill_tokens as f64 > self.batches * batch_tokens as f64
+        let batch_tokens = member.record.max_batched_tokens;
+        let batch_tokens = batch_tokens.unwrap_or(self.batch_tokens) as f64;
+        self.batches > 0.0 && rank.load().prefill_tokens as f64 > self.batches * batch_tokens
     }
 }
 

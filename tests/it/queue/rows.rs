@@ -35,7 +35,7 @@ async fn a_request_waits_only_while_all_it_may_go_to_are_busy() {
         ..record("a")
     };
     let assumed = RouterConfig {
-        queue_batch_tokens: Some(u64::from(BATCH_TOKENS)),
+        queue_batch_tokens: u64::from(BATCH_TOKENS),
         ..config()
     };
     for (what, config, record_a, tokens, wish, must_wait) in [
@@ -65,14 +65,8 @@ async fn a_request_waits_only_while_all_it_may_go_to_are_busy() {
             pinned("a"),
             false,
         ),
-        (
-            "no budget",
-            config(),
-            untold(),
-            90 * BUSY,
-            pinned("a"),
-            false,
-        ),
+        ("not told", config(), untold(), 8_192, pinned("a"), false),
+        ("not told", config(), untold(), 8_193, pinned("a"), true),
         (
             "a budget by configuration",
             assumed,
