@@ -7,10 +7,14 @@ use std::ops::{Index, IndexMut};
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::Progress;
 use crate::index::holders::Slot;
+use crate::ledger::tier::Tier;
 
 /// What one slot is taken to need, its worker's name and what maps keep free included: more than
 /// they were seen to take.
 pub(super) const SLOT_BYTES: u64 = 512;
+
+/// What a slot stands for: a worker's rank, and where the rank keeps blocks; `None` is its GPU.
+pub(super) type Place = (DpRank, Option<Tier>);
 
 /// What is known of one slot.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,7 +55,7 @@ pub(super) struct Slots {
     states: Vec<SlotState>,
     free: Vec<Slot>,
     slots_max: usize,
-    by_name: HashMap<WorkerId, Vec<(DpRank, Slot)>, BuildHasherDefault<Fnv>>,
+    by_name: HashMap<WorkerId, Vec<(Place, Slot)>, BuildHasherDefault<Fnv>>,
     /// Blocks of all slots.
     total_blocks: u64,
     /// Counts applied events.
@@ -70,20 +74,20 @@ impl Slots {
         }
     }
 
-    /// The ranks of a worker and their slots.
-    pub(super) fn of(&self, worker: &WorkerId) -> &[(DpRank, Slot)] {
+    /// The places of a worker and their slots.
+    pub(super) fn of(&self, worker: &WorkerId) -> &[(Place, Slot)] {
         self.by_name.get(worker).map_or(&[], Vec::as_slice)
     }
 
-    pub(super) fn get(&self, worker: &WorkerId, rank: DpRank) -> Option<Slot> {
-        let mut ranks = self.of(worker).iter();
-        let (_, slot) = ranks.find(|(known, _)| *known == rank)?;
+    pub(super) fn get(&self, worker: &WorkerId, place: Place) -> Option<Slot> {
+        let mut places = self.of(worker).iter();
+        let (_, slot) = places.find(|(known, _)| *known == place)?;
         Some(*slot)
     }
 
-    /// The slot of a worker's rank, taken for it where it has none; `None` when all are taken.
-    pub(super) fn get_or_take(&mut self, worker: &WorkerId, rank: DpRank) -> Option<Slot> {
-        if let Some(slot) = self.get(worker, rank) {
+    /// The slot of a worker's place, taken for it where it has none; `None` when all are taken.
+    pub(super) fn get_or_take(&mut self, worker: &WorkerId, place: Place) -> Option<Slot> {
+        if let Some(slot) = self.get(worker, place) {
             return Some(slot);
         }
         let slot = match self.free.pop() {
@@ -94,8 +98,8 @@ impl Slots {
                 Slot((self.states.len() - 1) as u16)
             }
         };
-        let ranks = self.by_name.entry(worker.clone()).or_default();
-        ranks.push((rank, slot));
+        let places = self.by_name.entry(worker.clone()).or_default();
+        places.push((place, slot));
         Some(slot)
     }
 

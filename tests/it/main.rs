@@ -21,6 +21,7 @@ mod index_laws;
 mod index_limit;
 mod layers;
 mod ledger;
+mod ledger_lower;
 mod ledger_saved;
 mod media_fetch;
 mod mock_client;

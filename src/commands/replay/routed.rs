@@ -9,6 +9,7 @@ use crate::discovery::{Completeness, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::{DpRank, Incarnation, InvalidWorkerId, WorkerId};
 use crate::index::KvEvent;
+use crate::ledger::tier::Tiers;
 use crate::router::RouteError;
 use crate::router::footprint::{Footprint, Wish};
 use crate::router::state::{BookingKey, State};
@@ -119,6 +120,7 @@ impl Routed {
             cleared: false,
             removed,
             stored,
+            lower: Tiers::default(),
         };
         worker.sequence += 1;
         self.state.apply_event(&event, self.start + now);
