@@ -87,7 +87,8 @@ pub enum Applied {
 /// a lock.
 ///
 /// A rank that keeps blocks in slower tiers than its GPU has a slot more for each: so one limit holds
-/// for all tiers, they share what is known of a block, and a fleet without them pays nothing.
+/// for all tiers, they share what is known of a block, and a fleet without them pays nothing. Where
+/// that limit is reached no block makes room for one in a slower tier.
 ///
 /// 23 to 31 bytes a block, up to a limit. Where that is reached, the blocks of the slot whose last
 /// event is oldest make room, a few at a time; see [`Index::take_losses`]. What is lost so is predicted

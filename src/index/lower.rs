@@ -33,6 +33,9 @@ impl Index {
         hashes: &[SequenceHash],
     ) -> Tiers<u32> {
         let mut run = Tiers::default();
+        if self.slots.has_no_lower() {
+            return run;
+        }
         let slots = Tiers::from_fn(|tier| {
             let slot = self.lower_slot(worker, rank, tier);
             slot.filter(|slot| self.blocks(*slot) > 0)
@@ -73,6 +76,9 @@ impl Index {
     pub(super) fn apply_lower(&mut self, event: &KvEvent) {
         for tier in Tier::ALL {
             let changes = &event.lower[tier];
+            if changes.is_empty() {
+                continue;
+            }
             if let Some(slot) = self.lower_slot(&event.worker, event.rank, tier) {
                 self.drop(slot, &changes.removed);
             }

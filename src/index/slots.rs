@@ -19,6 +19,8 @@ pub(super) type Place = (DpRank, Option<Tier>);
 /// What is known of one slot.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SlotState {
+    /// It stands for a slower tier than a GPU.
+    pub(super) is_lower: bool,
     pub(super) progress: Progress,
     /// Blocks in the index.
     pub(super) blocks: u64,
@@ -56,6 +58,8 @@ pub(super) struct Slots {
     free: Vec<Slot>,
     slots_max: usize,
     by_name: HashMap<WorkerId, Vec<(Place, Slot)>, BuildHasherDefault<Fnv>>,
+    /// Slots of slower tiers than a GPU.
+    lower_slots: usize,
     /// Blocks of all slots.
     total_blocks: u64,
     /// Counts applied events.
@@ -69,6 +73,7 @@ impl Slots {
             free: Vec::new(),
             slots_max,
             by_name: HashMap::default(),
+            lower_slots: 0,
             total_blocks: 0,
             turn: 0,
         }
@@ -98,6 +103,8 @@ impl Slots {
                 Slot((self.states.len() - 1) as u16)
             }
         };
+        self[slot].is_lower = place.1.is_some();
+        self.lower_slots += usize::from(place.1.is_some());
         let places = self.by_name.entry(worker.clone()).or_default();
         places.push((place, slot));
         Some(slot)
@@ -106,6 +113,7 @@ impl Slots {
     /// Lets others take a worker's slots, which hold no blocks any more.
     pub(super) fn give_back(&mut self, worker: &WorkerId) {
         for (_, slot) in self.by_name.remove(worker).into_iter().flatten() {
+            self.lower_slots -= usize::from(self[slot].is_lower);
             self[slot] = SlotState::default();
             self.free.push(slot);
         }
@@ -113,6 +121,11 @@ impl Slots {
 
     pub(super) fn at(&self, slot: Slot) -> Option<&SlotState> {
         self.states.get(slot.index())
+    }
+
+    /// Whether no rank keeps blocks in a slower tier than its GPU.
+    pub(super) fn has_no_lower(&self) -> bool {
+        self.lower_slots == 0
     }
 
     /// Notes that an event of the slot is applied now.

@@ -178,6 +178,9 @@ impl Ledger {
     /// Applies what a batch says of slower tiers, after what it says of the GPU: vLLM tells of them last.
     /// Its events have no content that could be named, only hashes. So a block has the name that it has
     /// on the GPU, or had before the batch that evicts it, or has in another tier.
+    ///
+    /// Where vLLM offloads chunks of several blocks it names the last of each alone, and the holes end
+    /// what is found of a prompt, unless `self_describing_kv_events` makes it name them all.
     pub(super) fn apply_lower(&mut self, told: Vec<Told>) {
         for Told {
             tier,

@@ -1,6 +1,6 @@
 //! The index equals a naive model under random events, and is part of it where memory is short.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
 use kvlens::block::SequenceHash;
@@ -8,15 +8,14 @@ use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::gap::Step;
 use kvlens::index::table::Key;
 use kvlens::index::{Applied, Index, KvEvent};
-use kvlens::ledger::change::Changes;
-use kvlens::ledger::tier::{Tier, Tiers};
+use kvlens::ledger::tier::Tiers;
 use proptest::prelude::*;
 
-fn worker(number: usize) -> WorkerId {
+pub(crate) fn worker(number: usize) -> WorkerId {
     WorkerId::new(&format!("w{number}")).expect("a legal id")
 }
 
-fn event(number: usize, rank: u32, sequence: u64) -> KvEvent {
+pub(crate) fn event(number: usize, rank: u32, sequence: u64) -> KvEvent {
     KvEvent {
         worker: worker(number),
         rank: DpRank(rank),
@@ -29,7 +28,7 @@ fn event(number: usize, rank: u32, sequence: u64) -> KvEvent {
     }
 }
 
-fn hashes(raw: &[u64]) -> Vec<SequenceHash> {
+pub(crate) fn hashes(raw: &[u64]) -> Vec<SequenceHash> {
     raw.iter().map(|hash| SequenceHash(*hash)).collect()
 }
 
@@ -325,70 +324,6 @@ fn a_worker_alone_keeps_what_it_has_and_the_rest_is_left_out() {
         ..event(0, 0, 1)
     });
     assert_eq!((index.blocks(slot), index.told_blocks(slot)), (0, 0));
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-    /// What ranks hold in slower tiers is what a plain set for each says, beside what is on their GPUs.
-    #[test]
-    fn slower_tiers_equal_a_naive_model(
-        events in prop::collection::vec(lower_event(), 0..60),
-        prompt in prop::collection::vec(0..12_u64, 0..6),
-    ) {
-        let mut index = Index::new();
-        let mut model = BTreeMap::<(u32, usize), HashSet<u64>>::new();
-        for (sequence, (rank, cleared, lists)) in events.into_iter().enumerate() {
-            let [host, disk, gpu] = lists.clone().map(|(removed, stored)| Changes {
-                removed: hashes(&removed),
-                stored: hashes(&stored),
-            });
-            index.apply(&KvEvent {
-                cleared,
-                removed: gpu.removed,
-                stored: gpu.stored,
-                lower: Tiers { host, disk },
-                ..event(0, rank, sequence as u64)
-            });
-            for (place, (removed, stored)) in lists.into_iter().enumerate() {
-                let held = model.entry((rank, place)).or_default();
-                if cleared {
-                    held.clear();
-                }
-                held.retain(|hash| !removed.contains(hash));
-                held.extend(stored);
-            }
-        }
-        let held = |rank, place| model.get(&(rank, place)).cloned().unwrap_or_default();
-        for (place, tier) in Tier::ALL.into_iter().enumerate() {
-            let blocks = held(0, place).len() + held(1, place).len();
-            prop_assert_eq!(index.lower_blocks(&worker(0), tier), blocks as u64);
-        }
-        let blocks: usize = model.values().map(HashSet::len).sum();
-        prop_assert_eq!(index.total_blocks(), blocks as u64);
-        for rank in [0, 1] {
-            let (host, disk) = (held(rank, 0), held(rank, 1));
-            let run = prompt.iter().take_while(|hash| host.contains(hash) || disk.contains(hash));
-            let (in_host, on_disk): (Vec<&u64>, Vec<&u64>) = run.partition(|hash| host.contains(hash));
-            let wanted = Tiers { host: in_host.len() as u32, disk: on_disk.len() as u32 };
-            let found = index.lower_run(&worker(0), DpRank(rank), &hashes(&prompt));
-            prop_assert_eq!(found, wanted);
-        }
-        index.remove(&worker(0));
-        prop_assert_eq!(index.total_blocks(), 0);
-    }
-}
-
-type Lists = (Vec<u64>, Vec<u64>);
-
-/// What one event of rank 0 or 1 removes and stores: in host memory, on disk and on the GPU.
-fn lower_event() -> impl Strategy<Value = (u32, bool, [Lists; 3])> {
-    let few = || prop::collection::vec(0..12_u64, 0..4);
-    let lists = || (few(), few());
-    (
-        0..2_u32,
-        prop::bool::weighted(0.1),
-        [lists(), lists(), lists()],
-    )
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod hash_vectors;
 mod http;
 mod index_laws;
 mod index_limit;
+mod index_lower;
 mod layers;
 mod ledger;
 mod ledger_lower;
