@@ -13,6 +13,7 @@ use kvlens::frontend::Frontend;
 use kvlens::frontend::recovery::Recovery;
 use kvlens::id::{DpRank, Incarnation};
 use kvlens::index::{Index, KvEvent};
+use kvlens::ledger::tier::Tiers;
 use kvlens::media::Media;
 use kvlens::model::Model;
 use kvlens::openai::fields::UnknownFields;
@@ -163,6 +164,7 @@ fn event(number: u32) -> KvEvent {
         cleared: false,
         removed: Vec::new(),
         stored: vec![SequenceHash(0); BLOCKS_PER_EVENT],
+        lower: Tiers::default(),
     }
 }
 

@@ -9,6 +9,7 @@ use kvlens::discovery::{Change, Update, WorkerRecord};
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
+use kvlens::ledger::tier::Tiers;
 use kvlens::router::Router;
 use kvlens::telemetry::metrics::Metrics;
 use rustix::time::{ClockId, clock_gettime};
@@ -68,6 +69,7 @@ pub(crate) fn events(number: u32, blocks: &[SequenceHash]) -> Vec<KvEvent> {
         cleared: false,
         removed: Vec::new(),
         stored: stored.to_vec(),
+        lower: Tiers::default(),
     };
     blocks
         .chunks(BLOCKS_PER_EVENT)

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use kvlens::block::SequenceHash;
 use kvlens::id::{DpRank, Incarnation};
 use kvlens::index::KvEvent;
+use kvlens::ledger::tier::Tiers;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::fleet::{self, Chance, WORKERS};
@@ -160,6 +161,7 @@ impl Trace {
                     cleared: false,
                     removed: removed.to_vec(),
                     stored: stored.iter().map(|block| block.sequence).collect(),
+                    lower: Tiers::default(),
                 },
                 stored: stored.to_vec(),
                 parent: cached.checked_sub(1).map(|at| prompt[at].sequence),

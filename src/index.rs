@@ -5,6 +5,7 @@ pub mod bitmaps;
 mod evict;
 pub mod gap;
 pub mod holders;
+mod lower;
 pub mod room;
 mod slots;
 pub mod table;
@@ -21,8 +22,11 @@ use crate::index::holders::{Holders, Slot};
 use crate::index::room::{Losses, Room};
 use crate::index::slots::Slots;
 use crate::index::table::{Key, TABLE_BITS, Table};
+use crate::ledger::change::Changes;
+use crate::ledger::tier::Tiers;
 
-/// Most (worker, rank) pairs at once; slots are numbered in 16 bits, so that three fit an entry.
+/// Most (worker, rank) pairs at once, those of slower tiers counted too; slots are numbered in 16 bits,
+/// so that three fit an entry.
 pub const SLOTS_MAX: usize = 1 << 16;
 
 /// Most blocks of one slot. At 16 tokens a block this is 268 M tokens, more than an engine's
@@ -42,9 +46,22 @@ pub struct KvEvent {
     pub incarnation: Incarnation,
     /// The sequence number of the engine's batch that this event ends with.
     pub sequence: u64,
+    /// Every tier was.
     pub cleared: bool,
+    /// From the GPU.
     pub removed: Vec<SequenceHash>,
+    /// On the GPU.
     pub stored: Vec<SequenceHash>,
+    #[serde(default)]
+    pub lower: Tiers<Changes>,
+}
+
+impl KvEvent {
+    /// Counts the hashes that it carries.
+    pub fn hashes(&self) -> usize {
+        let gpu = self.removed.len() + self.stored.len();
+        gpu + self.lower.host.len() + self.lower.disk.len()
+    }
 }
 
 /// How many leading blocks of a prompt one slot holds without a hole.
@@ -68,6 +85,10 @@ pub enum Applied {
 
 /// Knows for every block which workers hold it. Pure and single-threaded; its owner puts it behind
 /// a lock.
+///
+/// A rank that keeps blocks in slower tiers than its GPU has a slot more for each: so one limit holds
+/// for all tiers, they share what is known of a block, and a fleet without them pays nothing. Where
+/// that limit is reached no block makes room for one in a slower tier.
 ///
 /// 23 to 31 bytes a block, up to a limit. Where that is reached, the blocks of the slot whose last
 /// event is oldest make room, a few at a time; see [`Index::take_losses`]. What is lost so is predicted
@@ -112,7 +133,7 @@ impl Index {
     /// what the former one held, whether it says so or not. After a gap the event is applied all the
     /// same; the caller asks the worker for a snapshot.
     pub fn apply(&mut self, event: &KvEvent) -> Applied {
-        let Some(slot) = self.slots.get_or_take(&event.worker, event.rank) else {
+        let Some(slot) = self.slots.get_or_take(&event.worker, (event.rank, None)) else {
             return Applied::NoSlot;
         };
         let step =
@@ -124,9 +145,11 @@ impl Index {
         }
         if event.cleared || step == Step::NewIncarnation {
             self.clear(slot);
+            self.clear_lower(&event.worker, event.rank);
         }
         self.drop(slot, &event.removed);
         self.hold(slot, &event.stored);
+        self.apply_lower(event);
         Applied::Yes(step)
     }
 
@@ -239,7 +262,7 @@ impl Index {
 
     /// The slot of a worker's rank; `None` when no event of it was applied.
     pub fn slot(&self, worker: &WorkerId, rank: DpRank) -> Option<Slot> {
-        self.slots.get(worker, rank)
+        self.slots.get(worker, (rank, None))
     }
 
     /// Where a slot's events stand, to be held against its worker's heartbeat.
@@ -260,13 +283,12 @@ impl Index {
         state.map_or(0, |state| state.blocks + state.lost_blocks)
     }
 
-    /// Counts the blocks a worker holds on all its ranks.
+    /// Counts the blocks a worker holds on the GPUs of all its ranks.
     pub fn worker_blocks(&self, worker: &WorkerId) -> u64 {
-        let ranks = self.slots.of(worker).iter();
-        ranks.map(|(_, slot)| self.blocks(*slot)).sum()
+        self.blocks_in(worker, None)
     }
 
-    /// Counts (slot, block) pairs over all workers.
+    /// Counts (slot, block) pairs over all workers and tiers.
     pub fn total_blocks(&self) -> u64 {
         self.slots.total_blocks()
     }

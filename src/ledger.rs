@@ -2,9 +2,12 @@
 //! agent publishes.
 
 pub mod book;
+pub mod change;
 pub mod counts;
+pub mod lower;
 pub mod naming;
 pub mod saved;
+pub mod tier;
 pub mod waiting;
 
 use std::sync::Arc;
@@ -13,8 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::{BlockSize, SequenceHash};
 use crate::ledger::book::{Arrival, Book};
+use crate::ledger::change::Changes;
 use crate::ledger::counts::{Alarm, Counts};
+use crate::ledger::lower::Lower;
 use crate::ledger::naming::{Block, Namer};
+use crate::ledger::tier::Tiers;
 
 /// The name an engine gives a block in its events: 64 bits, or the whole digest where the engine is
 /// told to send bytes.
@@ -70,9 +76,13 @@ pub enum EngineEvent {
 /// What one batch changed, net: clearing first, then removals, then stores.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {
+    /// Every tier was.
     pub cleared: bool,
+    /// From the GPU.
     pub removed: Vec<SequenceHash>,
+    /// On the GPU.
     pub stored: Vec<SequenceHash>,
+    pub lower: Tiers<Changes>,
 }
 
 /// What a ledger may know beside the model's name.
@@ -93,11 +103,12 @@ pub struct Options {
 
 /// Knows what one rank of an engine holds, and says what of it changed. Pure.
 ///
-/// Only blocks of the GPU and of one cache group count: the first full-attention group that stores
-/// something.
+/// Only blocks of one cache group count: the first full-attention group that stores something on the
+/// GPU. What is in slower tiers is known apart.
 #[derive(Debug)]
 pub struct Ledger {
     book: Book,
+    lower: Lower,
     capacity_blocks: Option<u64>,
     session_id: Option<Arc<str>>,
     block_size: Option<BlockSize>,
@@ -126,6 +137,7 @@ impl Ledger {
                 model: model.into(),
                 placeholder: options.placeholder,
             }),
+            lower: Lower::default(),
             capacity_blocks: options.capacity_blocks,
             session_id: options.session_id,
             block_size: options.block_size,
@@ -136,7 +148,8 @@ impl Ledger {
     }
 
     /// Applies one batch and says what it changed, net.
-    pub fn apply(&mut self, events: Vec<EngineEvent>) -> Published {
+    pub fn apply(&mut self, mut events: Vec<EngineEvent>) -> Published {
+        let told = self.take_lower(&mut events);
         for event in events {
             match event {
                 EngineEvent::Stored(stored) => self.store(stored),
@@ -149,20 +162,21 @@ impl Ledger {
             }
         }
         self.heal();
-        self.book.publish()
+        self.apply_lower(told);
+        self.publish()
     }
 
     /// Forgets everything, as for a new engine process or a reset; returned as published.
     pub fn reset(&mut self) -> Published {
         self.clear();
         (self.size_from_events, self.block_size, self.group) = (false, None, None);
-        self.book.publish()
+        self.publish()
     }
 
     /// Forgets every block, because the engine was told to and will say so only later.
     pub fn clear_at_once(&mut self) -> Published {
         self.clear();
-        self.book.publish()
+        self.publish()
     }
 
     /// Takes what the engine's metrics say; the block size of its events wins.
@@ -183,12 +197,12 @@ impl Ledger {
     /// Says that events were lost. What they removed is not known, so every block is forgotten:
     /// a ledger may know too few, never too many.
     pub fn lose(&mut self) -> Published {
-        let knew_any = !self.book.is_empty();
+        let knew_any = !self.book.is_empty() || !self.lower.is_empty();
         if knew_any {
             self.clear();
         }
         self.mark_partial();
-        self.book.publish()
+        self.publish()
     }
 
     /// Notes a batch that could not be read, as lost and as an alarm.
@@ -212,9 +226,14 @@ impl Ledger {
         self.book.owners.len() as u64
     }
 
-    /// Every name that is published.
-    pub fn names(&self) -> Vec<SequenceHash> {
-        self.book.owners.keys().copied().collect()
+    /// All that is held, as it is published to one who knows nothing.
+    pub fn all(&self) -> Published {
+        Published {
+            cleared: true,
+            removed: Vec::new(),
+            stored: self.book.owners.keys().copied().collect(),
+            lower: self.lower.all(),
+        }
     }
 
     /// Counts the engine's blocks in use, copies and nameless ones included.
@@ -291,6 +310,13 @@ impl Ledger {
         }
     }
 
+    fn publish(&mut self) -> Published {
+        Published {
+            lower: self.lower.publish(),
+            ..self.book.publish()
+        }
+    }
+
     /// Whether an event is of the GPU and of the group that counts, which the first one decides.
     fn counts_tier(&mut self, stored: &Stored) -> bool {
         let is_gpu = is_gpu(stored.medium.as_deref());
@@ -340,14 +366,16 @@ impl Ledger {
         }
     }
 
+    /// An engine's clearing says nothing of slower tiers: vLLM keeps them unless it is asked not to. What
+    /// it may have forgotten is forgotten here, so that never too much is predicted.
     fn clear(&mut self) {
         self.book.clear();
+        self.lower.clear();
         self.loss = None;
     }
 }
 
-/// Blocks in other tiers cannot be hit without being fetched first. Engines that name no medium
-/// have one tier.
+/// Engines that name no medium have one tier.
 fn is_gpu(medium: Option<&str>) -> bool {
     medium.is_none_or(|medium| medium == "GPU")
 }

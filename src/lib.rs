@@ -13,8 +13,8 @@
 //! # An event, in order
 //!
 //! engine → [`events`] (ZeroMQ frames, replayed where some are missing) → [`ledger`] (the engine's
-//! names become sequence hashes, copies are counted) → [`index::KvEvent`] → [`router`] →
-//! [`index::Index`]. What leaves the agent has no tokens, salts or parents. An agent in a process of
+//! names become sequence hashes, copies are counted, each tier apart) → [`index::KvEvent`] → [`router`]
+//! → [`index::Index`]. What leaves the agent has no tokens, salts or parents. An agent in a process of
 //! its own tells the router by its feed: [`worker::feed`] → [`discovery::feed`] → [`router::feed`].
 //!
 //! # The cost of a candidate
@@ -24,7 +24,7 @@
 //!
 //! | term | Dynamo, in blocks | kvlens, in tokens |
 //! |---|---|---|
-//! | to compute | uncached | 2 × overlap weight × (uncached − spared by an encoded image + evicted) |
+//! | to compute | uncached − spared | 2 × overlap weight × (uncached − spared + evicted) |
 //! | queued there | active prefill, same weight | active prefill, weight 1 |
 //! | held | active blocks and this prompt's new ones | the same / 20 |
 //! | factor | e^−tanh(Σ preferred taints) | the same, × 2 where degraded |
@@ -33,7 +33,9 @@
 //! also keeps back those behind it and takes room in a second cache. What is held weighs little: it
 //! slows a step by its memory's bandwidth, where a token to compute is work. *Evicted* is what a prompt
 //! that is new everywhere pushes out of a cache, as far as that is young, so that whoever holds a
-//! common lead is not sent every new prompt. Credits for slower tiers than the GPU are not there yet.
+//! common lead is not sent every new prompt. *Spared* are shares of what follows the overlap in slower
+//! tiers, 0.75 of a block in the host's memory and 0.25 of one on disk (the rest is the time that loading
+//! takes, and is booked), and with us of an image that was encoded lately.
 //!
 //! # The map
 //!

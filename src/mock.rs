@@ -10,6 +10,7 @@ pub mod endpoints;
 pub mod free;
 pub mod generation;
 pub mod hash;
+pub mod host;
 pub mod images;
 pub mod metrics;
 pub mod options;

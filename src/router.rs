@@ -59,6 +59,8 @@ pub struct Placement {
     pub block_size: BlockSize,
     /// Leading blocks of the prompt that the worker holds, capped at what a cache can answer.
     pub overlap_blocks: u32,
+    /// Blocks right behind them that the worker would load from slower tiers.
+    pub lower_blocks: u32,
     /// Full blocks of the prompt.
     pub prompt_blocks: u32,
     pub cost: Cost,
@@ -170,6 +172,7 @@ impl Router {
             address: chosen.address,
             block_size: chosen.block_size,
             overlap_blocks: chosen.overlap_blocks,
+            lower_blocks: chosen.lower_blocks,
             prompt_blocks: chosen.prompt_blocks,
             cost: chosen.cost,
             queued,

@@ -58,6 +58,10 @@ pub struct Policy {
     pub tracks_prefill: bool,
     /// The share of an image's work that its encoder output saves, where a worker still has that.
     pub media_credit: f64,
+    /// The share of a block's work that is spared where it is loaded from the host's memory.
+    pub host_credit: f64,
+    /// The same of a disk.
+    pub disk_credit: f64,
     /// What a degraded worker's cost is multiplied by, at least 1.
     pub degraded_weight: f64,
     /// How many times as much a GPU is given to do as a CPU.
@@ -75,6 +79,10 @@ impl Default for Policy {
             tracks_prefill: true,
             // Qwen2-VL 7B: four patches of a 675 M encoder against one token of a 7.6 B decoder.
             media_credit: 0.25,
+            // Some 20 GB/s over PCIe bring 128 KiB of a token in 7 µs, where to compute it takes 50; a
+            // disk is five times slower. Both as in NVIDIA Dynamo's router.
+            host_credit: 0.75,
+            disk_credit: 0.25,
             // Where it holds more than half of a prompt, it is still the cheapest.
             degraded_weight: 2.0,
             gpu_to_cpu_ratio: 8.0,
@@ -87,8 +95,11 @@ impl Default for Policy {
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
     pub block_size: BlockSize,
-    /// Leading blocks of the prompt it holds, already capped at what a cache can answer.
+    /// Leading blocks of the prompt it holds on the GPU, already capped at what a cache can answer.
     pub overlap_blocks: u32,
+    /// The blocks right behind them that it holds in slower tiers, capped with them.
+    pub host_blocks: u32,
+    pub disk_blocks: u32,
     /// Leading blocks of the prompt that a prompt in flight there has too.
     pub shared_blocks: u32,
     /// Tokens of the prompt's images that it encoded lately, and whose blocks it does not hold.
@@ -161,23 +172,36 @@ impl Candidate {
     pub fn uncached_tokens(&self, prompt_tokens: u32) -> u32 {
         prompt_tokens.saturating_sub(self.overlap_blocks * self.block_size.tokens())
     }
+
+    /// Counts the leading tokens of a prompt that it holds in any tier.
+    pub fn held_tokens(&self) -> u32 {
+        (self.overlap_blocks + self.host_blocks + self.disk_blocks) * self.block_size.tokens()
+    }
+
+    /// What is spared by loading blocks from slower tiers, in tokens to compute. What is left of them
+    /// is the time that loading takes.
+    pub fn loading_spares_tokens(&self, policy: Policy) -> f64 {
+        let host_blocks = policy.host_credit * f64::from(self.host_blocks);
+        let disk_blocks = policy.disk_credit * f64::from(self.disk_blocks);
+        (host_blocks + disk_blocks) * f64::from(self.block_size.tokens())
+    }
 }
 
 /// What the candidates are asked to take.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask {
     pub prompt_tokens: u32,
-    /// Tokens that not even the candidate which holds most of the prompt has cached.
+    /// Tokens that not even the candidate which holds most of the prompt has, in whatever tier.
     pub new_tokens: u32,
 }
 
 impl Ask {
     /// A prompt, asked of these candidates.
     pub fn of<'a>(prompt_tokens: u32, candidates: impl Iterator<Item = &'a Candidate>) -> Self {
-        let uncached = candidates.map(|candidate| candidate.uncached_tokens(prompt_tokens));
+        let held_tokens = candidates.map(Candidate::held_tokens).max().unwrap_or(0);
         Self {
             prompt_tokens,
-            new_tokens: uncached.min().unwrap_or(prompt_tokens),
+            new_tokens: prompt_tokens.saturating_sub(held_tokens),
         }
     }
 }

@@ -31,6 +31,7 @@ use crate::id::{DpRank, Incarnation};
 use crate::index::KvEvent;
 use crate::index::gap::BEFORE_FIRST;
 use crate::ledger::counts::Counts;
+use crate::ledger::tier::Tiers;
 use crate::ledger::{Ledger, Options};
 use crate::telemetry::labels::AlarmLabels;
 use crate::telemetry::metrics::Metrics;
@@ -344,6 +345,7 @@ impl Agent {
             cleared: true,
             removed: Vec::new(),
             stored: Vec::new(),
+            lower: Tiers::default(),
         })
     }
 

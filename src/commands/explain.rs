@@ -181,7 +181,7 @@ fn page(explained: &Value) -> String {
     format!("{head}{}\n{foot}\n{formula}", table(candidates))
 }
 
-/// One line for each candidate, and one below for why it gets no request.
+/// One line for each candidate, and below it what it would load and why it gets no request.
 fn table(candidates: &[Value]) -> String {
     let terms: Vec<&str> = candidates[0]["cost"]
         .as_object()
@@ -204,11 +204,23 @@ fn table(candidates: &[Value]) -> String {
     let mut text = line(&titles, &widths);
     for (row, candidate) in rows.iter().zip(candidates) {
         text += &line(row, &widths);
+        text += &loaded(candidate);
         if let Some(reason) = candidate["not_eligible"].as_str() {
             text += &format!("     gets none: {reason}\n");
         }
     }
     text
+}
+
+/// The blocks behind its overlap that a candidate holds in slower tiers; nothing where it has none.
+fn loaded(candidate: &Value) -> String {
+    let blocks = |name: &str| candidate[name].as_u64().unwrap_or(0);
+    match (blocks("host_blocks"), blocks("disk_blocks")) {
+        (0, 0) => String::new(),
+        (host, disk) => {
+            format!("     loads the next blocks: {host} from host memory, {disk} from disk\n")
+        }
+    }
 }
 
 fn row(candidate: &Value, terms: &[&str]) -> Vec<String> {
@@ -267,11 +279,13 @@ mod tests {
 
     #[test]
     fn candidates_stand_in_a_table() {
+        let mut offloaded = candidate("gpu-0", 6, true, None);
+        (offloaded["host_blocks"], offloaded["disk_blocks"]) = (3.into(), 1.into());
         let explained = json!({
             "model": "demo", "mode": "kv", "prompt_tokens": 108, "mm": "exact", "images": [{}],
             "formula": "total = queued + decode",
             "candidates": [
-                candidate("gpu-0", 6, true, None),
+                offloaded,
                 candidate("gpu-10", 0, false, Some("circuit open: it refused a connection")),
             ],
         });
@@ -280,6 +294,7 @@ model demo, mode kv, prompt of 108 tokens (exact), 1 image
 
    worker  rank  overlap  queued  decode  total
  * gpu-0      0      6/6      12   112.5  124.5
+     loads the next blocks: 3 from host memory, 1 from disk
    gpu-10     0      0/6      12   112.5  124.5
      gets none: circuit open: it refused a connection
 

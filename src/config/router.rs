@@ -40,6 +40,12 @@ pub struct RouterConfig {
     /// The share of an image's work that is spared where a worker encoded the image lately.
     #[schemars(range(min = 0, max = 1))]
     pub media_affinity_weight: f64,
+    /// The share of a block's work that is spared where it is loaded from the host's memory.
+    #[schemars(range(min = 0, max = 1))]
+    pub host_cache_hit_weight: f64,
+    /// The share of a block's work that is spared where it is loaded from a disk.
+    #[schemars(range(min = 0, max = 1))]
+    pub disk_cache_hit_weight: f64,
     /// How much of the images sent last a worker is taken to keep encoded, in tokens.
     pub media_affinity_tokens: u64,
     /// What a degraded worker's cost is multiplied by.
@@ -98,6 +104,8 @@ impl Default for RouterConfig {
             seed: policy.seed,
             track_prefill_tokens: policy.tracks_prefill,
             media_affinity_weight: policy.media_credit,
+            host_cache_hit_weight: policy.host_credit,
+            disk_cache_hit_weight: policy.disk_credit,
             // vLLM keeps the encoder's output of as many tokens as its largest image has.
             media_affinity_tokens: 16_384,
             degraded_weight: policy.degraded_weight,
@@ -133,6 +141,8 @@ impl RouterConfig {
             temperature: self.temperature,
             tracks_prefill: self.track_prefill_tokens,
             media_credit: self.media_affinity_weight,
+            host_credit: self.host_cache_hit_weight,
+            disk_credit: self.disk_cache_hit_weight,
             degraded_weight: self.degraded_weight,
             gpu_to_cpu_ratio: self.gpu_to_cpu_ratio,
             seed: self.seed,

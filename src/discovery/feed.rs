@@ -11,6 +11,8 @@ use crate::block::SequenceHash;
 use crate::discovery::{RECORD_VERSION, WorkerRecord};
 use crate::id::{DpRank, Incarnation, WorkerId};
 use crate::index::{KvEvent, SLOT_BLOCKS_MAX};
+use crate::ledger::change::Changes;
+use crate::ledger::tier::Tiers;
 
 /// Version of the lines' form.
 pub const FEED_VERSION: u32 = 1;
@@ -55,6 +57,11 @@ pub struct Part {
     cleared: bool,
     removed: Vec<SequenceHash>,
     stored: Vec<SequenceHash>,
+    /// Left out where there is nothing to say, as former agents do.
+    #[serde(default, skip_serializing_if = "Changes::is_empty")]
+    host: Changes,
+    #[serde(default, skip_serializing_if = "Changes::is_empty")]
+    disk: Changes,
     /// Whether the next line goes on with the same event.
     more: bool,
 }
@@ -65,8 +72,11 @@ pub struct Standing {
     pub rank: DpRank,
     pub incarnation: Incarnation,
     pub sequence: u64,
-    /// Distinct hashes that it holds.
+    /// Distinct hashes that it holds on its GPU.
     pub blocks: u64,
+    /// The same in slower tiers; former agents know of none.
+    #[serde(default)]
+    pub lower_blocks: Tiers<u64>,
 }
 
 /// What a feed said, its pieces put together.
@@ -126,19 +136,49 @@ impl Line {
 
 /// The lines of one event, each of at most [`LINE_HASHES_MAX`] hashes.
 pub fn parts(event: KvEvent) -> impl Iterator<Item = Line> + Send + 'static {
-    let split = event.removed.len();
-    let total = split + event.stored.len();
+    let Tiers { host, disk } = event.lower;
+    let lists = [
+        event.removed,
+        event.stored,
+        host.removed,
+        host.stored,
+        disk.removed,
+        disk.stored,
+    ];
+    let total: usize = lists.iter().map(Vec::len).sum();
     let count = total.div_ceil(LINE_HASHES_MAX).max(1);
     (0..count).map(move |number| {
         let from = number * LINE_HASHES_MAX;
-        let to = from + LINE_HASHES_MAX;
+        let mut end = 0;
+        // The part of each list that lies in the piece, were they all one behind the other.
+        let [
+            removed,
+            stored,
+            host_removed,
+            host_stored,
+            disk_removed,
+            disk_stored,
+        ] = lists.each_ref().map(|list| {
+            let start = end;
+            end += list.len();
+            let within = |at: usize| at.clamp(start, end) - start;
+            list[within(from)..within(from + LINE_HASHES_MAX)].to_vec()
+        });
         Line::Part(Part {
             rank: event.rank,
             incarnation: event.incarnation,
             sequence: event.sequence,
             cleared: event.cleared,
-            removed: event.removed[from.min(split)..to.min(split)].to_vec(),
-            stored: event.stored[from.max(split) - split..to.clamp(split, total) - split].to_vec(),
+            removed,
+            stored,
+            host: Changes {
+                removed: host_removed,
+                stored: host_stored,
+            },
+            disk: Changes {
+                removed: disk_removed,
+                stored: disk_stored,
+            },
             more: number + 1 < count,
         })
     })
@@ -236,6 +276,7 @@ impl Reader {
             cleared: part.cleared,
             removed: Vec::new(),
             stored: Vec::new(),
+            lower: Tiers::default(),
         });
         let begun = (event.rank, event.incarnation, event.sequence, event.cleared);
         if begun != (rank, part.incarnation, part.sequence, part.cleared) {
@@ -243,7 +284,9 @@ impl Reader {
         }
         event.removed.extend(part.removed);
         event.stored.extend(part.stored);
-        bounded(event.removed.len() + event.stored.len())?;
+        event.lower.host.extend(part.host);
+        event.lower.disk.extend(part.disk);
+        bounded(event.hashes())?;
         Ok(match part.more {
             true => None,
             false => self.open.take(),
@@ -272,7 +315,7 @@ impl Snapshot {
         match told {
             Told::Record(record) => self.record = Some(record),
             Told::Kv(event) => {
-                self.hashes += event.removed.len() + event.stored.len();
+                self.hashes += event.hashes();
                 bounded(self.hashes)?;
                 self.events.push(event);
             }

@@ -125,7 +125,9 @@ impl Counts {
             return;
         }
         let block_size = self.placement.block_size;
-        let predicted_tokens = self.placement.overlap_blocks * block_size.tokens();
+        // An engine counts what it loads from slower tiers too.
+        let predicted_blocks = self.placement.overlap_blocks + self.placement.lower_blocks;
+        let predicted_tokens = predicted_blocks * block_size.tokens();
         self.metrics
             .overlap_predicted_tokens
             .inc_by(u64::from(predicted_tokens));

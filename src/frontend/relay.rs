@@ -121,6 +121,7 @@ impl Frontend {
             worker = %placement.worker,
             rank = %placement.rank,
             overlap_blocks = placement.overlap_blocks,
+            lower_blocks = placement.lower_blocks,
             prompt_blocks = placement.prompt_blocks,
             assumed = placement.basis.reason(),
             cost = placement.cost.total,

@@ -17,7 +17,12 @@ impl Index {
     /// Only a few blocks of one table go at a time: hashes are spread evenly, so that all tables
     /// fill alike and each can make its own room, no event pays for a look at everything, and a
     /// worker that is alive loses no more than others need.
+    ///
+    /// None go for a block in a slower tier, which is worth less and may be one of very many.
     pub(super) fn evict(&mut self, key: Key, slot: Slot) -> bool {
+        if self.slots[slot].is_lower {
+            return false;
+        }
         let table = &self.tables[key.table()];
         // Nothing is younger than the slot whose event is applied now.
         let own = self.slots[slot].applied_at;
@@ -38,8 +43,11 @@ impl Index {
     }
 
     /// Puts `slot` in the place of that holder of a block whose last event is oldest, where the
-    /// block can have no more holders.
+    /// block can have no more holders; none goes for a slower tier.
     pub(super) fn replace_oldest(&mut self, holders: &mut Holders, slot: Slot) -> Added {
+        if self.slots[slot].is_lower {
+            return Added::NoRoom;
+        }
         let mut oldest = slot;
         self.bitmaps.slots(*holders, |held| {
             if self.slots[held].applied_at < self.slots[oldest].applied_at {

@@ -7,14 +7,20 @@ use std::ops::{Index, IndexMut};
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::Progress;
 use crate::index::holders::Slot;
+use crate::ledger::tier::Tier;
 
 /// What one slot is taken to need, its worker's name and what maps keep free included: more than
 /// they were seen to take.
 pub(super) const SLOT_BYTES: u64 = 512;
 
+/// What a slot stands for: a worker's rank, and where the rank keeps blocks; `None` is its GPU.
+pub(super) type Place = (DpRank, Option<Tier>);
+
 /// What is known of one slot.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SlotState {
+    /// It stands for a slower tier than a GPU.
+    pub(super) is_lower: bool,
     pub(super) progress: Progress,
     /// Blocks in the index.
     pub(super) blocks: u64,
@@ -51,7 +57,9 @@ pub(super) struct Slots {
     states: Vec<SlotState>,
     free: Vec<Slot>,
     slots_max: usize,
-    by_name: HashMap<WorkerId, Vec<(DpRank, Slot)>, BuildHasherDefault<Fnv>>,
+    by_name: HashMap<WorkerId, Vec<(Place, Slot)>, BuildHasherDefault<Fnv>>,
+    /// Slots of slower tiers than a GPU.
+    lower_slots: usize,
     /// Blocks of all slots.
     total_blocks: u64,
     /// Counts applied events.
@@ -65,25 +73,26 @@ impl Slots {
             free: Vec::new(),
             slots_max,
             by_name: HashMap::default(),
+            lower_slots: 0,
             total_blocks: 0,
             turn: 0,
         }
     }
 
-    /// The ranks of a worker and their slots.
-    pub(super) fn of(&self, worker: &WorkerId) -> &[(DpRank, Slot)] {
+    /// The places of a worker and their slots.
+    pub(super) fn of(&self, worker: &WorkerId) -> &[(Place, Slot)] {
         self.by_name.get(worker).map_or(&[], Vec::as_slice)
     }
 
-    pub(super) fn get(&self, worker: &WorkerId, rank: DpRank) -> Option<Slot> {
-        let mut ranks = self.of(worker).iter();
-        let (_, slot) = ranks.find(|(known, _)| *known == rank)?;
+    pub(super) fn get(&self, worker: &WorkerId, place: Place) -> Option<Slot> {
+        let mut places = self.of(worker).iter();
+        let (_, slot) = places.find(|(known, _)| *known == place)?;
         Some(*slot)
     }
 
-    /// The slot of a worker's rank, taken for it where it has none; `None` when all are taken.
-    pub(super) fn get_or_take(&mut self, worker: &WorkerId, rank: DpRank) -> Option<Slot> {
-        if let Some(slot) = self.get(worker, rank) {
+    /// The slot of a worker's place, taken for it where it has none; `None` when all are taken.
+    pub(super) fn get_or_take(&mut self, worker: &WorkerId, place: Place) -> Option<Slot> {
+        if let Some(slot) = self.get(worker, place) {
             return Some(slot);
         }
         let slot = match self.free.pop() {
@@ -94,14 +103,17 @@ impl Slots {
                 Slot((self.states.len() - 1) as u16)
             }
         };
-        let ranks = self.by_name.entry(worker.clone()).or_default();
-        ranks.push((rank, slot));
+        self[slot].is_lower = place.1.is_some();
+        self.lower_slots += usize::from(place.1.is_some());
+        let places = self.by_name.entry(worker.clone()).or_default();
+        places.push((place, slot));
         Some(slot)
     }
 
     /// Lets others take a worker's slots, which hold no blocks any more.
     pub(super) fn give_back(&mut self, worker: &WorkerId) {
         for (_, slot) in self.by_name.remove(worker).into_iter().flatten() {
+            self.lower_slots -= usize::from(self[slot].is_lower);
             self[slot] = SlotState::default();
             self.free.push(slot);
         }
@@ -109,6 +121,11 @@ impl Slots {
 
     pub(super) fn at(&self, slot: Slot) -> Option<&SlotState> {
         self.states.get(slot.index())
+    }
+
+    /// Whether no rank keeps blocks in a slower tier than its GPU.
+    pub(super) fn has_no_lower(&self) -> bool {
+        self.lower_slots == 0
     }
 
     /// Notes that an event of the slot is applied now.

@@ -2,13 +2,14 @@
 //! batch changed of them.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 
 use serde::{Deserialize, Serialize};
 
 use crate::block::SequenceHash;
+use crate::ledger::change::{Changes, Touched};
 use crate::ledger::counts::{Alarm, Counts};
 use crate::ledger::naming::{Before, Block, Named, Namer, Open};
+use crate::ledger::tier::Tiers;
 use crate::ledger::waiting::Waiting;
 use crate::ledger::{EngineHash, Published};
 
@@ -28,23 +29,6 @@ enum Name {
     Unhashable,
     /// Its parent is not known.
     Waiting,
-}
-
-/// The sequence hashes a batch touched, in order, and whether each was there before it.
-#[derive(Debug, Default)]
-struct Change {
-    cleared: bool,
-    order: Vec<SequenceHash>,
-    was_held: HashMap<SequenceHash, bool>,
-}
-
-impl Change {
-    fn touch(&mut self, hash: SequenceHash, is_held: bool) {
-        if let Entry::Vacant(entry) = self.was_held.entry(hash) {
-            entry.insert(is_held);
-            self.order.push(hash);
-        }
-    }
 }
 
 /// One block of the engine, as it is kept while no agent runs.
@@ -77,7 +61,8 @@ pub struct Book {
     pub owners: HashMap<SequenceHash, EngineHash>,
     /// The engine's blocks in use, copies and nameless ones included.
     pub copies: u64,
-    change: Change,
+    touched: Touched,
+    is_cleared: bool,
 }
 
 impl Book {
@@ -90,7 +75,8 @@ impl Book {
             held: HashMap::new(),
             owners: HashMap::new(),
             copies: 0,
-            change: Change::default(),
+            touched: Touched::default(),
+            is_cleared: false,
         }
     }
 
@@ -236,7 +222,7 @@ impl Book {
         let Name::Known(name) = name else {
             return;
         };
-        self.change.touch(name, self.owners.contains_key(&name));
+        self.touched.touch(name, self.owners.contains_key(&name));
         let Some(older) = self.owners.insert(name, hash.clone()) else {
             return;
         };
@@ -249,7 +235,7 @@ impl Book {
 
     fn disown(&mut self, hash: &EngineHash, name: SequenceHash) {
         if self.owners.get(&name) == Some(hash) {
-            self.change.touch(name, true);
+            self.touched.touch(name, true);
             self.owners.remove(&name);
         }
     }
@@ -302,26 +288,18 @@ impl Book {
         self.owners.clear();
         self.waiting.clear();
         self.copies = 0;
-        self.change = Change {
-            cleared: true,
-            ..Change::default()
-        };
+        self.touched = Touched::default();
+        self.is_cleared = true;
     }
 
     /// What changed since this was last asked, net.
     pub fn publish(&mut self) -> Published {
-        let change = std::mem::take(&mut self.change);
-        let mut published = Published {
-            cleared: change.cleared,
-            ..Published::default()
-        };
-        for hash in change.order {
-            match (change.was_held.get(&hash), self.owners.contains_key(&hash)) {
-                (Some(false), true) => published.stored.push(hash),
-                (Some(true), false) => published.removed.push(hash),
-                _ => {}
-            }
+        let Changes { removed, stored } = self.touched.take(|hash| self.owners.contains_key(hash));
+        Published {
+            cleared: std::mem::take(&mut self.is_cleared),
+            removed,
+            stored,
+            lower: Tiers::default(),
         }
-        published
     }
 }

@@ -11,8 +11,12 @@ pub enum Alarm {
     WaitingDropped,
     /// An event whose token count is not block size times hashes.
     BadShape,
-    /// An event of another medium than the GPU, or of another cache group.
+    /// An event of a medium that is not known, or of another cache group.
     OtherTier,
+    /// A block in a slower tier than the GPU whose name was not known when it came: left out.
+    UnnamedLower,
+    /// A block in a slower tier than the GPU for which there was no room: left out.
+    LowerFull,
     /// A removal of a block that the ledger does not hold.
     RemovedUnknown,
     /// A second engine hash for one sequence hash; the older was dropped.
@@ -29,12 +33,14 @@ pub enum Alarm {
 
 impl Alarm {
     /// Every kind, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Unhashable,
         Self::UnknownParent,
         Self::WaitingDropped,
         Self::BadShape,
         Self::OtherTier,
+        Self::UnnamedLower,
+        Self::LowerFull,
         Self::RemovedUnknown,
         Self::Twin,
         Self::Renamed,
@@ -45,7 +51,10 @@ impl Alarm {
 
     /// Whether it shows something wrong rather than something left out on purpose.
     pub fn is_fault(self) -> bool {
-        !matches!(self, Self::Unhashable | Self::OtherTier)
+        !matches!(
+            self,
+            Self::Unhashable | Self::OtherTier | Self::UnnamedLower | Self::LowerFull
+        )
     }
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::BlockSize;
 use crate::ledger::book::SavedBlock;
+use crate::ledger::lower::SavedLower;
 use crate::ledger::{Ledger, Loss, Options};
 
 /// All that a ledger knows, but for the content of blocks whose parent is not known and for its
@@ -17,6 +18,9 @@ pub struct Saved {
     group: Option<u32>,
     loss: Option<Loss>,
     blocks: Vec<SavedBlock>,
+    /// In slower tiers than the GPU; former agents kept none.
+    #[serde(default)]
+    lower: Vec<SavedLower>,
 }
 
 /// Why a saved ledger is of no use.
@@ -42,6 +46,7 @@ impl Ledger {
             group: self.group,
             loss: self.loss,
             blocks: self.book.save(),
+            lower: self.lower.save(),
         }
     }
 
@@ -57,7 +62,7 @@ impl Ledger {
             });
         }
         let mut ledger = Self::new(model, options);
-        if !ledger.book.restore(saved.blocks) {
+        if !ledger.book.restore(saved.blocks) || !ledger.lower.restore(saved.lower) {
             return Err(SavedError::Contradiction);
         }
         let copies = ledger.copies();

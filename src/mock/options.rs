@@ -47,6 +47,9 @@ pub struct Options {
     /// KV-cache blocks per rank, the null block included.
     #[arg(long, default_value_t = 4096)]
     pub num_gpu_blocks: u32,
+    /// Blocks per rank that host memory keeps of those evicted from the KV cache.
+    #[arg(long, default_value_t = 0)]
+    pub host_blocks: usize,
     /// Engine ranks, each with its own cache and stream of events.
     #[arg(long, default_value_t = 1)]
     pub data_parallel_size: u32,
@@ -176,6 +179,7 @@ impl Options {
         Bounds {
             block_size: self.block_size as usize,
             blocks: self.num_gpu_blocks,
+            host_blocks: self.host_blocks,
             running_max: self.max_num_seqs,
             batched_tokens_max: self.max_num_batched_tokens,
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::mock::free::{BlockId, FreeQueue};
 use crate::mock::hash::{BlockHash, ExtraKey, Lora};
+use crate::mock::host::HostTier;
 
 /// A change of the cache, as published.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,10 @@ pub enum Event {
     Stored(Stored),
     Removed(BlockHash),
     Cleared,
+    /// A block was copied to host memory.
+    Offloaded(BlockHash),
+    /// A block made room there.
+    OffloadedRemoved(BlockHash),
 }
 
 /// Consecutive full blocks of one request.
@@ -39,7 +44,10 @@ pub struct Pool {
     free: FreeQueue,
     /// Copies in the order they were stored; the first one is reused.
     cached: HashMap<BlockHash, Copies>,
+    host: HostTier,
     events: Vec<Event>,
+    /// Those of host memory, which vLLM tells of behind a step's others.
+    host_events: Vec<Event>,
     published: bool,
 }
 
@@ -51,13 +59,16 @@ enum Copies {
 }
 
 impl Pool {
-    /// A pool of `blocks`, of which block 0 is never used. Without `published` no event is kept.
-    pub fn new(blocks: u32, published: bool) -> Self {
+    /// A pool of `blocks`, of which block 0 is never used, and so many in host memory. Without
+    /// `published` no event is kept.
+    pub fn new(blocks: u32, host_blocks: usize, published: bool) -> Self {
         Self {
             slots: vec![Slot::default(); blocks as usize],
             free: FreeQueue::new(blocks),
             cached: HashMap::new(),
+            host: HostTier::new(host_blocks),
             events: Vec::new(),
+            host_events: Vec::new(),
             published,
         }
     }
@@ -77,6 +88,12 @@ impl Pool {
     pub fn hits(&self, hashes: &[BlockHash]) -> Vec<BlockId> {
         let first = |hash| self.cached.get(hash).map(Copies::first);
         hashes.iter().map_while(first).collect()
+    }
+
+    /// How many leading blocks of `hashes` are in host memory; they are the last that will leave it.
+    pub fn host_hits(&mut self, hashes: &[BlockHash]) -> usize {
+        let hits = hashes.iter().take_while(|hash| self.host.touch(**hash));
+        hits.count()
     }
 
     /// How many of `hits` wait in the free queue, and so no longer count as free once reused.
@@ -160,8 +177,9 @@ impl Pool {
         true
     }
 
-    /// The events since the last call, in the order they happened.
+    /// The events since the last call, in the order they happened, those of host memory last.
     pub fn take_events(&mut self) -> Vec<Event> {
+        self.events.append(&mut self.host_events);
         std::mem::take(&mut self.events)
     }
 
@@ -175,6 +193,10 @@ impl Pool {
             self.cached.remove(&hash);
         }
         self.publish(|| Event::Removed(hash));
+        let stored = self.host.store(hash);
+        if self.published {
+            self.host_events.extend(stored);
+        }
     }
 }
 

@@ -16,6 +16,8 @@ pub struct SequenceId(pub u64);
 pub struct Bounds {
     pub block_size: usize,
     pub blocks: u32,
+    /// Blocks that host memory keeps of those evicted.
+    pub host_blocks: usize,
     /// Most requests that run at once; others wait.
     pub running_max: usize,
     /// Most tokens computed in one step; a longer prompt is computed in chunks.
@@ -100,7 +102,7 @@ impl Scheduler {
     /// An idle rank; events are kept only if `published`.
     pub fn new(bounds: Bounds, published: bool) -> Self {
         Self {
-            pool: Pool::new(bounds.blocks, published),
+            pool: Pool::new(bounds.blocks, bounds.host_blocks, published),
             bounds,
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -258,11 +260,15 @@ impl Scheduler {
             self.pool.publish(|| request.stored(0, hits.len(), size));
         }
         self.pool.reuse(&hits);
+        let loaded = self.pool.host_hits(&request.hashes[hits.len()..hits_max]);
         request.computed = hits.len() * size;
         request.stored_blocks = hits.len();
         request.blocks = hits;
         self.totals.queried_tokens += tokens as u64;
         self.totals.hit_tokens += request.computed as u64;
+        // What is loaded is stored on the GPU as if it had been computed, and counts as cached.
+        request.allocate(&mut self.pool, loaded * size, size);
+        request.computed += std::mem::take(&mut request.scheduled);
         if request.answer.is_none() {
             self.totals.prompt_tokens += tokens as u64;
             request.decide_answer(size);

@@ -51,8 +51,10 @@ impl Wire {
     fn event(&self, event: &Event) -> Value {
         let (tag, fields) = match event {
             Event::Stored(stored) => ("BlockStored", self.stored(stored)),
-            Event::Removed(hash) => ("BlockRemoved", self.removed(*hash)),
+            Event::Removed(hash) => ("BlockRemoved", self.removed(*hash, "GPU")),
             Event::Cleared => ("AllBlocksCleared", Vec::new()),
+            Event::Offloaded(hash) => ("BlockStored", self.offloaded(*hash)),
+            Event::OffloadedRemoved(hash) => ("BlockRemoved", self.removed(*hash, "CPU")),
         };
         match self.events {
             EventForm::Maps => {
@@ -113,10 +115,28 @@ impl Wire {
         fields
     }
 
-    fn removed(&self, hash: BlockHash) -> Vec<(&'static str, Value)> {
+    /// An offloading connector knows a block by its hash alone.
+    fn offloaded(&self, hash: BlockHash) -> Vec<(&'static str, Value)> {
+        let mut fields = vec![
+            ("block_hashes", Value::Array(vec![self.hash(hash)])),
+            ("parent_block_hash", Value::Nil),
+            ("token_ids", Value::Array(Vec::new())),
+            ("block_size", Value::from(0)),
+            ("lora_id", Value::Nil),
+            ("medium", Value::from("CPU")),
+            ("lora_name", Value::Nil),
+        ];
+        if self.events == EventForm::Arrays {
+            fields.push(("extra_keys", Value::Nil));
+        }
+        fields.push(("group_idx", Value::from(0)));
+        fields
+    }
+
+    fn removed(&self, hash: BlockHash, medium: &str) -> Vec<(&'static str, Value)> {
         vec![
             ("block_hashes", Value::Array(vec![self.hash(hash)])),
-            ("medium", Value::from("GPU")),
+            ("medium", Value::from(medium)),
             ("group_idx", Value::from(0)),
         ]
     }

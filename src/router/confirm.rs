@@ -135,6 +135,7 @@ impl Confirm {
 mod tests {
     use super::*;
     use crate::id::{Incarnation, WorkerId};
+    use crate::ledger::tier::Tiers;
 
     use ParityScope::{Media, Text};
 
@@ -169,6 +170,7 @@ mod tests {
             cleared,
             removed: Vec::new(),
             stored: stored.into_iter().map(SequenceHash).collect(),
+            lower: Tiers::default(),
         };
         for act in acts {
             match *act {

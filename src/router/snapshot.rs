@@ -9,6 +9,7 @@ use crate::discovery::WorkerRecord;
 use crate::discovery::feed::Standing;
 use crate::id::{DpRank, WorkerId};
 use crate::index::KvEvent;
+use crate::ledger::tier::{Tier, Tiers};
 use crate::router::Router;
 use crate::router::state::State;
 
@@ -28,6 +29,12 @@ impl Router {
             // A placement waits for one piece of a million blocks, not for all.
             for hashes in event.stored.chunks(PIECE_BLOCKS) {
                 self.lock().hold(&worker, event.rank, hashes);
+            }
+            for tier in Tier::ALL {
+                for hashes in event.lower[tier].stored.chunks(PIECE_BLOCKS) {
+                    let index = &mut self.lock().index;
+                    index.hold_lower(&worker, event.rank, tier, hashes);
+                }
             }
         }
         self.show_blocks();
@@ -63,6 +70,7 @@ impl State {
                 worker: event.worker.clone(),
                 removed: Vec::new(),
                 stored: Vec::new(),
+                lower: Tiers::default(),
                 ..*event
             };
             self.apply_event(&cleared, now);
@@ -89,6 +97,10 @@ impl State {
                 incarnation,
                 sequence,
                 blocks: self.index.told_blocks(slot),
+                lower_blocks: Tiers::from_fn(|tier| {
+                    let slot = self.index.lower_slot(worker, rank, tier);
+                    slot.map_or(0, |slot| self.index.told_blocks(slot))
+                }),
             })
         };
         let ranks = (0..ranks).map(|rank| DpRank(rank as u32));

@@ -30,8 +30,12 @@ pub struct ModelView {
 pub struct WorkerView {
     #[serde(flatten)]
     pub record: WorkerRecord,
-    /// Blocks of it in the index, over all ranks.
+    /// Blocks of its GPUs in the index, over all ranks.
     pub indexed_blocks: u64,
+    /// Blocks of its hosts' memory in the index, over all ranks.
+    pub host_blocks: u64,
+    /// Blocks of its disks in the index, over all ranks.
+    pub disk_blocks: u64,
     /// The engine's own number of the last batch of events that the index has taken in, one entry
     /// per data-parallel rank; `None` before the first.
     pub applied_sequences: Vec<Option<u64>>,
@@ -66,6 +70,10 @@ pub struct CandidateView {
     /// Why no request goes there now; `None` for one that may be chosen.
     pub not_eligible: Option<&'static str>,
     pub overlap_blocks: u32,
+    /// Blocks right behind the overlap that it would load from its host's memory.
+    pub host_blocks: u32,
+    /// The same from its disk.
+    pub disk_blocks: u32,
     pub prompt_blocks: u32,
     /// From what the overlap is told.
     pub basis: Basis,

@@ -173,6 +173,8 @@ mod tests {
         Candidate {
             block_size: BlockSize::new(16).unwrap(),
             overlap_blocks: 0,
+            host_blocks: 0,
+            disk_blocks: 0,
             shared_blocks: 0,
             encoded_tokens: 0,
             room: None,

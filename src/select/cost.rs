@@ -23,7 +23,8 @@ pub struct Cost {
     pub decode_tokens: f64,
     /// Pushed out of the cache by what of this prompt is new everywhere.
     pub evicted_tokens: f64,
-    /// What of the prefill is spared by images that were encoded lately.
+    /// What of it is spared by images that were encoded lately, and by blocks that are loaded from
+    /// slower tiers: each times its weight.
     pub spared_tokens: f64,
     /// 1, more for a degraded worker, less for one with preferred labels.
     pub factor: f64,
@@ -32,13 +33,20 @@ pub struct Cost {
     pub total: f64,
 }
 
-/// How a total is made of the other terms, in words.
+/// How a total is made of the other terms, and what is spared of a candidate's tokens, in words: two
+/// lines.
 pub fn formula(policy: Policy) -> String {
     let work_weight = CACHE_WEIGHT * policy.overlap_weight;
     let held_share = 1.0 / DECODE_WEIGHT;
+    let Policy {
+        media_credit,
+        host_credit,
+        disk_credit,
+        ..
+    } = policy;
     format!(
         "total = factor × ({work_weight} × (uncached − spared + evicted) + queued + decode / \
-         {held_share})"
+         {held_share})\nspared = {media_credit} × encoded + {host_credit} × host + {disk_credit} × disk"
     )
 }
 
@@ -51,6 +59,9 @@ pub fn formula(policy: Policy) -> String {
 /// cheapest by it for every new prompt, and without load would be sent all of them for ever while
 /// other caches stay empty, or keep what nobody asks for. So what is new everywhere costs what it
 /// pushes out, as far as that is young; where all caches are equally young it changes nothing.
+///
+/// What a slower tier holds is not new, or a full cache that has offloaded a prompt would cost more
+/// than an empty one that never had it.
 pub fn cost(ask: Ask, candidate: &Candidate, policy: Policy) -> Cost {
     let block_tokens = candidate.block_size.tokens();
     let uncached_tokens = u64::from(candidate.uncached_tokens(ask.prompt_tokens));
@@ -69,7 +80,9 @@ pub fn cost(ask: Ask, candidate: &Candidate, policy: Policy) -> Cost {
         .map_or(0.0, |room| room.lost_blocks(new_blocks));
     let evicted_tokens = evicted_blocks * f64::from(block_tokens);
     let encoded_tokens = f64::from(candidate.encoded_tokens);
-    let spared_tokens = (policy.media_credit * encoded_tokens).min(uncached_tokens as f64);
+    let spared_tokens =
+        policy.media_credit * encoded_tokens + candidate.loading_spares_tokens(policy);
+    let spared_tokens = spared_tokens.min(uncached_tokens as f64);
     let factor = candidate.standing.factor(policy);
     let work_tokens = uncached_tokens as f64 - spared_tokens + evicted_tokens;
     let load_tokens = queued_tokens as f64 + DECODE_WEIGHT * decode_tokens;
@@ -102,6 +115,8 @@ mod tests {
         Candidate {
             block_size: BlockSize::new(16).unwrap(),
             overlap_blocks,
+            host_blocks: 0,
+            disk_blocks: 0,
             shared_blocks: 0,
             encoded_tokens: 0,
             room: None,
@@ -169,6 +184,30 @@ mod tests {
     }
 
     #[test]
+    fn a_full_cache_that_has_offloaded_a_prompt_is_better_than_an_empty_one() {
+        let full = Room {
+            free_blocks: 0,
+            young: 1.0,
+        };
+        let with = |host_blocks, disk_blocks| Candidate {
+            host_blocks,
+            disk_blocks,
+            room: Some(full),
+            ..candidate(0, 0, 0)
+        };
+        let empty = candidate(0, 0, 0);
+        for (holder, chosen) in [
+            (with(9, 0), 0),
+            (with(0, 9), 0),
+            (with(5, 0), 1), // 5 pushed out outweigh 5 loaded
+            (with(0, 0), 1),
+        ] {
+            let found = choose(RouterMode::Kv, &[holder, empty], 0);
+            assert_eq!(found, Some(chosen), "{holder:?}");
+        }
+    }
+
+    #[test]
     fn of_full_caches_the_one_with_old_content_takes_what_is_new() {
         let with = |overlap_blocks: u32, young: f64| Candidate {
             room: Some(Room {
@@ -213,6 +252,11 @@ mod tests {
             encoded_tokens,
             ..plain
         };
+        let offloaded = |host_blocks, disk_blocks| Candidate {
+            host_blocks,
+            disk_blocks,
+            ..plain
+        };
         let output = Candidate {
             load: Load {
                 output_blocks: 3,
@@ -225,11 +269,20 @@ mod tests {
             tracks_prefill: false,
             ..policy
         };
+        let unspared = Policy {
+            host_credit: 0.0,
+            disk_credit: 0.0,
+            ..policy
+        };
         for (candidate, policy, expected) in [
             (plain, policy, work(160.0) + decode),
             (encoded(80), policy, work(160.0 - 80.0 * 0.25) + decode),
             // Never more than all that is left to compute.
             (encoded(100_000), policy, decode),
+            (offloaded(4, 0), policy, work(160.0 - 64.0 * 0.75) + decode),
+            (offloaded(0, 4), policy, work(160.0 - 64.0 * 0.25) + decode),
+            (offloaded(4, 4), unspared, work(160.0) + decode),
+            (offloaded(100, 100), policy, decode),
             (output, policy, work(160.0) + decode + DECODE_WEIGHT * 48.0),
             (queued, policy, work(160.0) + 100.0 + decode),
             (queued, untracked, work(160.0) + decode),

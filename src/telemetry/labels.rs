@@ -154,6 +154,8 @@ impl EncodeLabelValue for Alarm {
             Self::WaitingDropped => "waiting_dropped",
             Self::BadShape => "bad_shape",
             Self::OtherTier => "other_tier",
+            Self::UnnamedLower => "unnamed_lower",
+            Self::LowerFull => "lower_full",
             Self::RemovedUnknown => "removed_unknown",
             Self::Twin => "twin",
             Self::Renamed => "renamed",

@@ -122,7 +122,7 @@ metrics! {
     partial_ledgers: Gauge = Gauge::default(),
         "partial_ledgers", "Workers whose blocks are not all known, so that more may be cached there than is expected.";
     index_blocks: Gauge = Gauge::default(),
-        "index_blocks", "Blocks in the index, summed over workers.";
+        "index_blocks", "Blocks in the index, summed over workers and tiers.";
     index_bytes: Gauge = Gauge::default(),
         "index_bytes", "Memory that the index takes, at most router.index_bytes_max.";
     index_evicted_blocks: Counter = Counter::default(),

@@ -19,6 +19,8 @@ use crate::discovery::{Change, Update, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::{DpRank, Incarnation, WorkerId};
 use crate::index::KvEvent;
+use crate::ledger::change::Changes;
+use crate::ledger::tier::{Tier, Tiers};
 
 /// Most routers that follow at once: a rack of frontends, and some that reconnect.
 const SUBSCRIBERS_MAX: usize = 64;
@@ -64,8 +66,11 @@ struct State {
 struct Rank {
     incarnation: Incarnation,
     sequence: u64,
-    hashes: HashSet<SequenceHash, BuildHasherDefault<Uniform>>,
+    hashes: Hashes,
+    lower: Tiers<Hashes>,
 }
+
+type Hashes = HashSet<SequenceHash, BuildHasherDefault<Uniform>>;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum End {
@@ -254,6 +259,7 @@ impl State {
             incarnation: held.incarnation,
             sequence: held.sequence,
             blocks: held.hashes.len() as u64,
+            lower_blocks: Tiers::from_fn(|tier| held.lower[tier].len() as u64),
         };
         Line::Heartbeat(self.ranks.iter().map(standing).collect())
     }
@@ -262,6 +268,10 @@ impl State {
     fn snapshot(&self, worker: &WorkerId) -> Vec<KvEvent> {
         let event = |(rank, held): (&DpRank, &Rank)| KvEvent {
             stored: held.hashes.iter().copied().collect(),
+            lower: Tiers::from_fn(|tier| Changes {
+                removed: Vec::new(),
+                stored: held.lower[tier].iter().copied().collect(),
+            }),
             ..held.cleared(worker, *rank)
         };
         self.ranks.iter().map(event).collect()
@@ -278,7 +288,8 @@ impl Rank {
         Self {
             incarnation: event.incarnation,
             sequence: event.sequence,
-            hashes: HashSet::default(),
+            hashes: Hashes::default(),
+            lower: Tiers::default(),
         }
     }
 
@@ -286,11 +297,19 @@ impl Rank {
     fn apply(&mut self, event: &KvEvent) {
         if event.cleared || event.incarnation != self.incarnation {
             self.hashes.clear();
+            self.lower = Tiers::default();
         }
         for hash in &event.removed {
             self.hashes.remove(hash);
         }
         self.hashes.extend(&event.stored);
+        for tier in Tier::ALL {
+            let (hashes, changes) = (&mut self.lower[tier], &event.lower[tier]);
+            for hash in &changes.removed {
+                hashes.remove(hash);
+            }
+            hashes.extend(&changes.stored);
+        }
         self.incarnation = event.incarnation;
         self.sequence = event.sequence;
     }
@@ -304,6 +323,7 @@ impl Rank {
             cleared: true,
             removed: Vec::new(),
             stored: Vec::new(),
+            lower: Tiers::default(),
         }
     }
 }

@@ -221,12 +221,7 @@ impl Rank {
 
     fn be_caught_up(&mut self) -> Option<KvEvent> {
         self.behind.take()?;
-        let all = Published {
-            cleared: true,
-            stored: self.ledger.names(),
-            ..Published::default()
-        };
-        Some(self.event(all))
+        Some(self.event(self.ledger.all()))
     }
 
     fn event(&self, published: Published) -> KvEvent {
@@ -238,6 +233,7 @@ impl Rank {
             cleared: published.cleared,
             removed: published.removed,
             stored: published.stored,
+            lower: published.lower,
         }
     }
 

@@ -9,6 +9,7 @@ use kvlens::discovery::{Change, Completeness, Update, WorkerRecord};
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
+use kvlens::ledger::tier::Tiers;
 use kvlens::router::Router;
 use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::select::RouterMode;
@@ -59,6 +60,7 @@ impl Engine {
             cleared: false,
             removed: Vec::new(),
             stored: prompt[held..].iter().copied().map(SequenceHash).collect(),
+            lower: Tiers::default(),
         };
         self.sequence += 1;
         self.blocks.retain(|block| !prompt.contains(block));

@@ -140,6 +140,17 @@ fn what_is_refused_names_its_key_and_source() {
              `power-of-two`, `least-loaded`, `device-aware-weighted`, `direct`` for key \"router.mode\" in file FILE",
         ),
         (
+            "[router]\nhost_cache_hit_weight = 1.5\n",
+            &[],
+            "router.host_cache_hit_weight is 1.5 in file FILE, but must be 0 to 1",
+        ),
+        (
+            "",
+            &[("KVLENS_ROUTER_DISK_CACHE_HIT_WEIGHT", "-0.1")],
+            "router.disk_cache_hit_weight is -0.1 in environment variable \
+             KVLENS_ROUTER_DISK_CACHE_HIT_WEIGHT, but must be 0 to 1",
+        ),
+        (
             "[router]\noverlap_score_weight = -1.0\n",
             &[],
             "router.overlap_score_weight is -1 in file FILE, but must be at least 0",
@@ -203,8 +214,13 @@ fn what_cannot_hold_together_is_refused_with_all_its_sources() {
 fn numbers_that_are_none_are_refused() {
     for (text, environment, expected) in [
         (
-            "[router]\ntemperature = inf\n",
+            "[router]\nhost_cache_hit_weight = nan\n",
             &[] as &[(&str, &str)],
+            "router.host_cache_hit_weight is NaN in file FILE, but must be finite and 0 to 1",
+        ),
+        (
+            "[router]\ntemperature = inf\n",
+            &[],
             "router.temperature is inf in file FILE, but must be finite and at least 0",
         ),
         (

@@ -9,6 +9,7 @@ mod deaths;
 mod departures;
 mod explains;
 mod files;
+mod offloads;
 mod overlap;
 mod parity;
 mod paths;

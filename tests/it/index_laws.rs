@@ -8,13 +8,14 @@ use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::gap::Step;
 use kvlens::index::table::Key;
 use kvlens::index::{Applied, Index, KvEvent};
+use kvlens::ledger::tier::Tiers;
 use proptest::prelude::*;
 
-fn worker(number: usize) -> WorkerId {
+pub(crate) fn worker(number: usize) -> WorkerId {
     WorkerId::new(&format!("w{number}")).expect("a legal id")
 }
 
-fn event(number: usize, rank: u32, sequence: u64) -> KvEvent {
+pub(crate) fn event(number: usize, rank: u32, sequence: u64) -> KvEvent {
     KvEvent {
         worker: worker(number),
         rank: DpRank(rank),
@@ -23,10 +24,11 @@ fn event(number: usize, rank: u32, sequence: u64) -> KvEvent {
         cleared: false,
         removed: vec![],
         stored: vec![],
+        lower: Tiers::default(),
     }
 }
 
-fn hashes(raw: &[u64]) -> Vec<SequenceHash> {
+pub(crate) fn hashes(raw: &[u64]) -> Vec<SequenceHash> {
     raw.iter().map(|hash| SequenceHash(*hash)).collect()
 }
 

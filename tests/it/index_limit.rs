@@ -7,6 +7,7 @@ use kvlens::config::router::RouterConfig;
 use kvlens::discovery::{Change, Update, WorkerRecord};
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
+use kvlens::ledger::tier::Tiers;
 use kvlens::router::Router;
 use kvlens::telemetry::metrics::Metrics;
 
@@ -27,6 +28,7 @@ fn event(number: u64, sequence: u64) -> KvEvent {
         cleared: false,
         removed: Vec::new(),
         stored: Vec::new(),
+        lower: Tiers::default(),
     }
 }
 

@@ -274,7 +274,7 @@ fn events_that_make_no_sense_are_dropped_and_counted() {
         }),
         (Alarm::BadShape, |stored| stored.extra_keys.truncate(1)),
         (Alarm::OtherTier, |stored| {
-            stored.medium = Some("CPU".into());
+            stored.medium = Some("EXTERNAL".into());
         }),
         (Alarm::OtherTier, |stored| stored.group = Some(1)),
         (Alarm::OtherTier, |stored| {

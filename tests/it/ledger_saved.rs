@@ -58,13 +58,22 @@ fn a_restored_ledger_goes_on_as_if_it_had_never_stopped() {
     let mut first = ledger();
     store(&mut first, stored(&[1, 2, 3], None));
     store(&mut first, stored(&[3], Some(2)));
+    let offloaded = Stored {
+        hashes: vec![EngineHash::Int(1), EngineHash::Int(2)],
+        medium: Some("CPU".into()),
+        ..Stored::default()
+    };
+    first.apply(vec![EngineEvent::Stored(offloaded)]);
     let mut bytes = Vec::new();
     ciborium::into_writer(&first.save(), &mut bytes).unwrap();
     let saved = ciborium::from_reader(bytes.as_slice()).unwrap();
     let mut second = Ledger::restore("m", options(), saved).unwrap();
-    assert_eq!(sorted(second.names()), sorted(first.names()));
+    assert_eq!(sorted(second.all().stored), sorted(first.all().stored));
     assert_eq!((second.blocks(), second.copies()), (3, 4));
     assert!(!second.is_partial());
+    let lower = |ledger: &Ledger| sorted(ledger.all().lower.host.stored);
+    assert_eq!(lower(&second).len(), 2);
+    assert_eq!(lower(&second), lower(&first));
     for ledger in [&mut first, &mut second] {
         assert_eq!(
             store(ledger, stored(&[4], Some(3))).len(),
@@ -74,7 +83,7 @@ fn a_restored_ledger_goes_on_as_if_it_had_never_stopped() {
         assert!(remove(ledger, 3).is_empty(), "a copy is left");
         assert_eq!(remove(ledger, 3).len(), 1);
     }
-    assert_eq!(sorted(second.names()), sorted(first.names()));
+    assert_eq!(sorted(second.all().stored), sorted(first.all().stored));
     assert_eq!(second.counts(), first.counts());
 }
 
@@ -113,7 +122,7 @@ fn a_block_that_waited_is_named_when_the_engine_reports_it() {
     assert!(store(&mut late, stored(&[2, 3], Some(1))).is_empty());
     assert!(late.is_partial());
     let mut late = Ledger::restore("m", options(), late.save()).unwrap();
-    assert!(late.is_partial() && late.names().is_empty());
+    assert!(late.is_partial() && late.all().stored.is_empty());
     let report = Stored {
         session_id: Some("ours".into()),
         ..stored(&[1, 2, 3], None)

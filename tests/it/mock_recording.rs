@@ -146,6 +146,7 @@ fn engine() -> (Scheduler, Wire) {
     let bounds = Bounds {
         block_size: BLOCK,
         blocks: 4096,
+        host_blocks: 0,
         running_max: 256,
         batched_tokens_max: 8192,
     };

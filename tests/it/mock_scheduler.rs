@@ -8,6 +8,7 @@ fn bounds(blocks: u32, batched_tokens_max: usize) -> Bounds {
     Bounds {
         block_size: 16,
         blocks,
+        host_blocks: 16,
         running_max: 2,
         batched_tokens_max,
     }
@@ -67,6 +68,37 @@ fn a_long_prompt_is_computed_in_chunks() {
     }
     let expected = [(100, 0, 6, 0), (100, 0, 6, 0), (50, 0, 3, 1), (0, 1, 0, 1)];
     assert_eq!(steps, expected);
+}
+
+#[test]
+fn what_was_evicted_is_loaded_from_host_memory() {
+    let mut scheduler = Scheduler::new(bounds(8, 8192), true);
+    let mut run = |id: u64, prompt| {
+        scheduler.submit(sequence(id, prompt, 1));
+        scheduler.schedule();
+        scheduler.finish_step();
+        scheduler.take_events()
+    };
+    let [Event::Stored(first)] = &run(1, 40)[..] else {
+        panic!("two blocks in one event");
+    };
+    // Seven blocks: the last of the first prompt's is taken for the second.
+    let events = run(2, 100);
+    let offloaded = |events: &[Event]| {
+        let hash = |event: &Event| match event {
+            Event::Offloaded(hash) => Some(*hash),
+            _ => None,
+        };
+        events.iter().filter_map(hash).collect::<Vec<_>>()
+    };
+    assert_eq!(offloaded(&events), [first.hashes[1], first.hashes[0]]);
+    assert!(matches!(events.last(), Some(Event::Offloaded(_))));
+    // What is loaded is stored on the GPU anew, and evicts others.
+    let events = run(1, 40);
+    let stored = Event::Stored(first.clone());
+    assert!(events.contains(&stored), "{events:?}");
+    assert_eq!(offloaded(&events).len(), 2);
+    assert_eq!(scheduler.totals().hit_tokens, 0, "nothing was on the GPU");
 }
 
 #[test]

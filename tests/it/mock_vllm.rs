@@ -26,6 +26,7 @@ impl Replay {
         let bounds = Bounds {
             block_size: BLOCK,
             blocks,
+            host_blocks: 0,
             running_max: 256,
             batched_tokens_max: 8192,
         };

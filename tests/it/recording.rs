@@ -39,6 +39,7 @@ impl Follower {
             cleared,
             removed,
             stored,
+            lower,
         } = self.ledger.apply(events.clone());
         self.index.apply(&KvEvent {
             worker: WorkerId::new("w").expect("a legal id"),
@@ -48,6 +49,7 @@ impl Follower {
             cleared,
             removed,
             stored,
+            lower,
         });
         for event in events {
             let EngineEvent::Stored(stored) = event else {

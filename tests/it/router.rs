@@ -8,6 +8,7 @@ use kvlens::discovery::{Change, Completeness, Parity, ParityScope, Update, Worke
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
+use kvlens::ledger::tier::Tiers;
 use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::router::{Placement, RouteError, Router};
 use kvlens::select::RouterMode;
@@ -55,6 +56,7 @@ pub(crate) fn stored(router: &Router, name: &str, sequence: u64, hashes: &[u64])
         cleared: false,
         removed: Vec::new(),
         stored: hashes.iter().copied().map(SequenceHash).collect(),
+        lower: Tiers::default(),
     }));
 }
 

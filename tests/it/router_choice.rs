@@ -3,10 +3,14 @@
 
 use std::sync::Arc;
 
+use kvlens::block::SequenceHash;
 use kvlens::config::router::RouterConfig;
-use kvlens::discovery::{Completeness, EngineLoad, Parity, ParityScope, WorkerRecord};
+use kvlens::discovery::{Completeness, EngineLoad, Parity, ParityScope, Update, WorkerRecord};
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation, MediaDigest};
+use kvlens::index::KvEvent;
+use kvlens::ledger::change::Changes;
+use kvlens::ledger::tier::Tiers;
 use kvlens::router::basis::Basis;
 use kvlens::router::footprint::{Footprint, Hints, MediaShare, Wish};
 use kvlens::router::{RouteError, Router};
@@ -26,6 +30,111 @@ fn named(name: &str) -> Wish {
         worker: Some(worker(name)),
         ..Wish::default()
     }
+}
+
+/// Tells what a worker holds in host memory and on disk.
+fn offloaded(router: &Router, sequence: u64, host: &[u64], disk: &[u64]) {
+    let changes = |hashes: &[u64]| Changes {
+        removed: Vec::new(),
+        stored: hashes.iter().copied().map(SequenceHash).collect(),
+    };
+    router.apply(Update::Kv(KvEvent {
+        worker: worker("a"),
+        rank: DpRank(0),
+        incarnation: Incarnation(1),
+        sequence,
+        cleared: false,
+        removed: Vec::new(),
+        stored: Vec::new(),
+        lower: Tiers {
+            host: changes(host),
+            disk: changes(disk),
+        },
+    }));
+}
+
+#[test]
+fn blocks_behind_the_overlap_count_in_slower_tiers_too() {
+    let unused = RouterConfig {
+        use_kv_events: false,
+        ..RouterConfig::default()
+    };
+    for (config, gpu, host, disk, found) in [
+        (
+            RouterConfig::default(),
+            &[1, 2][..],
+            &[3, 4, 7][..],
+            &[4, 5, 6][..],
+            [2, 3, 2],
+        ),
+        (
+            RouterConfig::default(),
+            &[],
+            &[1],
+            &[2, 3, 4, 5, 6, 7],
+            [0, 1, 6],
+        ),
+        (RouterConfig::default(), &[1, 3], &[4], &[], [1, 0, 0]), // a hole in both
+        // The last token is always computed.
+        (
+            RouterConfig::default(),
+            &[1],
+            &[2, 3, 4, 5, 6, 7, 8],
+            &[],
+            [1, 6, 0],
+        ),
+        (unused, &[1, 2], &[3], &[], [0, 0, 0]),
+    ] {
+        let router = router(&config, [record("a")]);
+        stored(&router, "a", 0, gpu);
+        offloaded(&router, 1, host, disk);
+        let prompt = Footprint {
+            prompt_tokens: 8 * SIZE,
+            ..footprint(&[1, 2, 3, 4, 5, 6, 7, 8])
+        };
+        let candidate = router.explain(&prompt, &Wish::default()).remove(0);
+        let counts = [
+            candidate.overlap_blocks,
+            candidate.host_blocks,
+            candidate.disk_blocks,
+        ];
+        assert_eq!(counts, found, "{gpu:?} {host:?} {disk:?}");
+        let placement = router.place(&prompt, &Wish::default()).expect("a");
+        assert_eq!(placement.overlap_blocks, found[0]);
+        assert_eq!(placement.lower_blocks, found[1] + found[2]);
+        let [overlap, host, disk] = found.map(f64::from);
+        let tokens = f64::from(SIZE) * (8.0 - overlap - 0.75 * host - 0.25 * disk);
+        let view = router.workers().remove(0);
+        assert_eq!(
+            view.load[0].prefill_tokens, tokens as u64,
+            "what loading takes is booked"
+        );
+    }
+}
+
+#[test]
+fn what_a_worker_has_offloaded_is_shown_and_forgotten() {
+    let router = router(&RouterConfig::default(), [record("a")]);
+    stored(&router, "a", 0, &[1]);
+    offloaded(&router, 1, &[1, 2], &[3]);
+    let shown = || {
+        let view = router.workers().remove(0);
+        (view.indexed_blocks, view.host_blocks, view.disk_blocks)
+    };
+    assert_eq!(shown(), (1, 2, 1));
+    let mut reborn = KvEvent {
+        worker: worker("a"),
+        rank: DpRank(0),
+        incarnation: Incarnation(2),
+        sequence: 0,
+        cleared: false,
+        removed: Vec::new(),
+        stored: Vec::new(),
+        lower: Tiers::default(),
+    };
+    reborn.lower.disk.stored.push(SequenceHash(9));
+    router.apply(Update::Kv(reborn));
+    assert_eq!(shown(), (0, 0, 1), "another process has another memory");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::discovery::{Completeness, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::{DpRank, Incarnation, InvalidWorkerId, WorkerId};
 use crate::index::KvEvent;
+use crate::ledger::tier::Tiers;
 use crate::router::RouteError;
 use crate::router::admission::Decided;
 use crate::router::footprint::{Footprint, Wish};
@@ -170,6 +171,7 @@ impl Routed {
             cleared: false,
             removed,
             stored,
+            lower: Tiers::default(),
         };
         worker.sequence += 1;
         self.state.apply_event(&event, self.start + now);

@@ -11,6 +11,7 @@ use crate::router::member::Member;
 use crate::router::rank_state::RankState;
 use crate::router::state::seats::Seat;
 use crate::router::state::{BookingKey, Chosen, State};
+use crate::select::Policy;
 use crate::select::cost::Cost;
 use crate::select::load::{Output, Share};
 
@@ -28,7 +29,7 @@ impl State {
     ) -> Chosen {
         let key = BookingKey(self.next_booking);
         self.next_booking += 1;
-        let share = share(&seat, footprint);
+        let share = share(&seat, footprint, self.policy);
         let mut chosen = Chosen {
             worker: seat.worker,
             rank: seat.rank,
@@ -36,6 +37,7 @@ impl State {
             address: Arc::default(),
             block_size: seat.candidate.block_size,
             overlap_blocks: seat.candidate.overlap_blocks,
+            lower_blocks: seat.candidate.host_blocks + seat.candidate.disk_blocks,
             prompt_blocks: seat.prompt_blocks,
             cost,
             media_dir: None,
@@ -130,13 +132,15 @@ impl State {
     }
 }
 
-/// What a request adds to the load there.
-fn share(seat: &Seat, footprint: &Footprint) -> Share {
+/// What a request adds to the load there. What it loads from slower tiers counts as in its own cost:
+/// the time that loading takes, in tokens to compute.
+fn share(seat: &Seat, footprint: &Footprint, policy: Policy) -> Share {
     let block_size = seat.candidate.block_size;
-    let cached_tokens = seat.candidate.overlap_blocks * block_size.tokens();
+    let uncached_tokens = seat.candidate.uncached_tokens(footprint.all_tokens());
+    let spared_tokens = seat.candidate.loading_spares_tokens(policy).round() as u32;
     let hashes = footprint.hashes_for(block_size).cloned();
     Share {
-        prefill_tokens: u64::from(footprint.all_tokens().saturating_sub(cached_tokens)),
+        prefill_tokens: u64::from(uncached_tokens.saturating_sub(spared_tokens)),
         is_whole: !footprint.stream,
         output: Output {
             expected_tokens: footprint.hints.output_tokens.unwrap_or(0),

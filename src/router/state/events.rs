@@ -98,6 +98,7 @@ mod tests {
     use crate::discovery::{Parity, WorkerRecord};
     use crate::health::Verdict;
     use crate::id::{DpRank, Incarnation, WorkerId};
+    use crate::ledger::tier::Tiers;
     use crate::router::confirm::PATIENCE;
     use crate::router::footprint::Footprint;
     use crate::router::footprint::Wish;
@@ -150,6 +151,7 @@ mod tests {
                 cleared: false,
                 removed: hashes(removed),
                 stored: hashes(stored),
+                lower: Tiers::default(),
             };
             self.state.apply_event(&event, self.now).1
         }

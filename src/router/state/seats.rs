@@ -1,13 +1,15 @@
 //! The candidates of a request: every rank of every worker that serves its model.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Instant;
 
-use crate::block::BlockSize;
+use crate::block::{BlockSize, SequenceHash};
 use crate::discovery::{Completeness, ParityScope};
 use crate::health::Verdict;
 use crate::id::{DpRank, WorkerId};
 use crate::index::holders::Slot;
+use crate::ledger::tier::Tiers;
 use crate::router::basis::Basis;
 use crate::router::footprint::Footprint;
 use crate::router::member::Member;
@@ -90,11 +92,22 @@ impl State {
         };
         let overlap_blocks = told_blocks.max(assumed_blocks).max(shared_now);
         let overlap_blocks = overlap_blocks.min(cacheable_blocks);
+        let behind = overlap_blocks..cacheable_blocks.min(nameable_blocks);
+        let lower = match (basis, hashes) {
+            (Basis::Events, Some(hashes)) => {
+                let worker = &member.record.worker;
+                self.index.lower_run(worker, rank, part(hashes, behind))
+            }
+            _ => Tiers::default(),
+        };
+        let held_blocks = overlap_blocks + lower.host + lower.disk;
         let candidate = Candidate {
             block_size,
             overlap_blocks,
+            host_blocks: lower.host,
+            disk_blocks: lower.disk,
             shared_blocks,
-            encoded_tokens: encoded_tokens(footprint, state, overlap_blocks * block_size.tokens()),
+            encoded_tokens: encoded_tokens(footprint, state, held_blocks * block_size.tokens()),
             room: self.room(member, rank, state),
             load: state.load(),
             standing: self.standing(member),
@@ -163,6 +176,12 @@ impl State {
             young: state.churn.young(capacity, self.turnovers),
         })
     }
+}
+
+/// The hashes of those of these blocks that there are.
+fn part(hashes: &[SequenceHash], blocks: Range<u32>) -> &[SequenceHash] {
+    let end = hashes.len().min(blocks.end as usize);
+    &hashes[end.min(blocks.start as usize)..end]
 }
 
 /// Tokens of those images that the rank encoded lately, and of which some must be computed.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::block::BlockSize;
 use crate::id::{DpRank, WorkerId};
 use crate::index::gap::BEFORE_FIRST;
+use crate::ledger::tier::Tier;
 use crate::router::basis::Basis;
 use crate::router::member::Member;
 use crate::router::outcome;
@@ -24,6 +25,8 @@ impl State {
             WorkerView {
                 record: member.shown(),
                 indexed_blocks: self.index.worker_blocks(worker),
+                host_blocks: self.index.lower_blocks(worker, Tier::Host),
+                disk_blocks: self.index.lower_blocks(worker, Tier::Disk),
                 applied_sequences: ranks
                     .clone()
                     .map(|rank| self.applied_sequence(worker, rank))

@@ -5,6 +5,7 @@ use kvlens::discovery::Completeness;
 use kvlens::discovery::Update;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
+use kvlens::ledger::tier::Tiers;
 use serde_json::{Value, json};
 
 use crate::bodies::{CHAT, COMPLETION, EMBEDDINGS, Pair, answered};
@@ -55,6 +56,7 @@ async fn stored(pair: &Pair, body: &Value, sequence: u64) -> usize {
         cleared: false,
         removed: Vec::new(),
         stored: hashes.to_vec(),
+        lower: Tiers::default(),
     }));
     hashes.len()
 }

@@ -1,9 +1,13 @@
 //! The lines of a feed: read wherever the network cuts them, refused where they are none.
 
+use std::ops::Range;
+
 use kvlens::block::SequenceHash;
-use kvlens::discovery::feed::{LINE_HASHES_MAX, Line, Reader, Snapshot, Told, parts};
+use kvlens::discovery::feed::{LINE_HASHES_MAX, Line, Reader, Snapshot, Standing, Told, parts};
 use kvlens::id::DpRank;
 use kvlens::index::KvEvent;
+use kvlens::ledger::change::Changes;
+use kvlens::ledger::tier::Tiers;
 
 use crate::feed::parties::{event, hashes, name, record};
 
@@ -29,12 +33,45 @@ fn encoded(event: KvEvent) -> Vec<u8> {
     [hello(), lines.collect::<Vec<_>>().concat()].concat()
 }
 
+fn changes(removed: Range<u64>, stored: Range<u64>) -> Changes {
+    Changes {
+        removed: hashes(removed),
+        stored: hashes(stored),
+    }
+}
+
+#[test]
+fn a_former_agent_is_read_as_one_without_slower_tiers() {
+    let part = r#"{"part":{"rank":0,"incarnation":1,"sequence":7,"cleared":false,"removed":[],"stored":[5],"more":false}}"#;
+    let beat = r#"{"heartbeat":[{"rank":0,"incarnation":1,"sequence":7,"blocks":1}]}"#;
+    let bytes = [hello(), format!("{part}\n{beat}\n").into_bytes()].concat();
+    let stored = KvEvent {
+        stored: hashes(5..6),
+        ..event(0, 7)
+    };
+    let written = parts(stored.clone()).next().expect("a line").encode();
+    assert_eq!(written, format!("{part}\n"), "and reads us as one");
+    let standing = Standing {
+        rank: DpRank(0),
+        incarnation: stored.incarnation,
+        sequence: 7,
+        blocks: 1,
+        lower_blocks: Tiers::default(),
+    };
+    let told = vec![Told::Kv(stored), Told::Heartbeat(vec![standing])];
+    assert_eq!(read(&bytes), Ok(told));
+}
+
 #[test]
 fn a_feed_is_read_wherever_it_is_cut() {
     let events = KvEvent {
         cleared: true,
         removed: hashes(1..3),
         stored: vec![SequenceHash(u64::MAX), SequenceHash(0)],
+        lower: Tiers {
+            host: Changes::default(),
+            disk: changes(0..1, 0..2),
+        },
         ..event(1, u64::MAX)
     };
     let told = [
@@ -70,17 +107,24 @@ fn a_feed_is_read_wherever_it_is_cut() {
 #[test]
 fn an_event_of_many_hashes_goes_in_short_lines_and_comes_whole() {
     let max = LINE_HASHES_MAX as u64;
-    for (removed, stored, lines) in [
-        (0, 0, 1),
-        (max, 0, 1),
-        (max, 1, 2),
-        (1, max, 2),
-        (3, 3 * max, 4),
-        (max + 5, max - 5, 2),
+    for (removed, stored, lower, lines) in [
+        (0, 0, 0, 1),
+        (max, 0, 0, 1),
+        (max, 1, 0, 2),
+        (1, max, 0, 2),
+        (3, 3 * max, 0, 4),
+        (max + 5, max - 5, 0, 2),
+        (0, 0, max / 4, 1),
+        (7, 0, max / 4, 2),
+        (1, 1, 2 * max, 9),
     ] {
         let event = KvEvent {
             removed: hashes(0..removed),
             stored: hashes(1 << 60..(1 << 60) + stored),
+            lower: Tiers {
+                host: changes(1 << 61..(1 << 61) + lower, 1 << 62..(1 << 62) + lower),
+                disk: changes(7..7 + lower, 1 << 63..(1 << 63) + lower),
+            },
             ..event(0, 7)
         };
         assert_eq!(parts(event.clone()).count(), lines, "{removed} {stored}");

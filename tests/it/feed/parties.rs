@@ -15,6 +15,7 @@ use kvlens::http::serve::{bind, serve};
 use kvlens::http::{Limits, Routes};
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
+use kvlens::ledger::tier::Tiers;
 use kvlens::router::feed::Feeds;
 use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::router::view::WorkerView;
@@ -217,6 +218,7 @@ pub(crate) fn event(rank: u32, sequence: u64) -> KvEvent {
         cleared: false,
         removed: Vec::new(),
         stored: Vec::new(),
+        lower: Tiers::default(),
     }
 }
 

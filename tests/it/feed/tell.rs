@@ -1,11 +1,15 @@
 //! What an agent tells: all it knows, then everything, to few and to none that is too slow.
 
+use std::ops::Range;
+
 use futures_util::StreamExt;
 use kvlens::discovery::feed::{Reader, Standing, Told};
 use kvlens::discovery::{Change, Update};
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation};
 use kvlens::index::KvEvent;
+use kvlens::ledger::change::Changes;
+use kvlens::ledger::tier::Tiers;
 use kvlens::worker::feed::{Feed, FollowError, Lines};
 
 use crate::feed::parties::{Agent, Follower, event, hashes, name, record};
@@ -23,6 +27,16 @@ async fn told(lines: &mut Lines) -> Vec<Told> {
     all
 }
 
+fn offloaded(removed: Range<u64>, stored: Range<u64>) -> Tiers<Changes> {
+    Tiers {
+        host: Changes {
+            removed: hashes(removed),
+            stored: hashes(stored),
+        },
+        disk: Changes::default(),
+    }
+}
+
 #[tokio::test]
 async fn routers_know_what_the_agent_knows() {
     let agent = Agent::start("127.0.0.1:0", "w").await;
@@ -33,7 +47,10 @@ async fn routers_know_what_the_agent_knows() {
         stored: hashes(0..10_000),
         ..event(0, 3)
     });
-    agent.tell(event(1, 8));
+    agent.tell(KvEvent {
+        lower: offloaded(0..0, 0..10_000),
+        ..event(1, 8)
+    });
     let first = Follower::of(&[agent.served.url()]);
     first.until_blocks(10_000).await;
     // What comes while the second one begins to follow reaches it too, once.
@@ -42,6 +59,7 @@ async fn routers_know_what_the_agent_knows() {
         agent.tell(KvEvent {
             removed: hashes(round * 10..round * 10 + 5),
             stored: hashes(20_000 + round..20_002 + round),
+            lower: offloaded(0..0, round..round + 2),
             ..event(0, 4 + round)
         });
         tokio::task::yield_now().await;
@@ -50,17 +68,26 @@ async fn routers_know_what_the_agent_knows() {
         removed: hashes(5_000..9_500),
         stored: hashes(1..6),
         cleared: true,
+        lower: offloaded(0..0, 1..8),
         ..event(1, 9)
+    });
+    agent.tell(KvEvent {
+        lower: offloaded(1..3, 9..10),
+        ..event(1, 10)
     });
     known.ledger.blocks = 77;
     agent.up(&known);
-    let standing = |rank, sequence, blocks| Standing {
+    let standing = |rank, sequence, blocks, host| Standing {
         rank: DpRank(rank),
         incarnation: Incarnation(1),
         sequence,
         blocks,
+        lower_blocks: Tiers { host, disk: 0 },
     };
-    let wanted = [standing(0, 203, 10_000 - 1_000 + 201), standing(1, 9, 5)];
+    let wanted = [
+        standing(0, 203, 10_000 - 1_000 + 201, 201),
+        standing(1, 10, 5, 6),
+    ];
     for follower in [&first, &second] {
         let is_told = |w: &kvlens::router::view::WorkerView| w.record.ledger.blocks == 77;
         let worker = follower.until("all is told", is_told).await;

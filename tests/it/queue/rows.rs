@@ -8,6 +8,7 @@ use kvlens::discovery::{Update, WorkerRecord};
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation};
 use kvlens::index::KvEvent;
+use kvlens::ledger::tier::Tiers;
 use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::router::{Placement, RouteError};
 use kvlens::select::queue::QueueFull;
@@ -189,6 +190,7 @@ async fn the_worker_is_chosen_when_the_turn_comes() {
         cleared: false,
         removed: Vec::new(),
         stored: (1..=32).map(SequenceHash).collect(),
+        lower: Tiers::default(),
     }));
     assert!(waits(&mut asked), "an event makes no room");
     held[0].booking.first_token();

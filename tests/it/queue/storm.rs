@@ -7,6 +7,7 @@ use kvlens::discovery::{Update, WorkerRecord};
 use kvlens::health::Verdict;
 use kvlens::id::{DpRank, Incarnation};
 use kvlens::index::KvEvent;
+use kvlens::ledger::tier::Tiers;
 use kvlens::router::Placement;
 use kvlens::router::footprint::Wish;
 use kvlens::router::view::CircuitView;
@@ -79,6 +80,7 @@ impl Storm {
             cleared: false,
             removed: Vec::new(),
             stored: (0..STEADY.1).map(SequenceHash).collect(),
+            lower: Tiers::default(),
         }));
         Self {
             world,
