@@ -111,6 +111,7 @@ fn frontend() -> [f64; 2] {
         media: Media::new(MediaConfig::default()).ok(),
         client: EngineClient::new(),
         metrics: metrics.clone(),
+        tenants: Arc::default(),
     };
     let empty = frontend(fleet::router(metrics.clone(), 0, &[]));
     let before = resident_mb();

@@ -63,7 +63,7 @@ fn main() {
     // The fleet holds what the frontend makes of the shared text.
     let bare = frontend(&model, &media, &metrics, &[]);
     let first = body(&model, &shared_text, 0);
-    let prepared = runtime.block_on(bare.prepare_chat(&first));
+    let prepared = runtime.block_on(bare.prepare_chat(&first, &Arc::default()));
     let footprint = prepared.expect("a legal chat").footprint;
     let shared_blocks = SHARED_TOKENS / 16;
     let shared = &footprint.hashes[0].1[..shared_blocks];
@@ -73,7 +73,7 @@ fn main() {
     for number in 1..=REQUESTS {
         let body = body(&model, &shared_text, number);
         let started = cpu_time();
-        let prepared = runtime.block_on(frontend.prepare_chat(&body));
+        let prepared = runtime.block_on(frontend.prepare_chat(&body, &Arc::default()));
         let prepared = prepared.expect("a legal chat");
         let placement = frontend.router.place(&prepared.footprint, &Wish::default());
         parts.whole.push(cpu_time() - started);
@@ -107,6 +107,7 @@ fn frontend(
         media: Some(media.clone()),
         client: EngineClient::new(),
         metrics: metrics.clone(),
+        tenants: Arc::default(),
     }
 }
 

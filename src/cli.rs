@@ -16,8 +16,8 @@ use crate::commands::explain::{self, ExplainError};
 use crate::commands::replay;
 use crate::config::{Config, Sources, Values};
 use crate::engine::role::{self, RoleError};
-use crate::frontend;
-use crate::lifecycle::{self, StopSignals};
+use crate::frontend::{self, tenants::Tenants};
+use crate::lifecycle::{self, HangUp, StopSignals};
 use crate::mock;
 use crate::telemetry::{self, TelemetryError};
 use crate::up;
@@ -113,27 +113,39 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.action {
         Action::Up(args) => {
             let config = prepare(sources, up::Args::role_defaults(), args.flags())?;
-            run_role("up", |stop| up::run(args, config, stop))
+            let tenants = Tenants::read(config.frontend.key_file.as_deref());
+            let tenants = tenants.map_err(bad_plan("up"))?;
+            run_role("up", hang_up(&config), |stop| {
+                up::run(args, config, tenants, stop)
+            })
         }
         Action::Engine(args) => {
             let config = prepare(sources, Values::default(), args.flags())?;
-            run_role("engine", |stop| role::run(args, config, stop))
+            run_role("engine", HangUp::Stops, |stop| {
+                role::run(args, config, stop)
+            })
         }
         Action::Frontend(args) => {
             let config = prepare(sources, Values::default(), args.flags())?;
-            let plan = frontend::role::Plan::new(&args, &config.discovery);
+            let plan = frontend::role::Plan::new(&args, &config);
             let plan = plan.map_err(bad_plan("frontend"))?;
-            run_role("frontend", |stop| frontend::role::run(plan, config, stop))
+            run_role("frontend", hang_up(&config), |stop| {
+                frontend::role::run(plan, config, stop)
+            })
         }
         Action::Worker(args) => {
             let config = prepare(sources, Values::default(), args.flags())?;
             let plan = worker::role::Plan::new(&args, &config);
             let plan = plan.map_err(bad_plan("worker"))?;
-            run_role("worker", |stop| worker::role::run(plan, config, stop))
+            run_role("worker", HangUp::Stops, |stop| {
+                worker::role::run(plan, config, stop)
+            })
         }
         Action::MockEngine(options) => {
             prepare(sources, Values::default(), Values::default())?;
-            run_role("mock-engine", |stop| mock::run(options, stop))
+            run_role("mock-engine", HangUp::Stops, |stop| {
+                mock::run(options, stop)
+            })
         }
         Action::CheckConfig(args) => print(&check_config::run(&args, &sources)?),
         Action::Explain(args) => print(&explain::run(&args)?),
@@ -161,6 +173,14 @@ fn prepare(sources: Sources, role: Values, flags: Values) -> Result<Config, Fail
     Ok(config)
 }
 
+/// A frontend with keys reads them again.
+fn hang_up(config: &Config) -> HangUp {
+    match config.frontend.key_file.is_some() {
+        true => HangUp::Reloads,
+        false => HangUp::Stops,
+    }
+}
+
 /// What a role cannot be started with; starting it again would change nothing.
 fn bad_plan<E>(role: &'static str) -> impl Fn(E) -> Failure
 where
@@ -173,7 +193,7 @@ where
 }
 
 /// Runs a role to its end, or until a second stop signal drops it.
-fn run_role<F, R, E>(role: &'static str, start: F) -> Result<(), Failure>
+fn run_role<F, R, E>(role: &'static str, hang_up: HangUp, start: F) -> Result<(), Failure>
 where
     F: FnOnce(CancellationToken) -> R,
     R: Future<Output = Result<(), E>>,
@@ -185,7 +205,7 @@ where
         .build()
         .map_err(|error| failed(error.into()))?;
     let outcome: io::Result<_> = runtime.block_on(async {
-        let signals = StopSignals::listen()?;
+        let signals = StopSignals::listen(hang_up)?;
         let stop = CancellationToken::new();
         Ok(signals.govern(stop.clone(), start(stop)).await)
     });

@@ -16,6 +16,7 @@ pub mod recovery;
 pub mod relay;
 pub mod role;
 mod stream;
+pub mod tenants;
 pub mod text;
 mod transcript;
 mod transfer;
@@ -32,6 +33,8 @@ use crate::config::Config;
 use crate::dispatch::EngineClient;
 use crate::frontend::recovery::Recovery;
 use crate::frontend::relay::Outgoing;
+use crate::frontend::tenants::Tenants;
+use crate::http::keys::unauthorised;
 use crate::http::reply::{Reply, internal_error};
 use crate::http::{Answer, Call, Routes};
 use crate::media::{Media, PolicyError};
@@ -65,6 +68,7 @@ pub struct Frontend {
     pub media: Option<Media>,
     pub client: EngineClient,
     pub metrics: Arc<Metrics>,
+    pub tenants: Arc<Tenants>,
 }
 
 /// A model that a request asked for: what the router knows of it and what renders its prompts.
@@ -93,7 +97,7 @@ impl Frontend {
         config: &Config,
         models: HashMap<String, Arc<Model>>,
         router: Arc<Router>,
-        (client, metrics): (EngineClient, Arc<Metrics>),
+        (client, metrics, tenants): (EngineClient, Arc<Metrics>, Tenants),
     ) -> Result<Arc<Self>, PolicyError> {
         let media = config.media.enabled;
         let media = media.then(|| Media::new(config.media.clone()));
@@ -112,12 +116,22 @@ impl Frontend {
             media: media.transpose()?,
             client,
             metrics,
+            tenants: Arc::new(tenants),
         }))
     }
 
-    /// The routes of the public listener.
+    /// The routes of the public listener. Where keys are asked for, all but the health pages need
+    /// one, and who shows none is refused before the body is read.
     pub fn routes(self: &Arc<Self>) -> Routes {
+        let frontend = self.clone();
         Routes::default()
+            .guarded(move |path, headers| {
+                let is_open = !path.starts_with("/v1/") || frontend.tenants.of(headers).is_ok();
+                (!is_open).then(|| {
+                    frontend.metrics.unauthorised.inc();
+                    unauthorised()
+                })
+            })
             .post(
                 "/v1/chat/completions",
                 self.observed(Endpoint::ChatCompletions, Self::chat),

@@ -33,8 +33,8 @@ pub type Answer = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
 type Handler = Arc<dyn Fn(Call) -> Answer + Send + Sync>;
 
-/// Answers a request that may not pass, by its headers; `None` for one that may.
-type Guard = Arc<dyn Fn(&HeaderMap) -> Option<Reply> + Send + Sync>;
+/// Answers a request that may not pass, by its path and headers; `None` for one that may.
+type Guard = Arc<dyn Fn(&str, &HeaderMap) -> Option<Reply> + Send + Sync>;
 
 /// Limits of a listener; each is answered by its own status when exceeded.
 #[derive(Clone, Debug)]
@@ -96,7 +96,7 @@ impl Routes {
     /// is given instead of the handler's.
     pub fn guarded<G>(self, guard: G) -> Self
     where
-        G: Fn(&HeaderMap) -> Option<Reply> + Send + Sync + 'static,
+        G: Fn(&str, &HeaderMap) -> Option<Reply> + Send + Sync + 'static,
     {
         Self {
             guard: Some(Arc::new(guard)),

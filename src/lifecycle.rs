@@ -6,19 +6,28 @@ pub mod shelter;
 pub mod tasks;
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IsTerminal};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+/// What SIGHUP is to a process that no terminal can have hung up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HangUp {
+    /// A stop, as it is for everybody whose terminal is closed.
+    Stops,
+    /// Word to read files again, which the role hears by itself.
+    Reloads,
+}
+
 /// The signals that end the process: SIGINT, SIGTERM, and SIGHUP where it is not ignored.
 #[derive(Debug)]
 pub struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
-    /// `None` under `nohup`, which asks to outlive the terminal.
+    /// `None` under `nohup`, which asks to outlive the terminal, and where it means something else.
     hang_up: Option<Signal>,
 }
 
@@ -27,11 +36,12 @@ impl StopSignals {
     ///
     /// # Errors
     /// When the system refuses a handler.
-    pub fn listen() -> io::Result<Self> {
+    pub fn listen(hang_up: HangUp) -> io::Result<Self> {
+        let reloads = hang_up == HangUp::Reloads && !io::stdin().is_terminal();
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            hang_up: match ignores_hang_up() {
+            hang_up: match reloads || ignores_hang_up() {
                 true => None,
                 false => Some(signal(SignalKind::hangup())?),
             },
@@ -163,7 +173,7 @@ mod tests {
         runtime.block_on(async {
             for signal in [Signal::TERM, Signal::HUP] {
                 let stop = CancellationToken::new();
-                let graceful = StopSignals::listen().unwrap();
+                let graceful = StopSignals::listen(HangUp::Stops).unwrap();
                 send(getpid(), signal);
                 let role = async {
                     stop.cancelled().await;
@@ -176,7 +186,7 @@ mod tests {
             }
 
             let stop = CancellationToken::new();
-            let stubborn = StopSignals::listen().unwrap();
+            let stubborn = StopSignals::listen(HangUp::Stops).unwrap();
             send(getpid(), Signal::INT);
             let role = async {
                 stop.cancelled().await;
@@ -195,7 +205,7 @@ mod tests {
             .build()
             .unwrap();
         let output = runtime.block_on(async {
-            let signals = StopSignals::listen().unwrap();
+            let signals = StopSignals::listen(HangUp::Stops).unwrap();
             signals.govern(CancellationToken::new(), async { 3 }).await
         });
         assert_eq!(output, Some(3));

@@ -21,6 +21,7 @@ use crate::engine::{EngineError, Kind, Launcher};
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
 use crate::frontend::listeners::{self, DRAIN_MAX, ListenError, Listeners};
+use crate::frontend::tenants::Tenants;
 use crate::gpu;
 use crate::id::InvalidWorkerId;
 use crate::lifecycle::shelter::RunDirError;
@@ -107,7 +108,12 @@ pub enum UpError {
 /// # Errors
 /// When a listener, the model or an engine's command line cannot be used, or a part ended by
 /// itself.
-pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<(), UpError> {
+pub async fn run(
+    args: Args,
+    config: Config,
+    tenants: Tenants,
+    stop: CancellationToken,
+) -> Result<(), UpError> {
     let setup = Setup::choose(&args, gpu::find(), &config.media)?;
     let listeners = Listeners::bind(&config.frontend).await?;
     let run_dir = Arc::new(RunDir::create(config.engine.run_dir.as_deref())?);
@@ -124,9 +130,9 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
         &config,
         models,
         router.clone(),
-        (EngineClient::new(), metrics.clone()),
+        (EngineClient::new(), metrics.clone(), tenants),
     )?;
-    let banner = setup.banner(listeners.addresses);
+    let banner = setup.banner(listeners.addresses, frontend.tenants.are_asked());
     let mut resets = reset::Agents::default();
     let commands: Vec<_> = specs
         .iter()
@@ -138,6 +144,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
         &config.frontend.limits,
         &stop,
     );
+    serving.spawn("the keys", frontend.tenants.clone().follow(stop.clone()));
     let engines = Launcher {
         config: config.engine.clone(),
         run_dir,

@@ -1,6 +1,7 @@
 //! `[frontend]`: the listeners and the limits of what clients may send.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -20,6 +21,9 @@ pub struct FrontendConfig {
     pub admin_host: IpAddr,
     /// Port of the admin listener; 0 takes a free one, unset takes the one after the public port.
     pub admin_port: Option<u16>,
+    /// File of the keys that requests must show, one `name:key` or `name:sha256:HASH` a line; a key's
+    /// name is the tenant. Read again on SIGHUP. Unset, everybody may ask.
+    pub key_file: Option<PathBuf>,
     /// Whether answers carry the headers that say which worker was chosen, and why.
     pub expose_routing: bool,
     /// Whether a stream whose engine dies is continued on another worker, where the request allows it.
@@ -38,6 +42,7 @@ impl Default for FrontendConfig {
             port: 8000,
             admin_host: loopback,
             admin_port: None,
+            key_file: None,
             expose_routing: false,
             continue_streams: true,
             retries: RetriesConfig::default(),

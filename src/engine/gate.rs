@@ -78,7 +78,7 @@ impl Gate {
         }
         match keys {
             None => routes,
-            Some(keys) => routes.guarded(move |headers| match keys.admits(headers) {
+            Some(keys) => routes.guarded(move |_, headers| match keys.admits(headers) {
                 Some(name) => {
                     debug!(name, "admitted by a key");
                     None

@@ -55,7 +55,9 @@ impl Frontend {
     /// Nothing is placed or sent; image URLs are fetched.
     pub(crate) async fn explain(self: Arc<Self>, call: Call) -> Result<Reply, ApiError> {
         let wish = self.wish(&call.headers)?;
-        let chat = self.prepare_chat(&call.body).await?;
+        // Who shows a key asks as its tenant; this listener itself needs none.
+        let tenant = self.tenants.of(&call.headers).unwrap_or_default();
+        let chat = self.prepare_chat(&call.body, &tenant).await?;
         let exactness = match chat.exactness {
             Exactness::Exact => "exact",
             Exactness::TextOnly { .. } => "text_only",

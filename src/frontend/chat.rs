@@ -40,7 +40,8 @@ impl Frontend {
     }
 
     async fn outgoing_chat(self: Arc<Self>, call: Call) -> Result<Outgoing, ApiError> {
-        let chat = self.prepare_chat(&call.body).await?;
+        let tenant = self.tenants.of(&call.headers)?;
+        let chat = self.prepare_chat(&call.body, &tenant).await?;
         let options = &chat.request.options;
         self.metrics
             .unknown_fields
@@ -91,16 +92,21 @@ impl Frontend {
     ///
     /// # Errors
     /// What the client is told: an illegal request, a model nobody serves, an unusable image.
-    pub async fn prepare_chat(&self, body: &[u8]) -> Result<PreparedChat, ApiError> {
+    pub async fn prepare_chat(
+        &self,
+        body: &[u8],
+        tenant: &Arc<str>,
+    ) -> Result<PreparedChat, ApiError> {
         let request = ChatRequest::parse(body, self.limits)?;
         let asked = self.asked(&request.options.model)?;
         let tokens = prompt::chat_tokens(&asked.model, &request)?;
-        let images = self.images(&request).await?;
+        let images = self.images(&request, tenant).await?;
         let known = prompt::expand(&asked.model, tokens, &images, &request)?;
         check_context(asked.context_tokens_max(), &known, "messages")?;
-        let salt = salt(&request.options.cache_salt);
+        let salt = salt(tenant, &request.options.cache_salt);
         let cached = !request.options.bypasses_cache;
         let footprint = Footprint {
+            tenant: tenant.clone(),
             media: media(&images, &known.prompt),
             stream: request.options.stream,
             hints: prompt::hints(request.options.nvext.hints, &asked, &known),
@@ -118,7 +124,7 @@ impl Frontend {
     }
 
     /// All images of a request at once; the first that cannot be used names its field.
-    async fn images(&self, request: &ChatRequest) -> Result<Vec<Image>, ApiError> {
+    async fn images(&self, request: &ChatRequest, tenant: &str) -> Result<Vec<Image>, ApiError> {
         let Some(first) = request.images.first() else {
             return Ok(Vec::new());
         };
@@ -127,7 +133,7 @@ impl Frontend {
             return Err(ApiError::invalid("images_disabled", first.param(), message));
         };
         let load = async |part: &ImagePart| {
-            let loaded = media.load(&part.url, "").await;
+            let loaded = media.load(&part.url, tenant).await;
             let outcome = match &loaded {
                 Ok(_) if part.is_inline() => MediaOutcome::Inline,
                 Ok(_) => MediaOutcome::Fetched,
@@ -184,13 +190,16 @@ pub(crate) fn check_context(
     }
 }
 
-/// The salt an engine sees for a client's own: derived, because it appears in events, and empty
-/// where the client set none.
-pub(crate) fn salt(client_salt: &str) -> String {
-    if client_salt.is_empty() {
+/// The salt an engine sees for a tenant and a client's own: derived, because it appears in events,
+/// and empty where there is neither. Tenants share no cache, lest one time what another has asked.
+pub(crate) fn salt(tenant: &str, client_salt: &str) -> String {
+    if tenant.is_empty() && client_salt.is_empty() {
         return String::new();
     }
     let mut hasher = blake3::Hasher::new_derive_key("kvlens 1 cache salt");
+    // With its length, so that no name and salt are taken for another's.
+    hasher.update(&(tenant.len() as u64).to_le_bytes());
+    hasher.update(tenant.as_bytes());
     hasher.update(client_salt.as_bytes());
     hasher.finalize().to_hex().to_string()
 }

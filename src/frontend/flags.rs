@@ -1,6 +1,9 @@
 //! The flags that every role with a frontend has.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::ValueHint;
 
 use crate::config::Values;
 use crate::select::RouterMode;
@@ -15,6 +18,9 @@ pub struct ServeFlags {
     /// Port of the public listener; the admin listener takes the next one
     #[arg(long)]
     port: Option<u16>,
+    /// File of the keys that requests must show; a key's name is the tenant
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    key_file: Option<PathBuf>,
     /// How a worker is chosen
     #[arg(long)]
     router_mode: Option<RouterMode>,
@@ -50,6 +56,7 @@ impl ServeFlags {
         Values::default()
             .set_given("frontend.host", self.host)
             .set_given("frontend.port", self.port)
+            .set_given("frontend.key_file", self.key_file.as_ref())
             .set_given("router.mode", self.router_mode)
             .set_given(
                 "router.overlap_score_weight",

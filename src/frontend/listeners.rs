@@ -50,6 +50,10 @@ impl Listeners {
     /// # Errors
     /// When an address is taken or not ours.
     pub async fn bind(config: &FrontendConfig) -> Result<Self, ListenError> {
+        if !config.host.is_loopback() && config.key_file.is_none() {
+            let host = config.host;
+            tracing::warn!(%host, "other hosts may ask without a key, frontend.key_file asks for one");
+        }
         let public = listen(PUBLIC, config.address(), "--port").await?;
         let public_address = public.local_addr().unwrap_or(config.address());
         // A free public port still has the admin listener on the next one, where that is free too.

@@ -10,12 +10,12 @@ use clap::ValueHint;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::config::discovery::DiscoveryConfig;
 use crate::config::{Config, Values};
 use crate::dispatch::EngineClient;
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
 use crate::frontend::listeners::{self, ListenError, Listeners};
+use crate::frontend::tenants::Tenants;
 use crate::http::keys::{KeyFileError, first_key};
 use crate::lifecycle;
 use crate::lifecycle::tasks::{TaskEnd, Tasks};
@@ -68,6 +68,7 @@ pub struct Plan {
     workers: Vec<String>,
     /// Shows the key that agents and gates ask for.
     client: EngineClient,
+    tenants: Tenants,
 }
 
 /// Why a frontend cannot be started so.
@@ -103,15 +104,17 @@ impl Plan {
     ///
     /// # Errors
     /// When the role could never serve with them.
-    pub fn new(args: &Args, config: &DiscoveryConfig) -> Result<Self, BadPlan> {
-        let workers = agents(&config.workers)?;
-        let key = config.key_file.as_deref().map(first_key).transpose()?;
+    pub fn new(args: &Args, config: &Config) -> Result<Self, BadPlan> {
+        let discovery = &config.discovery;
+        let workers = agents(&discovery.workers)?;
+        let key = discovery.key_file.as_deref().map(first_key).transpose()?;
         let named = Named::read_or_demo(&args.model)?;
         Ok(Self {
             name: args.name.clone().unwrap_or(named.name),
             model: Arc::new(named.model),
             workers,
             client: EngineClient::with_key(key.as_deref()),
+            tenants: Tenants::read(config.frontend.key_file.as_deref())?,
         })
     }
 }
@@ -151,7 +154,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         &config,
         models,
         router.clone(),
-        (plan.client.clone(), metrics),
+        (plan.client.clone(), metrics, plan.tenants),
     )?;
     let addresses = listeners.addresses;
     let mut serving = listeners.serve(
@@ -160,6 +163,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         &config.frontend.limits,
         &stop,
     );
+    serving.spawn("the keys", frontend.tenants.clone().follow(stop.clone()));
 
     let stale_after = config.discovery.stale_after();
     let feeds = Feeds::new(router.clone(), &plan.name, stale_after, plan.client);

@@ -31,9 +31,11 @@ impl Frontend {
         let asked = self.asked(&request.options.model)?;
         let known = prompt::completion_prompt(&asked.model, &request)?;
         check_context(asked.context_tokens_max(), &known, "prompt")?;
-        let salt = salt(&request.options.cache_salt);
+        let tenant = self.tenants.of(&call.headers)?;
+        let salt = salt(&tenant, &request.options.cache_salt);
         let options = &request.options;
         let footprint = Footprint {
+            tenant,
             stream: options.stream,
             hints: prompt::hints(options.nvext.hints, &asked, &known),
             ..prompt::footprint(&asked, &known, &salt, !options.bypasses_cache)
@@ -80,6 +82,7 @@ impl Frontend {
             received: call.received,
             path: "/v1/embeddings",
             footprint: Footprint {
+                tenant: self.tenants.of(&call.headers)?,
                 adapter: asked.view.adapter,
                 // Four bytes a token, as in English.
                 estimated_tokens: (call.body.len() / 4) as u32,

@@ -1,4 +1,4 @@
-//! Bearer keys: who may use a listener that other hosts reach. Read once, kept as hashes.
+//! Bearer keys: who may use a listener that other hosts reach. Kept as hashes.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ::http::HeaderMap;
 use ::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use sha2::{Digest, Sha256};
 
 use crate::http::reply::Reply;
 use crate::http::{Answer, Call};
@@ -15,6 +16,10 @@ use crate::openai::error::{ApiError, ErrorKind};
 
 /// Largest key file: some thousand keys.
 const FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// What stands before a key's SHA-256 in a file that has the hash in place of the key: high chances
+/// need no slow hash, and `sha256sum` is everywhere.
+const HASH_PREFIX: &str = "sha256:";
 
 /// What users beyond the owner and its group may not do with the file.
 const WORLD: u32 = 0o007;
@@ -32,33 +37,49 @@ pub enum KeyFileError {
     TooLarge { path: String, max: u64 },
     #[error("line {line} of key file {path} has no key, or one that no header can carry")]
     Line { path: String, line: usize },
+    #[error("line {line} of key file {path} has sha256: without the 64 hex digits of a hash")]
+    Hash { path: String, line: usize },
     #[error("key file {path} has no key")]
     Empty { path: String },
+    #[error("the first key of file {path} is a hash, which cannot be shown to anybody")]
+    OnlyHash { path: String },
 }
 
 /// The keys that a listener takes.
 pub struct Keys {
-    keys: Vec<Key>,
+    // The SHA-256 of each key, as a type that is compared in constant time.
+    keys: Vec<(String, blake3::Hash)>,
 }
 
+/// One line of a file.
 struct Key {
     name: String,
-    hash: blake3::Hash,
+    secret: Secret,
+}
+
+enum Secret {
+    Key(String),
+    Hash([u8; 32]),
 }
 
 impl Keys {
-    /// Reads a file of `name:key` or `key` lines; empty lines and those that begin with `#` say
-    /// nothing.
+    /// Reads a file of `name:key` or `key` lines; `sha256:` and 64 hex digits may stand in place of a
+    /// key after its name. Empty lines and those that begin with `#` say nothing.
     ///
     /// # Errors
     /// When it cannot be read, anybody else can read it, or it has no key.
     pub fn read(path: &Path) -> Result<Self, KeyFileError> {
-        let key = |(name, key): (String, String)| Key {
-            name,
-            hash: blake3::hash(key.as_bytes()),
+        let hashed = |key: Key| match key.secret {
+            Secret::Key(text) => (key.name, hash(text.as_bytes())),
+            Secret::Hash(hash) => (key.name, hash.into()),
         };
-        let keys = lines(path)?.into_iter().map(key).collect();
+        let keys = lines(path)?.into_iter().map(hashed).collect();
         Ok(Self { keys })
+    }
+
+    /// Counts the keys.
+    pub fn count(&self) -> usize {
+        self.keys.len()
     }
 
     /// The name of the key that a request shows, "" for one without a name; `None` where it shows
@@ -69,15 +90,20 @@ impl Keys {
         if !scheme.eq_ignore_ascii_case(b"bearer ") {
             return None;
         }
-        let hash = blake3::hash(key.trim_ascii());
+        let shown = hash(key.trim_ascii());
         let mut found = None;
-        for key in &self.keys {
-            if key.hash == hash {
-                found = Some(key.name.as_str());
+        for (name, hash) in &self.keys {
+            if *hash == shown {
+                found = Some(name.as_str());
             }
         }
         found
     }
+}
+
+fn hash(key: &[u8]) -> blake3::Hash {
+    let hash: [u8; 32] = Sha256::digest(key).into();
+    hash.into()
 }
 
 /// The first key of such a file, for a client to send.
@@ -85,12 +111,12 @@ impl Keys {
 /// # Errors
 /// As [`Keys::read`].
 pub fn first_key(path: &Path) -> Result<String, KeyFileError> {
-    let first = lines(path)?.into_iter().next();
-    first
-        .map(|(_, key)| key)
-        .ok_or_else(|| KeyFileError::Empty {
-            path: path.display().to_string(),
-        })
+    let shown = || path.display().to_string();
+    match lines(path)?.into_iter().next().map(|key| key.secret) {
+        Some(Secret::Key(key)) => Ok(key),
+        Some(Secret::Hash(_)) => Err(KeyFileError::OnlyHash { path: shown() }),
+        None => Err(KeyFileError::Empty { path: shown() }),
+    }
 }
 
 /// A handler that answers 401 to who shows none of the keys. Without keys it lets everybody in.
@@ -103,25 +129,26 @@ where
 {
     move |call| match &keys {
         Some(keys) if keys.admits(&call.headers).is_none() => {
-            Box::pin(std::future::ready(no_key()))
+            Box::pin(std::future::ready(unauthorised()))
         }
         _ => handler(call),
     }
 }
 
-fn no_key() -> Reply {
+/// What who shows none of the keys is told.
+pub fn no_key() -> ApiError {
     let message = "a key is needed here, as in: Authorization: Bearer KEY";
-    let error = ApiError::new(
-        401,
-        ErrorKind::InvalidRequestError,
-        "invalid_api_key",
-        message,
-    );
-    Reply::from(error).with_header(WWW_AUTHENTICATE, "Bearer")
+    let kind = ErrorKind::InvalidRequestError;
+    ApiError::new(401, kind, "invalid_api_key", message)
+}
+
+/// The same as an answer.
+pub fn unauthorised() -> Reply {
+    Reply::from(no_key()).with_header(WWW_AUTHENTICATE, "Bearer")
 }
 
 /// The names and keys of a file, at least one.
-fn lines(path: &Path) -> Result<Vec<(String, String)>, KeyFileError> {
+fn lines(path: &Path) -> Result<Vec<Key>, KeyFileError> {
     let shown = || path.display().to_string();
     let text = text(path)?;
     let mut keys = Vec::new();
@@ -134,7 +161,18 @@ fn lines(path: &Path) -> Result<Vec<(String, String)>, KeyFileError> {
             let path = shown();
             return Err(KeyFileError::Line { path, line });
         }
-        keys.push((name.to_owned(), key.to_owned()));
+        let secret = match key.strip_prefix(HASH_PREFIX) {
+            None => Secret::Key(key.to_owned()),
+            Some(hex) => match blake3::Hash::from_hex(hex) {
+                Ok(hash) => Secret::Hash(hash.into()),
+                Err(_) => {
+                    let path = shown();
+                    return Err(KeyFileError::Hash { path, line });
+                }
+            },
+        };
+        let name = name.to_owned();
+        keys.push(Key { name, secret });
     }
     match keys.is_empty() {
         true => Err(KeyFileError::Empty { path: shown() }),
@@ -168,7 +206,7 @@ fn text(path: &Path) -> Result<String, KeyFileError> {
 
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names = self.keys.iter().map(|key| &key.name);
+        let names = self.keys.iter().map(|(name, _)| name);
         f.debug_list().entries(names).finish()
     }
 }
@@ -197,12 +235,17 @@ mod tests {
 
     #[test]
     fn a_request_passes_with_one_of_the_keys() {
-        let keys = read("# ours\n\nfrontend:s3cret\n other:b:c \nplain\n", 0o640).unwrap();
+        // printf %s hidden | sha256sum
+        let hash = "e564b4081d7a9ea4b00dada53bdae70c99b87b6fce869f0c3dd4d2bfa1e53e1c";
+        let text = format!("# ours\n\nfrontend:s3cret\n other:b:c \nplain\nx:sha256:{hash}\n");
+        let keys = read(&text, 0o640).unwrap();
         for (shown, name) in [
             (Some("Bearer s3cret"), Some("frontend")),
             (Some("bearer b:c"), Some("other")),
             (Some("BEARER plain"), Some("")),
             (Some("Bearer  plain "), Some("")),
+            (Some("Bearer hidden"), Some("x")),
+            (Some(&format!("Bearer sha256:{hash}")), None),
             (Some("Bearer s3cre"), None),
             (Some("Bearer "), None),
             (Some("Basic s3cret"), None),
@@ -217,6 +260,9 @@ mod tests {
         assert!(!format!("{keys:?}").contains("s3cret"));
         let file = write("# ours\nfrontend:s3cret\nplain\n", 0o600);
         assert_eq!(first_key(file.path()).unwrap(), "s3cret");
+        let file = write(&format!("x:sha256:{hash}\n"), 0o600);
+        let error = first_key(file.path()).unwrap_err().to_string();
+        assert!(error.contains("is a hash"), "{error}");
     }
 
     #[test]
@@ -228,6 +274,11 @@ mod tests {
             ("# none\n\n", 0o600, "key file FILE has no key"),
             ("k\nname:\n", 0o600, "line 2 of key file FILE"),
             ("a b\n", 0o600, "line 1 of key file FILE"),
+            (
+                "a:sha256:12\n",
+                0o600,
+                "line 1 of key file FILE has sha256:",
+            ),
             (&long, 0o600, "over 65536 bytes"),
         ] {
             let error = read(text, mode).unwrap_err();

@@ -260,7 +260,8 @@ async fn admit<'a>(
 ) -> Result<(&'a Handler, HeldBody), Reply> {
     let limits = &hall.limits;
     body::check_headers(&parts.headers, limits)?;
-    if let Some(refusal) = hall.guard.as_ref().and_then(|guard| guard(&parts.headers)) {
+    let guard = hall.guard.as_ref();
+    if let Some(refusal) = guard.and_then(|guard| guard(parts.uri.path(), &parts.headers)) {
         return Err(refusal);
     }
     let Some((_, handler)) = methods.iter().find(|(method, _)| *method == parts.method) else {

@@ -51,6 +51,8 @@ macro_rules! metrics {
 metrics! {
     requests: Family<RequestLabels, Counter> = Family::default(),
         "requests", "Requests answered, by endpoint and HTTP status.";
+    unauthorised: Counter = Counter::default(),
+        "unauthorised", "Requests refused because they showed none of our keys.";
     request_duration: EndpointHistograms = Family::new_with_constructor(long_seconds),
         "request_duration_seconds", "Time from a request's last byte in to its answer's last byte out.";
     time_to_first_token: Histogram = short_seconds(),

@@ -174,8 +174,9 @@ impl Setup {
     }
 
     /// What is printed when the first worker is ready: the addresses, and a request to copy.
-    pub(crate) fn banner(&self, addresses: Addresses) -> Banner {
+    pub(crate) fn banner(&self, addresses: Addresses, needs_key: bool) -> Banner {
         Banner {
+            needs_key,
             workers: usize::from(self.workers),
             name: self.name.clone(),
             addresses,
@@ -211,6 +212,8 @@ pub(crate) struct Banner {
     addresses: Addresses,
     /// Whether the request to copy has a picture.
     shows_image: bool,
+    /// Whether it has to show a key.
+    needs_key: bool,
 }
 
 impl Banner {
@@ -232,6 +235,10 @@ impl Banner {
             ]),
             false => QUESTION.into(),
         };
+        let key = match self.needs_key {
+            true => " -H 'authorization: Bearer KEY'",
+            false => "",
+        };
         let body = serde_json::json!({
             "model": self.name,
             "max_tokens": 64,
@@ -240,7 +247,7 @@ impl Banner {
         format!(
             "ready: model {name:?} at http://{public}/v1, metrics and workers at http://{admin}\n\
              send this twice, and see the second answer's x-kvlens-overlap and cached_tokens:\n\n\
-             curl -si http://{public}/v1/chat/completions -H 'content-type: application/json' \
+             curl -si http://{public}/v1/chat/completions -H 'content-type: application/json'{key} \
              -d '{body}'\n\n\
              Ctrl-C stops everything",
             name = self.name,
@@ -332,7 +339,9 @@ mod tests {
         };
         for shows_image in [true, false] {
             let setup = choose(&[], no_gpu(), shows_image).unwrap();
-            let text = setup.banner(addresses).text();
+            let needs_key = !shows_image;
+            let text = setup.banner(addresses, needs_key).text();
+            assert_eq!(text.contains("authorization: Bearer KEY"), needs_key);
             let body = text.split('\'').find(|part| part.starts_with("{"));
             let body: serde_json::Value = serde_json::from_str(body.unwrap()).unwrap();
             assert_eq!(body["model"], "demo");

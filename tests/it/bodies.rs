@@ -117,6 +117,7 @@ impl Pair {
             media: Some(Media::new(media).expect("a sound policy")),
             client: EngineClient::new(),
             metrics,
+            tenants: Arc::default(),
         });
         let url = listen(frontend.routes(), &mut tasks).await;
         let worker = WorkerId::new("w").expect("a legal name");

@@ -19,4 +19,5 @@ mod queue;
 mod resets;
 mod signals;
 pub(crate) mod stack;
+mod tenants;
 mod wishes;

@@ -1,5 +1,7 @@
 //! What engines of partial ledgers are asked, and what their answers disprove.
 
+use std::sync::Arc;
+
 use kvlens::config::media::MediaConfig;
 use kvlens::discovery::Completeness;
 use kvlens::discovery::Update;
@@ -43,7 +45,7 @@ async fn a_report_is_asked_for_while_the_record_says_so() {
 async fn stored(pair: &Pair, body: &Value, sequence: u64) -> usize {
     let prepared = pair
         .frontend
-        .prepare_chat(body.to_string().as_bytes())
+        .prepare_chat(body.to_string().as_bytes(), &Arc::default())
         .await;
     let hashes = prepared.expect("a legal chat").footprint.hashes[0]
         .1
