@@ -2,6 +2,7 @@
 //! agent publishes.
 
 pub mod book;
+pub mod closed;
 pub mod counts;
 pub mod naming;
 pub mod saved;
@@ -67,7 +68,8 @@ pub enum EngineEvent {
     Cleared,
 }
 
-/// What one batch changed, net: clearing first, then removals, then stores.
+/// What one batch changed, net: clearing first, then removals, then stores. After it a block is
+/// published only with all before it; see [`closed::Closed`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {
     pub cleared: bool,
@@ -209,12 +211,12 @@ impl Ledger {
 
     /// Counts the sequence hashes that are published.
     pub fn blocks(&self) -> u64 {
-        self.book.owners.len() as u64
+        self.book.closed.len() as u64
     }
 
     /// Every name that is published.
     pub fn names(&self) -> Vec<SequenceHash> {
-        self.book.owners.keys().copied().collect()
+        self.book.closed.names().collect()
     }
 
     /// Counts the engine's blocks in use, copies and nameless ones included.
@@ -234,7 +236,8 @@ impl Ledger {
 
     /// The name of a block that is published.
     pub fn name(&self, hash: &EngineHash) -> Option<SequenceHash> {
-        self.book.name_of(hash)
+        let name = self.book.name_of(hash)?;
+        self.book.closed.is_published(name).then_some(name)
     }
 
     fn store(&mut self, stored: Stored) {
