@@ -3,6 +3,7 @@
 
 pub mod book;
 pub mod change;
+pub mod closed;
 pub mod counts;
 pub mod lower;
 pub mod naming;
@@ -73,7 +74,8 @@ pub enum EngineEvent {
     Cleared,
 }
 
-/// What one batch changed, net: clearing first, then removals, then stores.
+/// What one batch changed, net: clearing first, then removals, then stores. After it a block is
+/// published only with all before it; see [`closed::Closed`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {
     /// Every tier was.
@@ -223,7 +225,7 @@ impl Ledger {
 
     /// Counts the sequence hashes that are published.
     pub fn blocks(&self) -> u64 {
-        self.book.owners.len() as u64
+        self.book.closed.len() as u64
     }
 
     /// All that is held, as it is published to one who knows nothing.
@@ -231,7 +233,7 @@ impl Ledger {
         Published {
             cleared: true,
             removed: Vec::new(),
-            stored: self.book.owners.keys().copied().collect(),
+            stored: self.book.closed.names().collect(),
             lower: self.lower.all(),
         }
     }
@@ -253,7 +255,8 @@ impl Ledger {
 
     /// The name of a block that is published.
     pub fn name(&self, hash: &EngineHash) -> Option<SequenceHash> {
-        self.book.name_of(hash)
+        let name = self.book.name_of(hash)?;
+        self.book.closed.is_published(name).then_some(name)
     }
 
     fn store(&mut self, stored: Stored) {

@@ -13,9 +13,10 @@
 //! # An event, in order
 //!
 //! engine → [`events`] (ZeroMQ frames, replayed where some are missing) → [`ledger`] (the engine's
-//! names become sequence hashes, copies are counted, each tier apart) → [`index::KvEvent`] → [`router`]
-//! → [`index::Index`]. What leaves the agent has no tokens, salts or parents. An agent in a process of
-//! its own tells the router by its feed: [`worker::feed`] → [`discovery::feed`] → [`router::feed`].
+//! names become sequence hashes, copies are counted, each tier apart; a block of the GPU is told of only
+//! with all before it) → [`index::KvEvent`] → [`router`] → [`index::Index`]. What leaves the agent has
+//! no tokens, salts or parents. An agent in a process of its own tells the router by its feed:
+//! [`worker::feed`] → [`discovery::feed`] → [`router::feed`].
 //!
 //! # The cost of a candidate
 //!

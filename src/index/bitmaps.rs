@@ -61,8 +61,8 @@ impl Bitmaps {
     }
 
     /// Asks for the memory of the lists of several blocks at once, so that the waits for it overlap.
-    pub fn touch(&self, blocks: &[Holders]) {
-        let nodes = blocks.iter().filter_map(|holders| holders.node());
+    pub fn touch(&self, blocks: impl Iterator<Item = Holders>) {
+        let nodes = blocks.filter_map(Holders::node);
         let seen = nodes.fold(0, |seen, node| seen ^ self.node(node).bits);
         // Unused, the loads would be left out.
         black_box(seen);

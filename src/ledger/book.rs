@@ -1,5 +1,5 @@
 //! The books of a ledger: engine hash to name and copies, sequence hash to engine hash, and what a
-//! batch changed of them.
+//! batch changed of what is published.
 
 use std::collections::HashMap;
 
@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::SequenceHash;
 use crate::ledger::change::{Changes, Touched};
+use crate::ledger::closed::Closed;
 use crate::ledger::counts::{Alarm, Counts};
 use crate::ledger::naming::{Before, Block, Named, Namer, Open};
 use crate::ledger::tier::Tiers;
@@ -31,11 +32,31 @@ enum Name {
     Waiting,
 }
 
+/// What a block turned out to be.
+#[derive(Debug)]
+struct Identity {
+    name: Name,
+    /// The name of the block before it; `None` for a prompt's first and where it has no name.
+    parent: Option<SequenceHash>,
+    open: Option<Box<Open>>,
+}
+
+impl Name {
+    fn known(self) -> Option<SequenceHash> {
+        match self {
+            Self::Known(name) => Some(name),
+            Self::Unhashable | Self::Waiting => None,
+        }
+    }
+}
+
 /// One block of the engine, as it is kept while no agent runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedBlock {
     hash: EngineHash,
     name: Name,
+    /// The name of the block before it.
+    parent: Option<SequenceHash>,
     copies: u32,
     open: Option<Box<Open>>,
 }
@@ -57,8 +78,10 @@ pub struct Book {
     pub counts: Counts,
     pub waiting: Waiting,
     held: HashMap<EngineHash, Held>,
-    /// The engine hash of each name that is published.
-    pub owners: HashMap<SequenceHash, EngineHash>,
+    /// The engine hash of each name.
+    owners: HashMap<SequenceHash, EngineHash>,
+    /// Which names are published.
+    pub closed: Closed,
     /// The engine's blocks in use, copies and nameless ones included.
     pub copies: u64,
     touched: Touched,
@@ -74,6 +97,7 @@ impl Book {
             waiting: Waiting::default(),
             held: HashMap::new(),
             owners: HashMap::new(),
+            closed: Closed::default(),
             copies: 0,
             touched: Touched::default(),
             is_cleared: false,
@@ -91,6 +115,7 @@ impl Book {
         let saved = |(hash, held): (&EngineHash, &Held)| SavedBlock {
             hash: hash.clone(),
             name: held.name,
+            parent: held.name.known().and_then(|name| self.closed.parent(name)),
             copies: held.copies,
             open: held.open.clone(),
         };
@@ -100,10 +125,11 @@ impl Book {
     /// Puts saved blocks into empty books; false when they contradict each other.
     pub fn restore(&mut self, blocks: Vec<SavedBlock>) -> bool {
         for block in blocks {
-            if let Name::Known(name) = block.name
-                && self.owners.insert(name, block.hash.clone()).is_some()
-            {
-                return false;
+            if let Name::Known(name) = block.name {
+                if self.owners.insert(name, block.hash.clone()).is_some() {
+                    return false;
+                }
+                self.closed.hold(name, block.parent, |_| {});
             }
             self.copies += u64::from(block.copies);
             let held = Held {
@@ -121,12 +147,12 @@ impl Book {
     /// Enters a block; false when its parent is not known and it has to wait.
     pub fn store(&mut self, arrival: Arrival<'_>) -> bool {
         let Arrival { hash, parent, .. } = arrival;
-        let named = match parent {
+        let identity = match parent {
             None => self.name(&arrival.block, Before::Start),
             Some(parent) => self.name_after(parent, &arrival.block),
         };
         let mut is_placed = true;
-        if let (Name::Waiting, Some(parent), false) = (named.0, parent, self.is_known(hash)) {
+        if let (Name::Waiting, Some(parent), false) = (identity.name, parent, self.is_known(hash)) {
             is_placed = false;
             self.counts.add(Alarm::UnknownParent);
             if !self.waiting.add(hash, parent, arrival.block) {
@@ -134,17 +160,14 @@ impl Book {
                 return false;
             }
         }
-        self.hold(hash, named, arrival.is_presence);
+        self.hold(hash, identity, arrival.is_presence);
         self.name_waiting(hash);
         is_placed
     }
 
     /// The name of a block, where it has one.
     pub fn name_of(&self, hash: &EngineHash) -> Option<SequenceHash> {
-        match self.held.get(hash)?.name {
-            Name::Known(name) => Some(name),
-            Name::Unhashable | Name::Waiting => None,
-        }
+        self.held.get(hash)?.name.known()
     }
 
     fn is_known(&self, hash: &EngineHash) -> bool {
@@ -163,27 +186,32 @@ impl Book {
         }
     }
 
-    fn name_after(&self, parent: &EngineHash, block: &Block) -> (Name, Option<Box<Open>>) {
+    fn name_after(&self, parent: &EngineHash, block: &Block) -> Identity {
         match self.before(parent) {
             Ok(before) => self.name(block, before),
-            Err(name) => (name, None),
+            Err(name) => Identity {
+                name,
+                parent: None,
+                open: None,
+            },
         }
     }
 
-    fn name(&self, block: &Block, before: Before<'_>) -> (Name, Option<Box<Open>>) {
-        match self.namer.name(block, before) {
+    fn name(&self, block: &Block, before: Before<'_>) -> Identity {
+        let (name, open) = match self.namer.name(block, before) {
             Some(Named { hash, open }) => (Name::Known(hash), open),
             None => (Name::Unhashable, None),
-        }
+        };
+        let parent = match before {
+            Before::Start => None,
+            Before::Parent { hash, .. } => Some(hash),
+        };
+        Identity { name, parent, open }
     }
 
     /// Notes one more copy of a block, or its presence alone, under the name it turned out to have.
-    fn hold(
-        &mut self,
-        hash: &EngineHash,
-        (name, open): (Name, Option<Box<Open>>),
-        is_presence: bool,
-    ) {
+    fn hold(&mut self, hash: &EngineHash, identity: Identity, is_presence: bool) {
+        let Identity { name, parent, open } = identity;
         if name == Name::Unhashable {
             self.counts.add(Alarm::Unhashable);
         }
@@ -195,7 +223,7 @@ impl Book {
             };
             self.held.insert(hash.clone(), held);
             self.copies += 1;
-            return self.own(hash, name);
+            return self.own(hash, name, parent);
         };
         if !is_presence {
             held.copies = held.copies.saturating_add(1);
@@ -214,15 +242,18 @@ impl Book {
             Name::Waiting => self.waiting.forget(hash),
             Name::Unhashable => {}
         }
-        self.own(hash, name);
+        self.own(hash, name, parent);
     }
 
-    /// Publishes a block's name. Another engine hash that had it is dropped with all its copies.
-    fn own(&mut self, hash: &EngineHash, name: Name) {
+    /// Takes a block's name into the books. Another engine hash that had it is dropped with all its
+    /// copies.
+    fn own(&mut self, hash: &EngineHash, name: Name, parent: Option<SequenceHash>) {
         let Name::Known(name) = name else {
             return;
         };
-        self.touched.touch(name, self.owners.contains_key(&name));
+        let touched = &mut self.touched;
+        self.closed
+            .hold(name, parent, |name| touched.touch(name, false));
         let Some(older) = self.owners.insert(name, hash.clone()) else {
             return;
         };
@@ -235,8 +266,9 @@ impl Book {
 
     fn disown(&mut self, hash: &EngineHash, name: SequenceHash) {
         if self.owners.get(&name) == Some(hash) {
-            self.touched.touch(name, true);
             self.owners.remove(&name);
+            let touched = &mut self.touched;
+            self.closed.drop(name, |name| touched.touch(name, true));
         }
     }
 
@@ -248,15 +280,16 @@ impl Book {
         let mut ready = vec![hash.clone()];
         while let Some(parent) = ready.pop() {
             for (child, block) in self.waiting.take_children(&parent) {
-                let (name, open) = self.name_after(&parent, &block);
+                let identity = self.name_after(&parent, &block);
                 let Some(held) = self.held.get_mut(&child) else {
                     continue;
                 };
-                (held.name, held.open) = (name, open);
+                let name = identity.name;
+                (held.name, held.open) = (name, identity.open);
                 if name == Name::Unhashable {
                     self.counts.add(Alarm::Unhashable);
                 }
-                self.own(&child, name);
+                self.own(&child, name, identity.parent);
                 ready.push(child);
             }
         }
@@ -286,6 +319,7 @@ impl Book {
     pub fn clear(&mut self) {
         self.held.clear();
         self.owners.clear();
+        self.closed = Closed::default();
         self.waiting.clear();
         self.copies = 0;
         self.touched = Touched::default();
@@ -294,7 +328,7 @@ impl Book {
 
     /// What changed since this was last asked, net.
     pub fn publish(&mut self) -> Published {
-        let Changes { removed, stored } = self.touched.take(|hash| self.owners.contains_key(hash));
+        let Changes { removed, stored } = self.touched.take(|hash| self.closed.is_published(*hash));
         Published {
             cleared: std::mem::take(&mut self.is_cleared),
             removed,

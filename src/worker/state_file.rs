@@ -15,7 +15,7 @@ use crate::id::{DpRank, Incarnation, WorkerId};
 use crate::ledger::saved::Saved;
 
 /// Version of [`SavedRank`]'s form; a file of another one is left unread.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Shortest time between two savings: what came since is replayed, and an engine keeps minutes.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -203,14 +203,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = file(folder.path(), "w");
         let mut other = saved("w", 1);
-        other.version = 2;
+        other.version = VERSION + 1;
         let mut bytes = Vec::new();
         ciborium::into_writer(&other, &mut bytes).unwrap();
         let mut foreign = Vec::new();
         ciborium::into_writer(&saved("x", 1), &mut foreign).unwrap();
         let cut = foreign[..foreign.len() / 2].to_vec();
         for (content, part) in [
-            (bytes, "version 2"),
+            (bytes, "version 3"),
             (foreign, "rank 1 of x"),
             (cut, "not of this form"),
             (b"garbage".to_vec(), "not of this form"),

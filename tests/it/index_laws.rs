@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use kvlens::block::SequenceHash;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::gap::Step;
+use kvlens::index::holders::Slot;
 use kvlens::index::table::Key;
 use kvlens::index::{Applied, Index, KvEvent};
 use kvlens::ledger::tier::Tiers;
@@ -35,48 +36,95 @@ pub(crate) fn hashes(raw: &[u64]) -> Vec<SequenceHash> {
 /// What each (worker, rank) holds, the plain way.
 type Model = HashMap<(usize, u32), HashSet<u64>>;
 
-#[derive(Clone, Debug)]
+/// Prompts that share their leads with the first one: a whole cache is told by how many leading
+/// blocks of each it holds.
+struct Prompts(Vec<Vec<u64>>);
+
+impl Prompts {
+    /// One prompt for each lead that it shares with the first one, all of `blocks`.
+    fn new(blocks: usize, leads: &[usize], names: &[u64]) -> Self {
+        let prompt = |(number, lead): (usize, &usize)| {
+            let own = &names[number * blocks..][..blocks];
+            let shared = names[..*lead].iter();
+            shared.chain(&own[*lead..]).copied().collect()
+        };
+        Self(leads.iter().enumerate().map(prompt).collect())
+    }
+
+    /// What a cache holds, and what it removes and stores, where it comes to hold so many leading
+    /// blocks of one prompt; what it tells may be known already, as after a loss.
+    fn turn(&self, depths: &mut Depths, prompt: usize, blocks: usize) -> (Vec<u64>, Vec<u64>) {
+        depths[prompt] = blocks;
+        let held = self.held(depths);
+        let (stored, rest) = self.0[prompt].split_at(blocks);
+        let removed = rest.iter().filter(|hash| !held.contains(hash));
+        (removed.copied().collect(), stored.to_vec())
+    }
+
+    fn held(&self, depths: &Depths) -> HashSet<u64> {
+        let leads = self.0.iter().zip(depths);
+        leads
+            .flat_map(|(prompt, blocks)| prompt[..*blocks].to_vec())
+            .collect()
+    }
+}
+
+/// How many leading blocks of each prompt a cache holds.
+type Depths = [usize; 4];
+
+const LONG_BLOCKS: usize = 300;
+
+static LONG: LazyLock<Prompts> = LazyLock::new(|| {
+    let names: Vec<u64> = (0..4 * LONG_BLOCKS as u64).collect();
+    Prompts::new(LONG_BLOCKS, &[0, 3, 150, 299], &names)
+});
+
+#[derive(Clone, Copy, Debug)]
 enum Action {
     Event {
         at: (usize, u32),
         cleared: bool,
-        removed: Vec<u64>,
-        stored: Vec<u64>,
+        prompt: usize,
+        blocks: usize,
     },
     Remove(usize),
 }
 
 fn action() -> impl Strategy<Value = Action> {
-    let some = || prop::collection::vec(0..24_u64, 0..8);
-    let applied = ((0..40_usize, 0..3_u32), 0..20_u8, some(), some()).prop_map(
-        |(at, clears, removed, stored)| Action::Event {
+    let blocks = prop_oneof![0..6_usize, 0..=LONG_BLOCKS];
+    let applied = ((0..60_usize, 0..3_u32), 0..20_u8, 0..4_usize, blocks).prop_map(
+        |(at, clears, prompt, blocks)| Action::Event {
             at,
             cleared: clears == 0,
-            removed,
-            stored,
+            prompt,
+            blocks,
         },
     );
-    prop_oneof![30 => applied, 1 => (0..40_usize).prop_map(Action::Remove)]
+    prop_oneof![30 => applied, 1 => (0..60_usize).prop_map(Action::Remove)]
 }
 
-fn step(index: &mut Index, model: &mut Model, sequence: u64, action: Action) {
+fn step(
+    index: &mut Index,
+    caches: &mut HashMap<(usize, u32), Depths>,
+    sequence: u64,
+    action: Action,
+) {
     match action {
         Action::Remove(number) => {
             index.remove(&worker(number));
-            model.retain(|at, _| at.0 != number);
+            caches.retain(|at, _| at.0 != number);
         }
         Action::Event {
             at,
             cleared,
-            removed,
-            stored,
+            prompt,
+            blocks,
         } => {
-            let held = model.entry(at).or_default();
+            let depths = caches.entry(at).or_default();
             if cleared {
-                held.clear();
+                *depths = Depths::default();
             }
-            held.retain(|hash| !removed.contains(hash));
-            held.extend(&stored);
+            let (removed, stored) = LONG.turn(depths, prompt, blocks);
             let applied = index.apply(&KvEvent {
                 cleared,
                 removed: hashes(&removed),
@@ -88,31 +136,34 @@ fn step(index: &mut Index, model: &mut Model, sequence: u64, action: Action) {
     }
 }
 
+fn leading(prompt: &[u64], held: &HashSet<u64>) -> usize {
+    prompt.iter().take_while(|hash| held.contains(hash)).count()
+}
+
 fn check(index: &Index, model: &Model, prompt: &[u64]) {
-    let slot = |at: &(usize, u32)| {
-        let slot = index.slot(&worker(at.0), DpRank(at.1));
-        slot.expect("a slot")
-    };
-    let mut seen: Vec<_> = index
-        .overlap(&hashes(prompt))
-        .iter()
-        .map(|overlap| {
-            let holds = |at: &&(usize, u32)| slot(at) == overlap.slot;
-            let at = model.keys().find(holds).expect("a live slot");
-            (*at, overlap.blocks as usize)
+    let slots: HashMap<_, _> = model
+        .keys()
+        .map(|at| {
+            (
+                index.slot(&worker(at.0), DpRank(at.1)).expect("a slot"),
+                *at,
+            )
         })
         .collect();
-    let leading = |held: &HashSet<u64>| prompt.iter().take_while(|h| held.contains(h)).count();
+    let overlaps = index.overlap(&hashes(prompt)).into_iter();
+    let mut seen: Vec<_> = overlaps
+        .map(|overlap| (slots[&overlap.slot], overlap.blocks as usize))
+        .collect();
     let mut wanted: Vec<_> = model
         .iter()
-        .map(|(at, held)| (*at, leading(held)))
+        .map(|(at, held)| (*at, leading(prompt, held)))
         .filter(|(_, blocks)| *blocks > 0)
         .collect();
     seen.sort();
     wanted.sort();
     assert_eq!(seen, wanted);
-    for (at, held) in model {
-        assert_eq!(index.blocks(slot(at)), held.len() as u64);
+    for (slot, at) in &slots {
+        assert_eq!(index.blocks(*slot), model[at].len() as u64);
     }
     let total: usize = model.values().map(HashSet::len).sum();
     assert_eq!(index.total_blocks(), total as u64);
@@ -123,14 +174,19 @@ proptest! {
     #[test]
     fn index_equals_a_naive_model(
         actions in prop::collection::vec(action(), 0..300),
-        prompt in prop::collection::vec(0..24_u64, 0..6),
+        blocks in 0..=LONG_BLOCKS,
     ) {
-        let (mut index, mut model) = (Index::new(), Model::new());
+        let (mut index, mut caches) = (Index::new(), HashMap::new());
         for (sequence, action) in actions.into_iter().enumerate() {
-            step(&mut index, &mut model, sequence as u64, action);
+            step(&mut index, &mut caches, sequence as u64, action);
         }
-        check(&index, &model, &prompt);
-        check(&index, &model, &[0, 1, 2, 3, 4, 5]);
+        let model: Model = caches.iter().map(|(at, depths)| (*at, LONG.held(depths))).collect();
+        for prompt in &LONG.0 {
+            check(&index, &model, prompt);
+            check(&index, &model, &prompt[..blocks]);
+            let other: Vec<_> = prompt[..blocks].iter().copied().chain(5_000..5_009).collect();
+            check(&index, &model, &other);
+        }
     }
 
     #[test]
@@ -182,40 +238,48 @@ static CROWDED: LazyLock<Vec<u64>> = LazyLock::new(|| {
 /// What an index needs that has eight slots and room for no block at all.
 const BARE_BYTES: u64 = 32_768;
 
-/// An event as an agent tells it: what it removes was held, what it stores was not.
-fn told(held: &HashSet<u64>, removed: &[usize], stored: &[usize]) -> (Vec<u64>, Vec<u64>) {
-    let hashes = |at: &[usize]| at.iter().map(|at| CROWDED[*at]).collect::<HashSet<_>>();
-    let removed: HashSet<_> = &hashes(removed) & held;
-    let stored = &hashes(stored) - &(held - &removed);
-    (removed.into_iter().collect(), stored.into_iter().collect())
+static SHORT: LazyLock<Prompts> = LazyLock::new(|| Prompts::new(40, &[0, 3, 20, 39], &CROWDED));
+
+/// The leading blocks of a prompt by slot.
+fn overlaps(index: &Index, prompt: &[u64]) -> HashMap<Slot, usize> {
+    let found = index.overlap(&hashes(prompt)).into_iter();
+    found
+        .map(|overlap| (overlap.slot, overlap.blocks as usize))
+        .collect()
 }
 
-fn check_part(index: &Index, model: &Model, bytes_max: u64, prompt: &[u64]) {
+fn check_part(index: &Index, model: &Model, bytes_max: u64) {
     assert!(
         index.bytes() <= bytes_max,
         "{} of {bytes_max}",
         index.bytes()
     );
-    let overlaps = |hashes: &[u64]| -> HashMap<_, _> {
-        let found = index.overlap(&self::hashes(hashes)).into_iter();
-        found
-            .map(|overlap| (overlap.slot, overlap.blocks))
-            .collect()
-    };
-    let (all, mut shown) = (overlaps(prompt), HashMap::new());
+    let mut shown = HashMap::new();
     for hash in &*CROWDED {
-        for slot in overlaps(&[*hash]).into_keys() {
+        for slot in overlaps(index, &[*hash]).into_keys() {
             shown.entry(slot).or_insert_with(HashSet::new).insert(*hash);
         }
     }
+    let all: Vec<_> = SHORT
+        .0
+        .iter()
+        .map(|prompt| overlaps(index, prompt))
+        .collect();
     let mut total = 0;
     for (at, held) in model {
         let slot = index.slot(&worker(at.0), DpRank(at.1)).expect("a slot");
         let shown = shown.remove(&slot).unwrap_or_default();
         assert!(shown.is_subset(held), "{at:?} holds less than is said");
-        let leading = prompt.iter().take_while(|hash| shown.contains(hash));
-        let leading = leading.count() as u32;
-        assert_eq!(all.get(&slot).copied().unwrap_or(0), leading);
+        for (prompt, overlaps) in SHORT.0.iter().zip(&all) {
+            // Where blocks are missing, it may be seen to hold more than those before the first
+            // that is, and never more than it does hold.
+            let blocks = overlaps.get(&slot).copied().unwrap_or(0);
+            let (least, most) = (leading(prompt, &shown), leading(prompt, held));
+            assert!((least..=most).contains(&blocks), "{least} {blocks} {most}");
+            let last = blocks.checked_sub(1).map(|at| prompt[at]);
+            assert!(last.is_none_or(|last| shown.contains(&last)), "{blocks}");
+            assert_eq!(blocks > 0, shown.contains(&prompt[0]));
+        }
         assert_eq!(index.blocks(slot), shown.len() as u64);
         assert_eq!(index.told_blocks(slot), held.len() as u64);
         total += shown.len() as u64;
@@ -224,11 +288,10 @@ fn check_part(index: &Index, model: &Model, bytes_max: u64, prompt: &[u64]) {
     assert_eq!(index.total_blocks(), total);
 }
 
-type Change = ((usize, u32), u8, Vec<usize>, Vec<usize>);
+type Change = ((usize, u32), u8, usize, usize);
 
 fn change() -> impl Strategy<Value = Change> {
-    let some = || prop::collection::vec(0..160_usize, 0..24);
-    ((0..4_usize, 0..2_u32), 0..40_u8, some(), some())
+    ((0..4_usize, 0..2_u32), 0..40_u8, 0..4_usize, 0..=40_usize)
 }
 
 proptest! {
@@ -240,29 +303,34 @@ proptest! {
     ) {
         let bytes_max = BARE_BYTES + spare_bytes;
         let (mut index, mut model) = (Index::capped(bytes_max), Model::new());
+        let mut caches = HashMap::<(usize, u32), Depths>::new();
         let mut lost_blocks = 0;
-        for (sequence, (at, kind, removed, stored)) in changes.into_iter().enumerate() {
+        for (sequence, (at, kind, prompt, blocks)) in changes.into_iter().enumerate() {
             let losses = index.take_losses();
             lost_blocks += losses.evicted_blocks + losses.left_out_blocks;
             if kind == 0 {
                 index.remove(&worker(at.0));
                 model.retain(|known, _| known.0 != at.0);
+                caches.retain(|known, _| known.0 != at.0);
                 continue;
             }
-            let held = model.entry(at).or_default();
+            let (depths, held) = (caches.entry(at).or_default(), model.entry(at).or_default());
             if kind == 1 {
+                *depths = Depths::default();
                 held.clear();
             }
-            let (removed, stored) = told(held, &removed, &stored);
-            held.retain(|hash| !removed.contains(hash));
-            held.extend(&stored);
+            // An agent tells only what was not known.
+            let (mut removed, mut stored) = SHORT.turn(depths, prompt, blocks);
+            removed.retain(|hash| held.contains(hash));
+            stored.retain(|hash| !held.contains(hash));
+            *held = SHORT.held(depths);
             index.apply(&KvEvent {
                 cleared: kind == 1,
                 removed: hashes(&removed),
                 stored: hashes(&stored),
                 ..event(at.0, at.1, sequence as u64)
             });
-            check_part(&index, &model, bytes_max, &CROWDED[..6]);
+            check_part(&index, &model, bytes_max);
         }
         let losses = index.take_losses();
         lost_blocks += losses.evicted_blocks + losses.left_out_blocks;
@@ -270,6 +338,36 @@ proptest! {
         prop_assert!(index.total_blocks() + lost_blocks >= held as u64, "a loss is not counted");
         prop_assert!(lost_blocks > 0 || index.total_blocks() == held as u64);
     }
+}
+
+#[test]
+fn a_search_goes_past_what_the_index_misses() {
+    // An event was lost on the way: whoever holds block 200 holds those before it.
+    let mut index = Index::new();
+    let prompt = &LONG.0[0];
+    for (sequence, part) in [(0, 0..100), (2, 110..200)] {
+        index.apply(&KvEvent {
+            stored: hashes(&prompt[part]),
+            ..event(0, 0, sequence)
+        });
+    }
+    let blocks = |prompt: &[u64]| {
+        index
+            .overlap(&hashes(prompt))
+            .first()
+            .map(|held| held.blocks)
+    };
+    assert_eq!(blocks(prompt), Some(200));
+    assert_eq!(
+        blocks(&prompt[..105]),
+        Some(100),
+        "nothing behind it was asked for"
+    );
+    assert_eq!(
+        blocks(&prompt[100..]),
+        None,
+        "without the first block there is nothing to follow"
+    );
 }
 
 #[test]

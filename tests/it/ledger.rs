@@ -1,8 +1,10 @@
 //! What the ledger does with events that are not plain: copies, twins, unknown parents, old forms.
 
+use std::collections::{HashMap, HashSet};
+
 use kvlens::block::{BlockItem, SequenceHash, chain, root};
 use kvlens::ledger::counts::{Alarm, Counts};
-use kvlens::ledger::{EngineEvent, EngineHash, ExtraKey, Ledger, Options, Stored};
+use kvlens::ledger::{EngineEvent, EngineHash, ExtraKey, Ledger, Options, Published, Stored};
 use proptest::prelude::*;
 
 const IMAGE: u32 = 999;
@@ -315,13 +317,13 @@ fn twins_renames_and_too_many_copies_raise_alarms() {
         alarms(&ledger),
         [(Alarm::RemovedUnknown, 1), (Alarm::Twin, 1)]
     );
-    // Another content under the same engine hash.
+    // Another content under the same engine hash; block 2 followed the former one.
     let other = Stored {
         tokens: vec![5; 4],
         ..stored(&[71], None)
     };
     let published = ledger.apply(vec![EngineEvent::Stored(other)]);
-    assert_eq!((published.removed.len(), published.stored.len()), (1, 1));
+    assert_eq!((published.removed.len(), published.stored.len()), (2, 1));
     assert_eq!(ledger.counts().of(Alarm::Renamed), 1);
     let published = ledger.apply(vec![EngineEvent::Stored(stored(&[6, 7], None))]);
     assert!(published.cleared && published.stored.is_empty());
@@ -345,48 +347,132 @@ fn the_block_size_of_events_wins_over_what_was_told() {
     assert_eq!(alarms(&ledger), [(Alarm::BlockSizeChanged, 1)]);
 }
 
+/// A tree: blocks 0 to 2 start prompts, each other follows a third of itself.
+fn parent(block: u64) -> Option<u64> {
+    (block >= 3).then_some(block / 3)
+}
+
+/// A block's name, which no engine hash has part in.
+fn name(block: u64) -> SequenceHash {
+    let mut path: Vec<u64> = std::iter::successors(Some(block), |block| parent(*block)).collect();
+    path.reverse();
+    names(plain(), &path)[path.len() - 1]
+}
+
+/// What was published, summed up as a router does.
+#[derive(Default)]
+struct Told(HashSet<SequenceHash>);
+
+impl Told {
+    fn take(&mut self, change: Published, ledger: &Ledger) {
+        if change.cleared {
+            self.0.clear();
+        }
+        for hash in change.removed {
+            assert!(self.0.remove(&hash), "removed what was not there");
+        }
+        for hash in change.stored {
+            assert!(self.0.insert(hash), "stored what was there");
+        }
+        assert_eq!(self.0.len() as u64, ledger.blocks());
+        assert_eq!(self.0, ledger.all().stored.into_iter().collect());
+    }
+}
+
+#[test]
+fn blocks_behind_one_that_goes_are_taken_back_until_it_comes_again() {
+    let mut ledger = ledger(Options::default());
+    store(&mut ledger, stored(&[1, 2, 3], None));
+    store(&mut ledger, stored(&[4], Some(2)));
+    let all = names(plain(), &[1, 2, 3]);
+    let behind = [all[1], all[2], names(all[1], &[4])[0]];
+    let published = ledger.apply(vec![removed(&[2])]);
+    assert_eq!(
+        HashSet::from(behind),
+        published.removed.into_iter().collect()
+    );
+    assert_eq!((ledger.all().stored, ledger.copies()), (vec![all[0]], 3));
+    assert_eq!(
+        ledger.name(&engine(3)),
+        None,
+        "it is of no use without block 2"
+    );
+    // One of them goes meanwhile, which is no news.
+    assert_eq!(ledger.apply(vec![removed(&[3])]), Published::default());
+    let published = store(&mut ledger, stored(&[2], Some(1)));
+    assert_eq!(published, [behind[0], behind[2]], "parents come first");
+    assert_eq!(alarms(&ledger), []);
+}
+
 proptest! {
-    /// What a ledger publishes, applied to a set, is what the ledger holds; removing all that was
-    /// stored leaves nothing, whatever order parents came in.
+    /// What a ledger publishes, summed up, are the blocks that it holds with all their ancestors;
+    /// removing all that was stored leaves nothing, whatever order parents came in.
     #[test]
-    fn published_changes_add_up(
+    fn published_changes_add_up_to_a_closed_set(
         batches in prop::collection::vec(
-            prop::collection::vec((0..12_u64, any::<bool>()), 1..6), 1..60),
+            prop::collection::vec((0..40_u64, any::<bool>()), 1..6), 1..60),
     ) {
-        let mut ledger = ledger(Options::default());
-        let mut published = std::collections::HashSet::new();
-        let mut copies = std::collections::HashMap::<u64, u32>::new();
-        let mut take = |ledger: &mut Ledger, events| {
-            let change = ledger.apply(events);
-            for hash in change.removed {
-                assert!(published.remove(&hash), "removed what was not there");
-            }
-            for hash in change.stored {
-                assert!(published.insert(hash), "stored what was there");
-            }
-            assert_eq!(published.len() as u64, ledger.blocks());
-        };
+        let (mut ledger, mut told) = (ledger(Options::default()), Told::default());
+        let mut copies = HashMap::<u64, u32>::new();
         for batch in batches {
             let mut events = Vec::new();
             for (block, is_store) in batch {
                 let held = copies.entry(block).or_default();
                 if is_store {
                     *held += 1;
-                    // A tree: blocks 0 to 2 start prompts, each other follows a third of itself.
-                    let parent = (block >= 3).then_some(block / 3);
-                    events.push(EngineEvent::Stored(stored(&[block], parent)));
+                    events.push(EngineEvent::Stored(stored(&[block], parent(block))));
                 } else if *held > 0 {
                     *held -= 1;
                     events.push(removed(&[block]));
                 }
             }
-            take(&mut ledger, events);
+            told.take(ledger.apply(events), &ledger);
             let held: u32 = copies.values().sum();
             prop_assert_eq!(ledger.copies(), u64::from(held));
+            let is_whole = |block: &u64| {
+                let mut path = std::iter::successors(Some(*block), |block| parent(*block));
+                path.all(|block| copies.get(&block).is_some_and(|held| *held > 0))
+            };
+            let whole: HashSet<_> = (0..40).filter(is_whole).map(name).collect();
+            prop_assert_eq!(&told.0, &whole);
+            let saved = Ledger::restore("m", Options::default(), ledger.save()).unwrap();
+            prop_assert_eq!(whole, saved.all().stored.into_iter().collect());
         }
         for (block, held) in copies {
-            take(&mut ledger, vec![removed(&[block]); held as usize]);
+            told.take(ledger.apply(vec![removed(&[block]); held as usize]), &ledger);
         }
         prop_assert_eq!((ledger.blocks(), ledger.copies(), ledger.waiting_blocks()), (0, 0, 0));
+    }
+
+    /// Engine hashes that come again with another content, contents that come under another engine
+    /// hash, clearings: whatever is held, what is published is closed.
+    #[test]
+    fn what_is_published_is_closed_whatever_engines_tell(
+        batches in prop::collection::vec(
+            prop::collection::vec((0..8_u64, 0..40_u64, 0..12_u8), 1..6), 1..60),
+    ) {
+        let (mut ledger, mut told) = (ledger(Options::default()), Told::default());
+        // The engine hash that a block came under last.
+        let mut hashes = HashMap::<u64, u64>::new();
+        let all: HashMap<_, _> = (0..40).map(|block| (name(block), parent(block).map(name))).collect();
+        for batch in batches {
+            let mut events = Vec::new();
+            for (hash, block, kind) in batch {
+                let parent_hash = parent(block).map(|parent| hashes.get(&parent).copied().unwrap_or(99));
+                let told = Stored { hashes: vec![engine(hash)], ..stored(&[block], parent_hash) };
+                events.push(match kind {
+                    0 => EngineEvent::Cleared,
+                    1..4 => removed(&[hash]),
+                    _ => {
+                        hashes.insert(block, hash);
+                        EngineEvent::Stored(told)
+                    }
+                });
+            }
+            told.take(ledger.apply(events), &ledger);
+            for parent in told.0.iter().filter_map(|name| all.get(name)).flatten() {
+                prop_assert!(told.0.contains(parent), "{:?}", told.0);
+            }
+        }
     }
 }

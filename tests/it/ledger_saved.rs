@@ -81,7 +81,11 @@ fn a_restored_ledger_goes_on_as_if_it_had_never_stopped() {
             "a child has its name"
         );
         assert!(remove(ledger, 3).is_empty(), "a copy is left");
-        assert_eq!(remove(ledger, 3).len(), 1);
+        assert_eq!(
+            remove(ledger, 3).len(),
+            2,
+            "block 4 is of no use without it"
+        );
     }
     assert_eq!(sorted(second.all().stored), sorted(first.all().stored));
     assert_eq!(second.counts(), first.counts());
