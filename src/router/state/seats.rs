@@ -53,7 +53,7 @@ impl State {
             .map(|(member, rank, state)| {
                 let slot = self.index.slot(&member.record.worker, rank);
                 let held = slot.and_then(|slot| held.get(&slot).copied()).unwrap_or(0);
-                self.seat(footprint, (member, rank, state), held, now)
+                self.seat(footprint, (member, rank, state), (slot, held), now)
             })
             .collect()
     }
@@ -62,7 +62,7 @@ impl State {
         &self,
         footprint: &Footprint,
         (member, rank, state): (&Member, DpRank, &RankState),
-        held_blocks: u32,
+        (slot, held_blocks): (Option<Slot>, u32),
         now: Instant,
     ) -> Seat {
         let block_size = member.record.block_size.unwrap_or(BlockSize::ONE);
@@ -74,7 +74,7 @@ impl State {
             Some(ParityScope::Text) => 0,
             Some(ParityScope::Media) => block_size.full_blocks(footprint.text_tokens),
         };
-        let basis = self.basis(member, rank, footprint);
+        let basis = self.basis(member, slot, footprint);
         // Equal prompts of ours are equal prompts of the engine's, whatever it makes of them.
         let assumed_blocks = match (basis.is_approximate(), hashes) {
             (true, Some(hashes)) => state.assumed.overlap_blocks(hashes),
@@ -108,7 +108,7 @@ impl State {
             disk_blocks: lower.disk,
             shared_blocks,
             encoded_tokens: encoded_tokens(footprint, state, held_blocks * block_size.tokens()),
-            room: self.room(member, rank, state),
+            room: self.room(member, slot, state),
             load: state.load(),
             standing: self.standing(member),
         };
@@ -124,9 +124,9 @@ impl State {
     }
 
     /// From what this rank's overlap with a prompt is told.
-    pub(crate) fn basis(&self, member: &Member, rank: DpRank, footprint: &Footprint) -> Basis {
+    fn basis(&self, member: &Member, slot: Option<Slot>, footprint: &Footprint) -> Basis {
         let has_media = footprint.text_tokens < footprint.prompt_tokens;
-        match (self.known_by(member, rank), member.parity_failed()) {
+        match (self.known_by(member, slot), member.parity_failed()) {
             (Basis::Events, Some(ParityScope::Text)) => Basis::Parity,
             (Basis::Events, Some(ParityScope::Media)) if has_media => Basis::Parity,
             (basis, _) => basis,
@@ -134,7 +134,7 @@ impl State {
     }
 
     /// The same, whatever the prompt.
-    pub(crate) fn known_by(&self, member: &Member, rank: DpRank) -> Basis {
+    pub(crate) fn known_by(&self, member: &Member, slot: Option<Slot>) -> Basis {
         if !self.config.use_kv_events {
             return Basis::EventsUnused;
         }
@@ -142,7 +142,6 @@ impl State {
         if !ledger.is_followed {
             return Basis::Unfollowed;
         }
-        let slot = self.index.slot(&member.record.worker, rank);
         let knows_none = slot.is_none_or(|slot| self.index.blocks(slot) == 0);
         match ledger.completeness {
             Completeness::Partial if knows_none => Basis::NothingNamed,
@@ -161,13 +160,12 @@ impl State {
     }
 
     /// What there is room for in a rank's cache; `None` where its ledger may not know all of it.
-    fn room(&self, member: &Member, rank: DpRank, state: &RankState) -> Option<Room> {
+    fn room(&self, member: &Member, slot: Option<Slot>, state: &RankState) -> Option<Room> {
         let record = &member.record;
         let (capacity, size) = (record.capacity_blocks?, record.block_size?);
         if record.ledger.completeness == Completeness::Partial {
             return None;
         }
-        let slot = self.index.slot(&record.worker, rank);
         // What the index had no memory for fills the cache all the same.
         let held = slot.map_or(0, |slot| self.index.told_blocks(slot));
         let coming = state.in_flight.load().prefill_tokens / u64::from(size.tokens());

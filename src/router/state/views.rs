@@ -41,7 +41,8 @@ impl State {
 
     /// The basis of a prompt that has all there is to prompts.
     fn shown_basis(&self, member: &Member, rank: DpRank) -> Basis {
-        match (self.known_by(member, rank), member.parity_failed()) {
+        let slot = self.index.slot(&member.record.worker, rank);
+        match (self.known_by(member, slot), member.parity_failed()) {
             (Basis::Events, Some(_)) => Basis::Parity,
             (basis, _) => basis,
         }
