@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::OptionFuture;
 use kvlens::block::{BlockSize, SequenceHash};
 use kvlens::router::Router;
 use kvlens::router::footprint::{Footprint, Wish};
@@ -104,6 +105,7 @@ async fn task(
 ) -> Vec<(Duration, Duration)> {
     let mut chance = Chance(u64::from(number + 1) << 48);
     let mut held = VecDeque::new();
+    let wish = Wish::default();
     let mut times = Vec::new();
     let every = Duration::from_secs(1) / PLACEMENTS_PER_SECOND;
     for turn in 0.. {
@@ -119,9 +121,9 @@ async fn task(
         let started = Instant::now();
         let placement = router
             .as_ref()
-            .map(|router| router.place(&footprint, &Wish::default()))
-            .transpose()
-            .expect("a worker is there");
+            .map(|router| router.admit(&footprint, &wish));
+        let placement = OptionFuture::from(placement).await.transpose();
+        let placement = placement.expect("a worker is there");
         if due >= start + WARM {
             times.push((due.elapsed(), started.elapsed()));
         }

@@ -11,8 +11,6 @@ pub mod room;
 mod slots;
 pub mod table;
 
-use std::hint::black_box;
-
 use serde::{Deserialize, Serialize};
 
 use crate::block::SequenceHash;
@@ -34,8 +32,9 @@ pub const SLOTS_MAX: usize = 1 << 16;
 /// memory can hold, so only a broken agent meets it.
 pub const SLOT_BLOCKS_MAX: u64 = 1 << 24;
 
-/// Hashes of an event that are looked for at once: enough that the waits for memory overlap.
-const BATCH: usize = 16;
+/// Blocks whose memory is asked for before it is needed: about as many as are gone through in the
+/// time that memory takes, and fewer than a processor waits for at once.
+const AHEAD: usize = 8;
 
 /// What changed in one worker's cache, net: applied as cleared, then removed, then stored. Carries
 /// no tokens, salts or parents. After it the rank holds of every block told of all before it too; see
@@ -162,19 +161,17 @@ impl Index {
         self.slots.touch(slot);
         let most = SLOT_BLOCKS_MAX.saturating_sub(self.blocks(slot));
         let (mut new, mut left_out) = (0, 0);
-        self.touch(hashes, 0);
-        for (at, batch) in hashes.chunks(BATCH).enumerate() {
-            self.touch(hashes, at + 1);
-            for hash in batch {
-                let added = match new < most {
-                    true => self.add_holder(Key::of(*hash), slot),
-                    false => Added::NoRoom,
-                };
-                match added {
-                    Added::Yes => new += 1,
-                    Added::Already => {}
-                    Added::NoRoom => left_out += 1,
-                }
+        self.touch(hashes.iter().take(AHEAD));
+        for (at, hash) in hashes.iter().enumerate() {
+            self.touch(hashes.get(at + AHEAD));
+            let added = match new < most {
+                true => self.add_holder(Key::of(*hash), slot),
+                false => Added::NoRoom,
+            };
+            match added {
+                Added::Yes => new += 1,
+                Added::Already => {}
+                Added::NoRoom => left_out += 1,
             }
         }
         self.slots.add(slot, new);
@@ -184,12 +181,10 @@ impl Index {
 
     fn drop(&mut self, slot: Slot, hashes: &[SequenceHash]) {
         let mut held = 0;
-        self.touch(hashes, 0);
-        for (at, batch) in hashes.chunks(BATCH).enumerate() {
-            self.touch(hashes, at + 1);
-            for hash in batch {
-                held += u64::from(self.drop_holder(Key::of(*hash), slot));
-            }
+        self.touch(hashes.iter().take(AHEAD));
+        for (at, hash) in hashes.iter().enumerate() {
+            self.touch(hashes.get(at + AHEAD));
+            held += u64::from(self.drop_holder(Key::of(*hash), slot));
         }
         self.slots.drop(slot, held);
         // The others are most likely some of those that had to make room.
@@ -266,14 +261,11 @@ impl Index {
         std::mem::take(&mut self.room.losses)
     }
 
-    /// Asks for the memory of a whole batch at once, so that the waits for it overlap; best while
-    /// there is still the batch before it to work on.
-    fn touch(&self, hashes: &[SequenceHash], batch: usize) {
-        let hashes = hashes.iter().skip(batch * BATCH).take(BATCH);
-        let keys = hashes.map(|hash| Key::of(*hash));
-        let seen = keys.fold(0, |seen, key| seen ^ self.tables[key.table()].touch(key));
-        // Unused, the loads would be left out.
-        black_box(seen);
+    /// Asks for the memory of blocks that are looked at next.
+    fn touch<'a>(&self, hashes: impl IntoIterator<Item = &'a SequenceHash>) {
+        for key in hashes.into_iter().map(|hash| Key::of(*hash)) {
+            self.tables[key.table()].touch(key);
+        }
     }
 
     fn holders(&self, key: Key) -> Holders {

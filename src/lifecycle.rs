@@ -41,9 +41,10 @@ impl StopSignals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            hang_up: match reloads || ignores_hang_up() {
+            // Taken over where it reloads too, lest one that comes early be the end.
+            hang_up: match ignores_hang_up() {
                 true => None,
-                false => Some(signal(SignalKind::hangup())?),
+                false => Some(signal(SignalKind::hangup())?).filter(|_| !reloads),
             },
         })
     }

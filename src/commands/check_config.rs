@@ -3,6 +3,8 @@
 use crate::config::problem::ConfigError;
 use crate::config::reference;
 use crate::config::{Config, Sources};
+use crate::frontend::tenants::Tenants;
+use crate::http::keys::{KeyFileError, first_key};
 use crate::media::{Media, PolicyError};
 use crate::telemetry::{self, TelemetryError};
 
@@ -23,6 +25,8 @@ pub enum CheckError {
     Telemetry(#[from] TelemetryError),
     #[error(transparent)]
     Media(#[from] PolicyError),
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
 }
 
 /// What to print: `ok`, or the reference.
@@ -33,7 +37,15 @@ pub fn run(args: &Args, sources: &Sources) -> Result<String, CheckError> {
     if args.reference {
         return Ok(reference::reference());
     }
-    load(sources)?;
+    let config = load(sources)?;
+    // Only here: what a role does not use need not be on its host.
+    Tenants::read(config.frontend.key_file.as_deref())?;
+    config
+        .discovery
+        .key_file
+        .as_deref()
+        .map(first_key)
+        .transpose()?;
     Ok("ok\n".to_owned())
 }
 

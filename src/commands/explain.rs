@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::runtime;
 
 use crate::dispatch::{DispatchError, EngineClient};
+use crate::frontend::admin::TENANT;
 
 const PAGE: &str = "/kvlens/v1/explain";
 
@@ -32,6 +33,9 @@ pub struct Args {
     /// Admin listener of the frontend
     #[arg(long, default_value = "http://127.0.0.1:8001")]
     url: String,
+    /// The tenant that would ask, where requests show keys: the name of its key
+    #[arg(long, default_value = "")]
+    tenant: String,
     /// Print the frontend's answer as it is instead of a table
     #[arg(long)]
     json: bool,
@@ -40,6 +44,8 @@ pub struct Args {
 /// Why nothing is explained.
 #[derive(Debug, thiserror::Error)]
 pub enum ExplainError {
+    #[error("{tenant:?} is the name of no tenant")]
+    Tenant { tenant: String },
     #[error("cannot read {file}")]
     File { file: String, source: io::Error },
     #[error("{file} is not JSON")]
@@ -78,7 +84,10 @@ pub fn run(args: &Args) -> Result<String, ExplainError> {
         .enable_all()
         .build()?;
     let url = args.url.trim_end_matches('/');
-    let (status, answer) = runtime.block_on(ask(url, body))?;
+    let tenant = HeaderValue::from_str(&args.tenant).map_err(|_| ExplainError::Tenant {
+        tenant: args.tenant.clone(),
+    })?;
+    let (status, answer) = runtime.block_on(ask(url, body, tenant))?;
     let explained: Value = serde_json::from_slice(&answer).unwrap_or_default();
     if status != StatusCode::OK || !explained["candidates"].is_array() {
         let error = &explained["error"];
@@ -125,12 +134,17 @@ fn read(file: &Path) -> Result<Bytes, ExplainError> {
     Ok(body.into())
 }
 
-async fn ask(url: &str, body: Bytes) -> Result<(StatusCode, Bytes), ExplainError> {
+async fn ask(
+    url: &str,
+    body: Bytes,
+    tenant: HeaderValue,
+) -> Result<(StatusCode, Bytes), ExplainError> {
     let client = EngineClient::new();
     let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
     let json = HeaderValue::from_static("application/json");
     request.headers_mut().insert(CONTENT_TYPE, json);
+    request.headers_mut().insert(TENANT, tenant);
     let asked = async {
         let answer = client.forward(url, PAGE, request).await?;
         Ok((answer.status, answer.whole().await?))

@@ -111,7 +111,8 @@ pub struct Args {
     /// configuration's; 0 for never
     #[arg(long, value_parser = weight)]
     router_queue_threshold: Option<f64>,
-    /// In which order they wait, instead of the configuration's
+    /// In which order requests go, those that wait and those of one instant, instead of the
+    /// configuration's
     #[arg(long)]
     router_queue_policy: Option<QueuePolicy>,
     /// Show the kv mode's outcome for overlap weights from 0 to 16 beside the policies

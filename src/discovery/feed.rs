@@ -29,8 +29,9 @@ pub const LINE_HASHES_MAX: usize = 4_096;
 /// Longest line that is read; ours are a tenth of it.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
-/// Most hashes of one event, and of all ranks of a snapshot: the index takes no more of a rank.
-const HASHES_MAX: usize = SLOT_BLOCKS_MAX as usize;
+/// Most hashes of one event, and of all ranks of a snapshot: as many as the index takes of a rank, and
+/// as many again in slower tiers.
+const HASHES_MAX: usize = 2 * SLOT_BLOCKS_MAX as usize;
 
 /// One line of a feed. First come a hello, the record, an event that clears for each rank and a
 /// heartbeat: together the snapshot. After it comes whatever happens.

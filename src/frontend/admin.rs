@@ -16,6 +16,9 @@ use crate::media::Image;
 use crate::openai::error::ApiError;
 use crate::telemetry::metrics::{CONTENT_TYPE, Metrics};
 
+/// The header that says for which tenant to explain: who reaches this listener has no tenants' keys.
+pub const TENANT: &str = "x-kvlens-tenant";
+
 impl Frontend {
     /// Answers `GET /metrics`.
     pub(crate) async fn metrics_page(self: Arc<Self>, _call: Call) -> Result<Reply, ApiError> {
@@ -51,12 +54,12 @@ impl Frontend {
     }
 
     /// Answers `POST /kvlens/v1/explain`: where a chat request would go now, and every term of
-    /// every candidate's cost; with `return_token_ids` the prompt as far as it is known, too.
+    /// every candidate's cost, for the tenant of [`TENANT`]; with `return_token_ids` the prompt as far as it is known, too.
     /// Nothing is placed or sent; image URLs are fetched.
     pub(crate) async fn explain(self: Arc<Self>, call: Call) -> Result<Reply, ApiError> {
         let wish = self.wish(&call.headers)?;
-        // Who shows a key asks as its tenant; this listener itself needs none.
-        let tenant = self.tenants.of(&call.headers).unwrap_or_default();
+        let tenant = call.headers.get(TENANT).and_then(|name| name.to_str().ok());
+        let tenant = tenant.unwrap_or_default().into();
         let chat = self.prepare_chat(&call.body, &tenant).await?;
         let exactness = match chat.exactness {
             Exactness::Exact => "exact",

@@ -45,7 +45,7 @@ pub struct ServeFlags {
     /// Batches of prompt tokens that a rank may have to compute before requests wait; 0 lets none wait
     #[arg(long, value_name = "BATCHES")]
     router_queue_threshold: Option<f64>,
-    /// In which order a tenant's waiting requests go
+    /// In which order a tenant's requests go, those that wait and those of one instant
     #[arg(long)]
     router_queue_policy: Option<QueuePolicy>,
 }

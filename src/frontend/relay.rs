@@ -127,6 +127,7 @@ impl Frontend {
             cost = placement.cost.total,
             queued_ms = placement.queued.as_millis() as u64,
             attempt,
+            tenant = &*outgoing.footprint.tenant,
             request_id = %outgoing.id,
             "routed"
         );

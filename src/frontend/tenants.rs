@@ -1,5 +1,6 @@
 //! Who asks: bearer keys of the public listener, whose names are the tenants.
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -32,7 +33,7 @@ impl Tenants {
         let ring = |path: &Path| {
             Ok(Ring {
                 path: path.to_owned(),
-                keys: RwLock::new(Arc::new(Keys::read(path)?)),
+                keys: RwLock::new(Arc::new(Keys::read_named(path)?)),
             })
         };
         Ok(Self {
@@ -79,13 +80,14 @@ impl Tenants {
 impl Ring {
     fn read_again(&self) {
         let path = self.path.display();
-        match Keys::read(&self.path) {
+        match Keys::read_named(&self.path) {
             Ok(keys) => {
                 info!(%path, keys = keys.count(), "key file read again");
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
             }
             Err(error) => {
-                error!(%path, %error, "key file cannot be used, the keys stay as they were")
+                let cause = error.source().map(ToString::to_string);
+                error!(%path, %error, cause, "key file cannot be used, the keys stay as they were");
             }
         }
     }

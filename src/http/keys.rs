@@ -37,8 +37,14 @@ pub enum KeyFileError {
     TooLarge { path: String, max: u64 },
     #[error("line {line} of key file {path} has no key, or one that no header can carry")]
     Line { path: String, line: usize },
-    #[error("line {line} of key file {path} has sha256: without the 64 hex digits of a hash")]
+    #[error(
+        "line {line} of key file {path} has sha256: without a name before it or 64 hex digits behind"
+    )]
     Hash { path: String, line: usize },
+    #[error("key file {path} has the key of {name:?} twice")]
+    Twice { path: String, name: String },
+    #[error("a key of file {path} has no name, which here is its tenant's; write name:key")]
+    Nameless { path: String },
     #[error("key file {path} has no key")]
     Empty { path: String },
     #[error("the first key of file {path} is a hash, which cannot be shown to anybody")]
@@ -73,8 +79,33 @@ impl Keys {
             Secret::Key(text) => (key.name, hash(text.as_bytes())),
             Secret::Hash(hash) => (key.name, hash.into()),
         };
-        let keys = lines(path)?.into_iter().map(hashed).collect();
-        Ok(Self { keys })
+        let keys: Vec<_> = lines(path)?.into_iter().map(hashed).collect();
+        // Only the last one of them would be known.
+        let twice = keys.iter().enumerate().find(|(at, (_, hash))| {
+            let mut before = keys[..*at].iter();
+            before.any(|(_, other)| other == hash)
+        });
+        match twice {
+            Some((_, (name, _))) => Err(KeyFileError::Twice {
+                path: path.display().to_string(),
+                name: name.clone(),
+            }),
+            None => Ok(Self { keys }),
+        }
+    }
+
+    /// The same of a file whose keys all have names.
+    ///
+    /// # Errors
+    /// As [`Keys::read`], and where one has none.
+    pub fn read_named(path: &Path) -> Result<Self, KeyFileError> {
+        let keys = Self::read(path)?;
+        match keys.keys.iter().any(|(name, _)| name.is_empty()) {
+            true => Err(KeyFileError::Nameless {
+                path: path.display().to_string(),
+            }),
+            false => Ok(keys),
+        }
     }
 
     /// Counts the keys.
@@ -137,7 +168,7 @@ where
 
 /// What who shows none of the keys is told.
 pub fn no_key() -> ApiError {
-    let message = "a key is needed here, as in: Authorization: Bearer KEY";
+    let message = "none of the keys for this service was shown, as in: Authorization: Bearer KEY";
     let kind = ErrorKind::InvalidRequestError;
     ApiError::new(401, kind, "invalid_api_key", message)
 }
@@ -171,6 +202,11 @@ fn lines(path: &Path) -> Result<Vec<Key>, KeyFileError> {
                 }
             },
         };
+        // Else a hash without a name would be a key itself, called so.
+        if format!("{name}:") == HASH_PREFIX {
+            let path = shown();
+            return Err(KeyFileError::Hash { path, line });
+        }
         let name = name.to_owned();
         keys.push(Key { name, secret });
     }
@@ -279,11 +315,20 @@ mod tests {
                 0o600,
                 "line 1 of key file FILE has sha256:",
             ),
+            ("sha256:12\n", 0o600, "key file FILE has sha256:"),
+            (
+                "a:k\nb:k\n",
+                0o600,
+                "key file FILE has the key of \"b\" twice",
+            ),
             (&long, 0o600, "over 65536 bytes"),
         ] {
             let error = read(text, mode).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
         assert!(Keys::read(Path::new("/nonexistent")).is_err());
+        let file = write("a:b\nc\n", 0o600);
+        let error = Keys::read_named(file.path()).unwrap_err().to_string();
+        assert!(error.contains("has no name"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! The larger sets of holders: lists of bitmaps in one shared arena, which grows by a chunk at a time
 //! and never moves what is there.
 
-use std::hint::black_box;
+use prefetch_index::prefetch_index;
 
 use crate::index::holders::{Holders, IN_PLACE, Slot};
 
@@ -62,10 +62,10 @@ impl Bitmaps {
 
     /// Asks for the memory of the lists of several blocks at once, so that the waits for it overlap.
     pub fn touch(&self, blocks: impl Iterator<Item = Holders>) {
-        let nodes = blocks.filter_map(Holders::node);
-        let seen = nodes.fold(0, |seen, node| seen ^ self.node(node).bits);
-        // Unused, the loads would be left out.
-        black_box(seen);
+        for node in blocks.filter_map(Holders::node) {
+            let at = node as usize;
+            prefetch_index(&self.chunks[at / CHUNK_NODES], at % CHUNK_NODES);
+        }
     }
 
     /// The slots of one page that hold a block, as bits.

@@ -5,7 +5,7 @@ use crate::block::SequenceHash;
 use crate::id::{DpRank, WorkerId};
 use crate::index::holders::{Holders, Slot};
 use crate::index::table::Key;
-use crate::index::{BATCH, Index, KvEvent};
+use crate::index::{AHEAD, Index, KvEvent};
 use crate::ledger::tier::{Tier, Tiers};
 
 /// Most blocks that one prompt is looked for on one rank, of 16 tokens each 131,072 tokens; those after
@@ -44,17 +44,15 @@ impl Index {
             return run;
         }
         let hashes = &hashes[..hashes.len().min(RUN_BLOCKS_MAX)];
-        for (at, batch) in hashes.chunks(BATCH).enumerate() {
-            self.touch(hashes, at);
-            for hash in batch {
-                let holders = self.holders(Key::of(*hash));
-                let is_in =
-                    |tier: &Tier| slots[*tier].is_some_and(|slot| self.is_held(holders, slot));
-                let Some(tier) = Tier::ALL.into_iter().find(is_in) else {
-                    return run;
-                };
-                run[tier] += 1;
-            }
+        self.touch(hashes.iter().take(AHEAD));
+        for (at, hash) in hashes.iter().enumerate() {
+            self.touch(hashes.get(at + AHEAD));
+            let holders = self.holders(Key::of(*hash));
+            let is_in = |tier: &Tier| slots[*tier].is_some_and(|slot| self.is_held(holders, slot));
+            let Some(tier) = Tier::ALL.into_iter().find(is_in) else {
+                return run;
+            };
+            run[tier] += 1;
         }
         run
     }

@@ -1,6 +1,8 @@
 //! One table of the index: blocks by hash, open addressing in buckets of one cache line, grown in
 //! small steps so that it stays well filled at every size.
 
+use prefetch_index::prefetch_index;
+
 use crate::block::SequenceHash;
 use crate::index::holders::{Holders, Packed};
 
@@ -111,10 +113,12 @@ impl Table {
         self.buckets.len() as u64 * BUCKET_BYTES
     }
 
-    /// Loads the cache line where a block should be: many loads at once take hardly longer than one.
-    pub fn touch(&self, key: Key) -> u64 {
+    /// Asks for the cache lines where a block should be, without waiting for them: its home's, and the
+    /// next one's, where most of those are that strayed.
+    pub fn touch(&self, key: Key) {
         let home = key.home(self.buckets.len());
-        self.buckets.get(home).map_or(0, |bucket| bucket.keys[0].0)
+        prefetch_index(&self.buckets, home);
+        prefetch_index(&self.buckets, home + 1);
     }
 
     /// Where a block is.

@@ -27,7 +27,7 @@ use crate::telemetry::labels::{QueueLabels, QueueRefusal};
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Most requests that are decided on together: under the router's lock, each takes some 30 µs.
-const ARRIVALS_MAX: usize = 64;
+pub(crate) const ARRIVALS_MAX: usize = 64;
 
 /// What a waiting request is told.
 type Outcome = Result<Placement, RouteError>;
@@ -240,6 +240,7 @@ impl Router {
             RouteError::QueueFull { full, .. } => match full {
                 QueueFull::Requests { .. } => QueueRefusal::Requests,
                 QueueFull::Tokens { .. } => QueueRefusal::Tokens,
+                QueueFull::Tenant { .. } => QueueRefusal::Tenant,
             },
             RouteError::QueueTimeout { .. } => QueueRefusal::Expired,
             _ if has_waited => QueueRefusal::NoWorker,

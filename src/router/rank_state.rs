@@ -81,6 +81,17 @@ impl RankState {
         }
     }
 
+    /// Tokens that it has to compute, as far as their end will show: where neither events tell of it nor
+    /// the pace is known, answers in one piece may be long past their prefill.
+    pub(crate) fn shown_prefill_tokens(&self, has_events: bool) -> u64 {
+        if has_events || self.pace > 0.0 {
+            return self.in_flight.load().prefill_tokens;
+        }
+        let shares = self.booked.values().map(|booked| &booked.share);
+        let streams = shares.filter(|share| !share.is_whole);
+        streams.map(|share| share.prefill_tokens).sum()
+    }
+
     /// Takes in what its engine says of its own load; `None` where it says nothing any more.
     pub(crate) fn observe(&mut self, engine: Option<EngineLoad>) {
         let Some(engine) = engine else {
@@ -175,9 +186,9 @@ impl RankState {
         self.stored.has(hash, meanwhile.stored)
     }
 
-    /// Which of a booked prompt's blocks the index was wrong about, when its engine found the first
+    /// Counts a booked prompt's blocks that the index was wrong about, when its engine found the first
     /// `cached_blocks` of them in its cache; those stored meanwhile are true again, and left out.
-    pub(crate) fn disproved(&self, booked: &Booked, cached_blocks: u32) -> Vec<SequenceHash> {
+    pub(crate) fn disproved(&self, booked: &Booked, cached_blocks: u32) -> usize {
         let disproved = booked.share.disproved(cached_blocks);
         self.stored.missing(disproved, booked.stored)
     }

@@ -1,6 +1,7 @@
 //! The prompts in flight on one rank as a tree, so that what they share is counted once and found
 //! without a look at each block.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::block::{BlockMap, SequenceHash};
@@ -21,6 +22,9 @@ pub struct Prompts {
 struct Run {
     /// A prompt that had them when it was added, whole.
     prompt: Arc<[SequenceHash]>,
+    /// Where it starts in them. A block that is elsewhere in another prompt is not the same, though
+    /// its name is: 64 bits can be made to collide.
+    start: usize,
     /// Where it ends in that prompt, and in every other that has it.
     end: usize,
     prompts: u32,
@@ -53,18 +57,23 @@ impl Prompts {
     pub fn add(&mut self, hashes: &Arc<[SequenceHash]>) -> u64 {
         let mut at = 0;
         while at < hashes.len() {
-            let Some(run) = self.runs.get_mut(&hashes[at]) else {
-                let run = Run {
-                    prompt: hashes.clone(),
-                    end: hashes.len(),
-                    prompts: 1,
-                };
-                self.runs.insert(hashes[at], run);
-                return (hashes.len() - at) as u64;
+            let run = match self.runs.entry(hashes[at]) {
+                Entry::Occupied(entry) if entry.get().start == at => entry.into_mut(),
+                Entry::Occupied(_) => break,
+                Entry::Vacant(entry) => {
+                    entry.insert(Run {
+                        prompt: hashes.clone(),
+                        start: at,
+                        end: hashes.len(),
+                        prompts: 1,
+                    });
+                    break;
+                }
             };
             let parting = run.parting(at, hashes);
             let rest = (parting < run.end).then(|| Run {
                 prompt: run.prompt.clone(),
+                start: parting,
                 ..*run
             });
             run.end = parting;
@@ -74,14 +83,14 @@ impl Prompts {
             }
             at = parting;
         }
-        0
+        (hashes.len() - at) as u64
     }
 
     /// Takes out a prompt that was added; the number of its blocks that no other has.
     pub fn remove(&mut self, hashes: &[SequenceHash]) -> u64 {
         let (mut at, mut own) = (0, 0);
         while let Some(hash) = hashes.get(at)
-            && let Some(run) = self.runs.get_mut(hash)
+            && let Some(run) = self.runs.get_mut(hash).filter(|run| run.start == at)
         {
             let end = run.end;
             run.prompts -= 1;
@@ -97,7 +106,9 @@ impl Prompts {
     /// Counts the leading blocks that any prompt here has too.
     pub fn shared_blocks(&self, hashes: &[SequenceHash]) -> u32 {
         let mut at = 0;
-        while let Some(run) = hashes.get(at).and_then(|hash| self.runs.get(hash)) {
+        while let Some(run) = hashes.get(at).and_then(|hash| self.runs.get(hash))
+            && run.start == at
+        {
             let parting = run.parting(at, hashes);
             let is_whole = parting == run.end;
             at = parting;
@@ -129,6 +140,22 @@ mod tests {
             Some(SequenceHash(*before))
         };
         ways.iter().scan(0, chain).collect()
+    }
+
+    #[test]
+    fn a_name_at_another_depth_is_another_block() {
+        let prompt = |hashes: &[u64]| -> Arc<[SequenceHash]> {
+            hashes.iter().copied().map(SequenceHash).collect()
+        };
+        let mut prompts = Prompts::default();
+        for hashes in [&[7][..], &[1], &[1, 7]] {
+            prompts.add(&prompt(hashes));
+        }
+        assert_eq!(prompts.shared_blocks(&prompt(&[1, 7])), 1);
+        for hashes in [&[1, 7][..], &[7], &[1]] {
+            prompts.remove(&prompt(hashes));
+        }
+        assert!(prompts.is_empty());
     }
 
     proptest! {

@@ -13,6 +13,8 @@
 //! says: one that finds `n` others of its tenant is served among the next
 //! `OLDEST_EVERY × (n + 1)` of them.
 //!
+//! Nor can a tenant fill the queue: see [`Queue::room_for`].
+//!
 //! A request that cannot be placed although others could, because its worker is busy, does not hold
 //! up its line: up to [`LOOK_AHEAD`](line::LOOK_AHEAD) of them are passed over in each tenant, and a
 //! tenant none of whose requests can be placed keeps its turn until one can.
@@ -97,6 +99,21 @@ pub enum QueueFull {
         tokens: u32,
         tokens_max: u64,
     },
+    #[error(
+        "{requests} requests of this key wait already, with {waiting_tokens} prompt tokens; others \
+         may need what is free"
+    )]
+    Tenant {
+        requests: usize,
+        waiting_tokens: u64,
+    },
+}
+
+/// What one tenant has waiting.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stand {
+    requests: usize,
+    tokens: u64,
 }
 
 /// The waiting requests of all models.
@@ -108,6 +125,8 @@ pub struct Queue {
     lines: BTreeMap<Arc<str>, Line>,
     /// In the order in which they came, which is also that of their deadlines.
     entries: BTreeMap<Ticket, Entry>,
+    /// None has nothing waiting.
+    tenants: BTreeMap<Arc<str>, Stand>,
     tokens: u64,
     next_ticket: u64,
 }
@@ -120,6 +139,7 @@ impl Queue {
             limits,
             lines: BTreeMap::new(),
             entries: BTreeMap::new(),
+            tenants: BTreeMap::new(),
             tokens: 0,
             next_ticket: 0,
         }
@@ -148,9 +168,13 @@ impl Queue {
     /// Whether one more request of so many tokens may wait. Takes the same few steps however many
     /// wait, so that refusing stays cheap when most is refused.
     ///
+    /// A tenant with a name may have no more waiting than is free, so that however much it sends there
+    /// is room for others (dynamic thresholds: Choudhury and Hahne, 1998). One alone gets half of the
+    /// queue, two a third each.
+    ///
     /// # Errors
     /// When a limit would be passed.
-    pub fn room_for(&self, tokens: u32) -> Result<(), QueueFull> {
+    pub fn room_for(&self, tenant: &str, tokens: u32) -> Result<(), QueueFull> {
         let QueueLimits {
             requests_max,
             tokens_max,
@@ -164,6 +188,17 @@ impl Queue {
                 waiting_tokens: self.tokens,
                 tokens,
                 tokens_max,
+            });
+        }
+        let Some(stand) = self.tenants.get(tenant).filter(|_| !tenant.is_empty()) else {
+            return Ok(());
+        };
+        let free_requests = requests_max - self.entries.len();
+        let free_tokens = tokens_max - self.tokens;
+        if stand.requests >= free_requests || stand.tokens + u64::from(tokens) > free_tokens {
+            return Err(QueueFull::Tenant {
+                requests: stand.requests,
+                waiting_tokens: stand.tokens,
             });
         }
         Ok(())
@@ -181,7 +216,10 @@ impl Queue {
     /// # Errors
     /// When a limit would be passed.
     pub fn push(&mut self, ticket: Ticket, entry: Entry) -> Result<(), QueueFull> {
-        self.room_for(entry.tokens)?;
+        self.room_for(&entry.tenant, entry.tokens)?;
+        let stand = self.tenants.entry(entry.tenant.clone()).or_default();
+        stand.requests += 1;
+        stand.tokens += u64::from(entry.tokens);
         self.tokens += u64::from(entry.tokens);
         let place = self.place(&entry, ticket);
         let line = self.lines.entry(entry.model.clone()).or_default();
@@ -250,6 +288,13 @@ impl Queue {
             return;
         };
         self.tokens -= u64::from(entry.tokens);
+        if let Some(stand) = self.tenants.get_mut(&entry.tenant) {
+            stand.requests -= 1;
+            stand.tokens -= u64::from(entry.tokens);
+            if stand.requests == 0 {
+                self.tenants.remove(&entry.tenant);
+            }
+        }
         if self.lines.get(&entry.model).is_some_and(Line::is_empty) {
             self.lines.remove(&entry.model);
         }

@@ -1,8 +1,8 @@
 //! What an engine has stored lately, in order, for as long as a request in flight may ask.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 
-use crate::block::SequenceHash;
+use crate::block::{BlockMap, SequenceHash};
 
 /// Most blocks that are remembered of a rank: half a MiB, and a minute of an engine that computes
 /// 16,000 tokens a second in blocks of 16. Whoever is in flight for longer learns nothing.
@@ -28,9 +28,11 @@ impl StoredLog {
 
     /// Notes what was stored.
     pub fn note(&mut self, stored: &[SequenceHash]) {
-        self.hashes.extend(stored);
-        let excess = self.hashes.len().saturating_sub(STORED_MAX);
-        self.forget_before(Mark(self.first.0 + excess as u64));
+        let last = &stored[stored.len().saturating_sub(STORED_MAX)..];
+        let excess = (self.hashes.len() + last.len()).saturating_sub(STORED_MAX);
+        self.hashes.drain(..excess);
+        self.first.0 += (excess + stored.len() - last.len()) as u64;
+        self.hashes.extend(last);
     }
 
     /// Forgets what nobody will ask for any more.
@@ -46,18 +48,19 @@ impl StoredLog {
         Some(self.since(since)?.any(|stored| stored == hash))
     }
 
-    /// Those of some blocks that were not stored since, in order; none where that is too long ago
-    /// to say.
-    pub fn missing(&self, hashes: &[SequenceHash], since: Mark) -> Vec<SequenceHash> {
-        let Some(stored) = self.since(since).filter(|_| !hashes.is_empty()) else {
-            return Vec::new();
+    /// Counts those of some blocks that were not stored since; none where that is too long ago to
+    /// say.
+    pub fn missing(&self, hashes: &[SequenceHash], since: Mark) -> usize {
+        let Some(mut stored) = self.since(since) else {
+            return 0;
         };
-        let mut missing: HashSet<SequenceHash> = hashes.iter().copied().collect();
-        for hash in stored {
+        let mut missing: BlockMap<()> = hashes.iter().map(|hash| (*hash, ())).collect();
+        while !missing.is_empty()
+            && let Some(hash) = stored.next()
+        {
             missing.remove(&hash);
         }
-        let hashes = hashes.iter().filter(|hash| missing.contains(hash));
-        hashes.copied().collect()
+        missing.len()
     }
 
     fn since(&self, mark: Mark) -> Option<impl Iterator<Item = SequenceHash>> {
@@ -91,13 +94,23 @@ mod tests {
         ] {
             assert_eq!(log.has(SequenceHash(hash), since), Some(has), "{hash}");
         }
-        assert_eq!(log.missing(&names([9, 1, 3]), later), names([9, 1]));
+        assert_eq!(log.missing(&names([9, 1, 3]), later), 2);
         log.forget_before(later);
         assert_eq!(log.has(SequenceHash(3), start), None);
-        assert_eq!(log.missing(&names([9]), start), []);
-        assert_eq!(log.missing(&names([9, 3]), later), names([9]));
+        assert_eq!(log.missing(&names([9]), start), 0);
+        assert_eq!(log.missing(&names([9, 3]), later), 1);
         log.note(&names(0..STORED_MAX as u64));
         assert_eq!(log.hashes.len(), STORED_MAX);
         assert_eq!(log.has(SequenceHash(3), later), None);
+        let (before, last) = (log.end(), STORED_MAX as u64 + 9);
+        log.note(&names(0..=last));
+        assert_eq!(
+            (log.hashes.len(), log.end().0),
+            (STORED_MAX, before.0 + last + 1)
+        );
+        assert_eq!(
+            log.has(SequenceHash(last), Mark(log.end().0 - 1)),
+            Some(true)
+        );
     }
 }

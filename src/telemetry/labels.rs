@@ -112,6 +112,8 @@ label! {
         Requests = "requests",
         /// As many prompt tokens wait as may.
         Tokens = "tokens",
+        /// As much of its tenant waits as may while others could need what is free.
+        Tenant = "tenant",
         /// It waited as long as one may.
         Expired = "expired",
         /// The workers it waited for can take no request any more.

@@ -157,8 +157,8 @@ impl Metrics {
         for check in [ParityCheck::Registration, ParityCheck::Operation] {
             drop(self.parity_failures.get_or_create(&ParityLabels { check }));
         }
-        use QueueRefusal::{Expired, NoWorker, Requests, Tokens};
-        for reason in [Requests, Tokens, Expired, NoWorker] {
+        use QueueRefusal::{Expired, NoWorker, Requests, Tenant, Tokens};
+        for reason in [Requests, Tokens, Tenant, Expired, NoWorker] {
             drop(self.queue_refusals.get_or_create(&QueueLabels { reason }));
         }
     }

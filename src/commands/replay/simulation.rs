@@ -11,6 +11,7 @@ use crate::commands::replay::prompt::MODEL;
 use crate::commands::replay::routed::{Fleet, Placed, Routed};
 use crate::commands::replay::trace::{Request, Trace};
 use crate::router::RouteError;
+use crate::router::admission::ARRIVALS_MAX;
 use crate::router::footprint::Footprint;
 use crate::router::state::BookingKey;
 
@@ -61,7 +62,8 @@ impl<'a> Simulation<'a> {
     pub(crate) fn run(mut self, progress: &mut Progress) -> Result<Tally, RouteError> {
         let trace = self.trace;
         let mut number = 0;
-        for instant in trace.requests.chunk_by(|a, b| a.arrival == b.arrival) {
+        let instants = trace.requests.chunk_by(|a, b| a.arrival == b.arrival);
+        for instant in instants.flat_map(|instant| instant.chunks(ARRIVALS_MAX)) {
             let now = instant[0].arrival;
             self.until(now)?;
             for request in instant {

@@ -59,7 +59,8 @@ impl Threshold {
     fn is_busy(&self, member: &Member, rank: &RankState) -> bool {
         let batch_tokens = member.record.max_batched_tokens;
         let batch_tokens = batch_tokens.unwrap_or(self.batch_tokens) as f64;
-        self.batches > 0.0 && rank.load().prefill_tokens as f64 > self.batches * batch_tokens
+        let queued_tokens = rank.shown_prefill_tokens(member.record.ledger.is_followed) as f64;
+        self.batches > 0.0 && queued_tokens > self.batches * batch_tokens
     }
 }
 

@@ -147,7 +147,8 @@ impl State {
     fn stand(&mut self, ticket: Ticket, waiter: &Waiter, now: Instant) -> Result<(), QueueFull> {
         // Before anything is looked up: most is refused when there is least time for it.
         let tokens = waiter.footprint.all_tokens();
-        self.admission.queue.room_for(tokens)?;
+        let tenant = &waiter.footprint.tenant;
+        self.admission.queue.room_for(tenant, tokens)?;
         let entry = self.entry(waiter, now);
         self.admission.queue.push(ticket, entry)
     }

@@ -18,7 +18,7 @@ impl State {
         let (worker, rank) = self.seats.get(&key)?;
         let member = self.workers.get(worker)?;
         let on = member.ranks.get(rank.0 as usize)?;
-        let blocks = on.disproved(on.booked.get(&key)?, cached_blocks).len();
+        let blocks = on.disproved(on.booked.get(&key)?, cached_blocks);
         let ledger = member.record.ledger.completeness;
         Some(Disproved { blocks, ledger })
     }

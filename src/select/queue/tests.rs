@@ -241,6 +241,29 @@ fn no_more_waits_than_may() {
 }
 
 #[test]
+fn no_tenant_fills_the_queue() {
+    let limits = QueueLimits {
+        requests_max: 12,
+        tokens_max: 1_200,
+        ..LIMITS
+    };
+    let mut queue = Queue::new(QueuePolicy::Fcfs, limits);
+    let mut fill = |tenant: &str, tokens: u32| {
+        let tickets = std::iter::from_fn(|| push(&mut queue, of(tenant, tokens)).ok());
+        let taken = tickets.count();
+        let refused = push(&mut queue, of(tenant, tokens)).unwrap_err();
+        assert!(matches!(refused, QueueFull::Tenant { .. }), "{refused}");
+        taken
+    };
+    // Each as many as it leaves free; by requests first, then by tokens.
+    assert_eq!([fill("a", 10), fill("b", 10), fill("c", 400)], [6, 3, 1]);
+    for _ in 0..10 {
+        queue.pop("m", |_| true).unwrap();
+    }
+    assert!(queue.tenants.is_empty());
+}
+
+#[test]
 fn who_leaves_or_has_waited_long_enough_makes_room() {
     let mut queue = Queue::new(QueuePolicy::Lcfs, LIMITS);
     let tickets: Vec<_> = (0..4)

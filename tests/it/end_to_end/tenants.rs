@@ -62,11 +62,14 @@ async fn tenants_show_keys_and_share_no_cache() {
     // The same picture and words, and yet each must begin on its own.
     assert_eq!(found, ["0/6", "0/6", "6/6", "6/6"]);
     let explain = format!("{}/kvlens/v1/explain", stack.admin);
-    for (key, blocks) in [("first", 6), ("", 0)] {
-        let explained = ask(&stack, &explain, &stack.example, key).await.json();
+    for (tenant, blocks) in [("alice", 6), ("bob", 6), ("", 0)] {
+        let mut request = post(&explain, stack.example.to_string());
+        let value = HeaderValue::from_static(tenant);
+        request.headers_mut().insert("x-kvlens-tenant", value);
+        let explained = stack.client.send(request).await.json();
         assert_eq!(
             explained["candidates"][0]["overlap_blocks"], blocks,
-            "{key:?}"
+            "{tenant:?}"
         );
     }
 
