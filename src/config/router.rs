@@ -28,7 +28,7 @@ pub struct RouterConfig {
     /// How a worker is chosen.
     pub mode: RouterMode,
     /// How much what must be computed counts against load; 0 ignores the caches.
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub overlap_score_weight: f64,
     /// Randomness of the choice: 0 takes the cheapest worker, more spreads requests.
     #[schemars(range(min = 0))]

@@ -41,6 +41,9 @@ pub(crate) struct Supervisor {
     pub(crate) stop: CancellationToken,
 }
 
+/// The exit code by which clap and argparse, and so the mock and vLLM, refuse arguments.
+const EXIT_USAGE: i32 = 2;
+
 /// Lines of a dead engine's output in the log's one line about its end.
 const LINES_LOGGED: usize = 5;
 
@@ -270,6 +273,9 @@ impl Drop for Group<'_> {
 
 fn cause_of(status: io::Result<ExitStatus>) -> String {
     match status {
+        Ok(status) if status.code() == Some(EXIT_USAGE) => {
+            format!("it ended with {status}, as programs do that refuse their arguments")
+        }
         Ok(status) => format!("it ended with {status}"),
         Err(error) => format!("it cannot be waited for: {error}"),
     }

@@ -153,7 +153,7 @@ fn what_is_refused_names_its_key_and_source() {
         (
             "[router]\noverlap_score_weight = -1.0\n",
             &[],
-            "router.overlap_score_weight is -1 in file FILE, but must be at least 0",
+            "router.overlap_score_weight is -1 in file FILE, but must be 0 to 1000000",
         ),
         (
             "[log]\nlevel = \"info\"\nlevel = \"warn\"\n",

@@ -102,7 +102,10 @@ impl Routed {
     /// # Errors
     /// When the router refuses one.
     pub(crate) fn receive(&mut self, now: Duration) -> Result<Vec<Placed>, RouteError> {
-        let decided = self.state.receive(self.start + now);
+        let at = self.start + now;
+        let count = self.state.order_arrivals(at);
+        let decided = (0..count).filter_map(|_| self.state.receive(at));
+        let decided = decided.flatten().collect();
         self.take(decided)
     }
 

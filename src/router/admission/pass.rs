@@ -31,24 +31,25 @@ impl State {
             answer,
         };
         let ticket = self.admission.queue.ticket();
-        self.admission.arrivals.push((ticket, waiter));
+        self.admission.arrivals.push_back((ticket, waiter));
         (ticket, outcome)
     }
 
-    /// Places all that have come, or lets them wait. What this decides of others is told with them.
-    pub(crate) fn receive(&mut self, now: Instant) -> Vec<Decided> {
+    /// Places the first that has come, or lets it wait. What this decides of others is told with it.
+    pub(crate) fn receive(&mut self, now: Instant) -> Option<Vec<Decided>> {
+        let (ticket, waiter) = self.admission.arrivals.pop_front()?;
         let mut decided = Vec::new();
-        for (ticket, waiter) in self.arrivals_in_order(now) {
-            self.admit(ticket, waiter, &mut decided, now);
-        }
-        decided
+        self.admit(ticket, waiter, &mut decided, now);
+        Some(decided)
     }
 
-    /// All that have come, in the order in which they would leave the queue.
-    fn arrivals_in_order(&mut self, now: Instant) -> Vec<(Ticket, Waiter)> {
+    /// Puts all that have come into the order in which they would leave the queue; how many they are.
+    pub(crate) fn order_arrivals(&mut self, now: Instant) -> usize {
         let mut arrivals = std::mem::take(&mut self.admission.arrivals);
-        if arrivals.len() < 2 {
-            return arrivals;
+        let count = arrivals.len();
+        if count < 2 {
+            self.admission.arrivals = arrivals;
+            return count;
         }
         let entries = arrivals.iter().map(|(ticket, waiter)| {
             let entry = self.entry(waiter, now);
@@ -56,8 +57,10 @@ impl State {
         });
         let order = self.admission.queue.order(entries);
         let places: HashMap<Ticket, usize> = order.into_iter().zip(0..).collect();
-        arrivals.sort_by_key(|(ticket, _)| places.get(ticket).copied());
-        arrivals
+        let place = |(ticket, _): &(Ticket, Waiter)| places.get(ticket).copied();
+        arrivals.make_contiguous().sort_by_key(place);
+        self.admission.arrivals = arrivals;
+        count
     }
 
     fn admit(&mut self, ticket: Ticket, waiter: Waiter, decided: &mut Vec<Decided>, now: Instant) {
