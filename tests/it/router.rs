@@ -100,6 +100,22 @@ fn a_prompt_goes_to_the_holder_of_its_blocks() {
 }
 
 #[test]
+fn an_engine_that_has_not_said_its_block_size_has_that_of_the_others() {
+    let router = router(RouterMode::Kv, &["a"]);
+    let untold = WorkerRecord {
+        block_size: None,
+        ..record("b")
+    };
+    up(&router, untold);
+    stored(&router, "b", 0, &[1, 2, 3]);
+    for _ in 0..4 {
+        let placement = place(&router, &[1, 2, 3, 4]);
+        assert_eq!(placement.worker, worker("b"));
+        assert_eq!((placement.overlap_blocks, placement.prompt_blocks), (3, 4));
+    }
+}
+
+#[test]
 fn the_last_token_is_never_counted_as_cached() {
     let router = router(RouterMode::Kv, &["a"]);
     stored(&router, "a", 0, &[1, 2, 3]);

@@ -40,10 +40,14 @@ impl State {
             let overlaps = self.index.overlap(hashes).into_iter();
             held.extend(overlaps.map(|overlap| (overlap.slot, overlap.blocks)));
         }
-        let members = self
-            .workers
-            .values()
-            .filter(|member| member.record.serves(name));
+        let serving = self.workers.values();
+        let members = serving.filter(|member| member.record.serves(name));
+        // An engine that has not said its size yet most likely has that of the others; where not, no
+        // name of theirs is one of its own.
+        let common_size = members
+            .clone()
+            .find_map(|member| member.record.block_size)
+            .unwrap_or(BlockSize::ONE);
         let seats = members.flat_map(|member| {
             let ranks = member.ranks.iter().enumerate();
             let ranks = ranks.take(member.record.ranks.max(1) as usize);
@@ -53,7 +57,9 @@ impl State {
             .map(|(member, rank, state)| {
                 let slot = self.index.slot(&member.record.worker, rank);
                 let held = slot.and_then(|slot| held.get(&slot).copied()).unwrap_or(0);
-                self.seat(footprint, (member, rank, state), (slot, held), now)
+                let block_size = member.record.block_size.unwrap_or(common_size);
+                let place = (member, rank, block_size);
+                self.seat(footprint, place, (state, slot, held), now)
             })
             .collect()
     }
@@ -61,11 +67,10 @@ impl State {
     fn seat(
         &self,
         footprint: &Footprint,
-        (member, rank, state): (&Member, DpRank, &RankState),
-        (slot, held_blocks): (Option<Slot>, u32),
+        (member, rank, block_size): (&Member, DpRank, BlockSize),
+        (state, slot, held_blocks): (&RankState, Option<Slot>, u32),
         now: Instant,
     ) -> Seat {
-        let block_size = member.record.block_size.unwrap_or(BlockSize::ONE);
         let hashes = footprint.hashes_for(block_size);
         let shared_blocks = hashes.map_or(0, |hashes| state.in_flight.shared_blocks(hashes));
         let parity_failed = member.parity_failed();
