@@ -127,6 +127,10 @@ async fn task(
         if due >= start + WARM {
             times.push((due.elapsed(), started.elapsed()));
         }
+        // At once, or all workers would soon be busy and requests wait for them.
+        if let Some(placement) = &placement {
+            placement.booking.first_token();
+        }
         held.push_back((due + HELD, placement));
         while held
             .front()
