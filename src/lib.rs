@@ -77,8 +77,9 @@
 //! - `id` to `select` are pure: values in, values out; no I/O, clock, tasks or logs.
 //! - One outside crate, one room: servers in `http`, clients of engines in `dispatch`, fetching in
 //!   `media`, ZeroMQ in `events/zmq.rs` and `mock`, NVML in `gpu/nvml.rs`, systemd in `lifecycle`.
-//! - An image's identity is BLAKE3 of its encoded bytes: never its URL, nothing a client supplied,
-//!   and what was hashed is what the engine gets.
+//! - An image's identity is BLAKE3 of its encoded bytes and its tenant: never its URL, nothing a client
+//!   supplied, and what was hashed is what the engine gets.
+//! - Tenants share no cache: a tenant's name is part of its prompts' salt and of its images' identity.
 //! - Only the router's state changes index, load or queue, behind one short synchronous lock, never
 //!   across an await; answers never pass through it.
 //! - What a request holds is given back by `Drop`; every task has a parent; every queue, cache, body

@@ -81,12 +81,14 @@ pub struct RouterConfig {
     #[schemars(range(min = 1))]
     pub queue_batch_tokens: u64,
     /// In which order the requests of one tenant go, those that wait and those that come at one
-    /// instant; tenants take turns, and all requests are one tenant's while clients have no names.
+    /// instant; tenants take turns, and without `frontend.key_file` all requests are one tenant's.
     pub queue_policy: QueuePolicy,
-    /// Most requests that wait at once; one more is answered 429.
+    /// Most requests that wait at once; one more is answered 429, and so is one of a tenant of which
+    /// as many wait as are left free.
     #[schemars(range(min = 1, max = 1_048_576))]
     pub queue_requests_max: usize,
-    /// Most prompt tokens of all requests that wait; one that would pass it is answered 429.
+    /// Most prompt tokens of all requests that wait; one that would pass it is answered 429, and so is
+    /// one of a tenant of which as many wait as are left free.
     #[schemars(range(min = 1))]
     pub queue_tokens_max: u64,
     /// Longest time that a request waits, in seconds; then it is answered 504.
