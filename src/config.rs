@@ -3,10 +3,12 @@
 pub mod circuit;
 pub mod discovery;
 pub mod engine;
+pub mod etcd;
 pub mod frontend;
 mod layer;
 pub mod log;
 pub mod media;
+pub mod nats;
 pub mod openai;
 pub mod problem;
 pub mod reference;
@@ -24,10 +26,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::discovery::DiscoveryConfig;
 use crate::config::engine::EngineConfig;
+use crate::config::etcd::EtcdConfig;
 use crate::config::frontend::FrontendConfig;
 use crate::config::layer::Layer;
 use crate::config::log::LogConfig;
 use crate::config::media::MediaConfig;
+use crate::config::nats::NatsConfig;
 use crate::config::openai::OpenaiConfig;
 use crate::config::problem::{ConfigError, Problem};
 use crate::config::router::RouterConfig;
@@ -49,6 +53,11 @@ pub struct Config {
     pub router: RouterConfig,
     /// Which workers a frontend knows of.
     pub discovery: DiscoveryConfig,
+    /// Where agents register their workers, and routers find them. Unset, workers are named in
+    /// `[discovery]`.
+    pub etcd: EtcdConfig,
+    /// The bus between agents, routers and frontends. Unset, routers read each agent's feed over HTTP.
+    pub nats: NatsConfig,
     /// The agent beside one engine, where it runs as a process of its own.
     pub worker: WorkerConfig,
     /// Engines that run as our child processes.

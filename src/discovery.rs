@@ -2,6 +2,7 @@
 
 pub mod engine_file;
 pub mod feed;
+pub mod flags;
 
 use serde::{Deserialize, Serialize};
 
@@ -98,8 +99,18 @@ pub struct WorkerRecord {
     pub incarnation: Incarnation,
     /// Where the engine answers, as `http://host:port` or, on the same host, `unix:/path`.
     pub address: String,
+    /// Where the agent's own listener answers, as `http://host:port`; `None` where there is none.
+    #[serde(default)]
+    pub agent: Option<String>,
+    /// One life of the agent: another agent of the same name has another.
+    #[serde(default)]
+    pub agent_life: u64,
     /// The model's base name, as hashed.
     pub model: String,
+    /// BLAKE3 of the model's files that render and tokenise, which the agent serves; `None` where
+    /// it has none.
+    #[serde(default)]
+    pub model_digest: Option<String>,
     /// Other names that requests may use for it.
     pub aliases: Vec<String>,
     /// Names of the LoRA adapters it serves.
@@ -148,7 +159,10 @@ impl WorkerRecord {
             worker,
             incarnation: Incarnation(0),
             address: address.to_owned(),
+            agent: None,
+            agent_life: 0,
             model: model.to_owned(),
+            model_digest: None,
             aliases: Vec::new(),
             adapters: Vec::new(),
             engine: EngineRelease::default(),

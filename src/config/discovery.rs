@@ -12,6 +12,11 @@ use serde::{Deserialize, Serialize};
 pub struct DiscoveryConfig {
     /// The agents' listeners, as `http://127.0.0.1:8200`.
     pub workers: Vec<String>,
+    /// File of more such addresses, one a line, read again whenever it changes.
+    pub workers_file: Option<PathBuf>,
+    /// Networks, as `10.0.0.0/8`, in which a worker's address must lie for requests to go there;
+    /// none of them allows all. Unix sockets are of this host and always allowed.
+    pub networks: Vec<String>,
     /// File whose first bearer key is shown to agents and to their engines' gates, not readable for
     /// everybody.
     pub key_file: Option<PathBuf>,
@@ -24,6 +29,8 @@ impl Default for DiscoveryConfig {
     fn default() -> Self {
         Self {
             workers: Vec::new(),
+            workers_file: None,
+            networks: Vec::new(),
             key_file: None,
             stale_after_secs: 3600,
         }

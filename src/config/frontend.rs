@@ -9,6 +9,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::retries::RetriesConfig;
 
+/// Who chooses a frontend's workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[derive(clap::ValueEnum)]
+pub enum RouterPlace {
+    /// A router in the frontend's own process.
+    #[default]
+    Embedded,
+    /// Routers in processes of their own, asked over NATS.
+    Remote,
+}
+
 /// The listeners.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -26,6 +38,8 @@ pub struct FrontendConfig {
     pub key_file: Option<PathBuf>,
     /// Whether answers carry the headers that say which worker was chosen, and why.
     pub expose_routing: bool,
+    /// Who chooses workers: a router inside this process, or routers elsewhere, asked over NATS.
+    pub router: RouterPlace,
     /// Whether a stream whose engine dies is continued on another worker, where the request allows it.
     pub continue_streams: bool,
     /// How many requests may be placed again.
@@ -44,6 +58,7 @@ impl Default for FrontendConfig {
             admin_port: None,
             key_file: None,
             expose_routing: false,
+            router: RouterPlace::default(),
             continue_streams: true,
             retries: RetriesConfig::default(),
             limits: LimitsConfig::default(),

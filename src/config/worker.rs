@@ -15,6 +15,8 @@ pub struct WorkerConfig {
     /// Address and port that the agent's listener binds: its feed for routers, its metrics and its
     /// commands. Beyond loopback it needs `worker.key_file`.
     pub listen: SocketAddr,
+    /// Where other hosts reach that listener, as `http://10.0.0.5:8200`; unset, as `listen` says.
+    pub advertise: Option<String>,
     /// File of the bearer keys that the listener takes, one a line (`name:key` or `key`), not
     /// readable for everybody; unset takes none.
     pub key_file: Option<PathBuf>,
@@ -31,6 +33,7 @@ impl Default for WorkerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8200)),
+            advertise: None,
             key_file: None,
             state_dir: None,
             device: Device::default(),

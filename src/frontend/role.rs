@@ -10,7 +10,9 @@ use clap::ValueHint;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::config::frontend::RouterPlace;
 use crate::config::{Config, Values};
+use crate::discovery::flags::PlaneFlags;
 use crate::dispatch::EngineClient;
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
@@ -35,6 +37,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub struct Args {
     #[command(flatten)]
     serve: ServeFlags,
+    #[command(flatten)]
+    planes: PlaneFlags,
+    /// Who chooses workers: a router in this process, or routers elsewhere, asked over NATS
+    #[arg(long)]
+    router: Option<RouterPlace>,
     /// Listener of a worker's agent, as http://127.0.0.1:8200; may be repeated
     #[arg(long, value_name = "URL")]
     worker_url: Vec<String>,
@@ -53,8 +60,9 @@ impl Args {
     /// The configuration that was given as flags.
     pub fn flags(&self) -> Values {
         let workers = (!self.worker_url.is_empty()).then_some(&self.worker_url);
-        self.serve
-            .values()
+        self.planes
+            .values(self.serve.values())
+            .set_given("frontend.router", self.router)
             .set_given("discovery.workers", workers)
             .set_given("discovery.key_file", self.worker_key_file.as_ref())
     }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::{Config, Values};
+use crate::discovery::flags::PlaneFlags;
 use crate::discovery::{Completeness, Update, WorkerRecord};
 use crate::events::zmq::Source;
 use crate::health::Verdict;
@@ -60,6 +61,11 @@ pub struct Args {
     /// Address and port of the agent's own listener
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
+    /// Where other hosts reach that listener, as http://10.0.0.5:8200; unless told, as --listen says
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
+    #[command(flatten)]
+    planes: PlaneFlags,
     /// Folder for what the agent keeps across its restarts
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     state_dir: Option<PathBuf>,
@@ -74,8 +80,10 @@ pub struct Args {
 impl Args {
     /// The configuration that was given as flags.
     pub fn flags(&self) -> Values {
-        Values::default()
+        self.planes
+            .values(Values::default())
             .set_given("worker.listen", self.listen)
+            .set_given("worker.advertise", self.advertise.as_ref())
             .set_given("worker.state_dir", self.state_dir.as_ref())
             .set_given("worker.key_file", self.key_file.as_ref())
             .set_given(

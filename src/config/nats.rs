@@ -1,0 +1,37 @@
+//! `[nats]`: the bus between agents, routers and frontends.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The bus between agents, routers and frontends. Unset, routers read each agent's feed over HTTP,
+/// and every frontend has a router of its own that knows of no other.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatsConfig {
+    /// Addresses of the servers, as `nats://127.0.0.1:4222` or `tls://…`; none of them turns NATS
+    /// off.
+    pub servers: Vec<String>,
+    /// File of an nkey's seed, not readable for everybody.
+    pub nkey_file: Option<PathBuf>,
+    /// File of credentials, as `nsc` writes them, not readable for everybody.
+    pub creds_file: Option<PathBuf>,
+    /// Name of the user to authenticate as.
+    pub user: Option<String>,
+    /// File whose first line is the user's password, not readable for everybody.
+    pub password_file: Option<PathBuf>,
+    /// File of the PEM certificates that sign the servers' own; unset trusts the system's.
+    pub ca_file: Option<PathBuf>,
+    /// File of our PEM certificate, where the servers ask for one.
+    pub cert_file: Option<PathBuf>,
+    /// File of its PEM key, not readable for everybody.
+    pub cert_key_file: Option<PathBuf>,
+}
+
+impl NatsConfig {
+    /// Whether NATS is used.
+    pub fn is_used(&self) -> bool {
+        !self.servers.is_empty()
+    }
+}
