@@ -1,6 +1,8 @@
 //! Splits an expanded prompt into blocks and names each by its canonical sequence hash, which
 //! covers every token and media item before it.
 
+pub mod packed;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroU32;

@@ -57,6 +57,7 @@
 //! | `telemetry` | logs and the list of metrics |
 //! | `lifecycle` | a process's beginning and end, and the folders of its own |
 //! | `http` | HTTP servers: limits, routes, whole requests in, answers or streams out |
+//! | `bus` | NATS between hosts: messages, questions and their answers |
 //! | `model` | a model's folder, read once, and the demo model |
 //! | `media` | from an image's URL to its bytes, digest and size, and to a file for engines |
 //! | `events` | KV events, read from engines |
@@ -75,7 +76,7 @@
 //! # What always holds
 //!
 //! - `id` to `select` are pure: values in, values out; no I/O, clock, tasks or logs.
-//! - One outside crate, one room: servers in `http`, clients of engines in `dispatch`, fetching in
+//! - One outside crate, one room: servers in `http`, NATS in `bus`, etcd in `discovery/etcd.rs`, clients of engines in `dispatch`, fetching in
 //!   `media`, ZeroMQ in `events/zmq.rs` and `mock`, NVML in `gpu/nvml.rs`, systemd in `lifecycle`.
 //! - An image's identity is BLAKE3 of its encoded bytes and its tenant: never its URL, nothing a client
 //!   supplied, and what was hashed is what the engine gets.
@@ -101,6 +102,7 @@ pub mod prompt;
 pub mod select;
 pub mod vision;
 // effects: one outside system each
+pub mod bus;
 pub mod config;
 pub mod discovery;
 pub mod dispatch;

@@ -56,7 +56,9 @@ pub struct Part {
     incarnation: Incarnation,
     sequence: u64,
     cleared: bool,
+    #[serde(with = "crate::block::packed")]
     removed: Vec<SequenceHash>,
+    #[serde(with = "crate::block::packed")]
     stored: Vec<SequenceHash>,
     /// Left out where there is nothing to say, as former agents do.
     #[serde(default, skip_serializing_if = "Changes::is_empty")]

@@ -181,7 +181,7 @@ pub fn unauthorised() -> Reply {
 /// The names and keys of a file, at least one.
 fn lines(path: &Path) -> Result<Vec<Key>, KeyFileError> {
     let shown = || path.display().to_string();
-    let text = text(path)?;
+    let text = secret(path)?;
     let mut keys = Vec::new();
     for (line, text) in (1..).zip(text.lines().map(str::trim)) {
         if text.is_empty() || text.starts_with('#') {
@@ -216,7 +216,11 @@ fn lines(path: &Path) -> Result<Vec<Key>, KeyFileError> {
     }
 }
 
-fn text(path: &Path) -> Result<String, KeyFileError> {
+/// The text of a file that only its owner and its group may read.
+///
+/// # Errors
+/// When it cannot be read, anybody else can read it, or it is too large.
+pub fn secret(path: &Path) -> Result<String, KeyFileError> {
     let shown = || path.display().to_string();
     let unreadable = |source| KeyFileError::Unreadable {
         path: shown(),

@@ -9,7 +9,9 @@ use crate::block::{BlockMap, SequenceHash};
 /// Names that went and came, net: those that did both are in neither list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changes {
+    #[serde(with = "crate::block::packed")]
     pub removed: Vec<SequenceHash>,
+    #[serde(with = "crate::block::packed")]
     pub stored: Vec<SequenceHash>,
 }
 
