@@ -8,6 +8,7 @@ pub mod frontend;
 mod layer;
 pub mod log;
 pub mod media;
+pub mod named_file;
 pub mod nats;
 pub mod openai;
 pub mod problem;
@@ -199,12 +200,13 @@ impl Config {
                 "engine.backoff_first_millis is above engine.backoff_max_secs",
             ),
         ];
+        let rows = rows.into_iter().chain(self.etcd.contradictions());
         let keys = schema::keys();
         let problem = |text: &'static str| Problem::Contradiction {
             text,
             places: places(text, &keys, figment),
         };
-        let wrong = rows.into_iter().filter(|(wrong, _)| *wrong);
+        let wrong = rows.filter(|(wrong, _)| *wrong);
         wrong.map(|(_, text)| problem(text)).collect()
     }
 }

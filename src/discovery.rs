@@ -1,8 +1,15 @@
 //! Membership: the record of each worker, and changes to the set.
 
+pub mod address;
 pub mod engine_file;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod feed;
 pub mod flags;
+pub mod membership;
+pub mod plane;
+pub mod vanished;
+pub mod workers_file;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +21,12 @@ use crate::select::Device;
 
 /// Version of [`WorkerRecord`]'s form.
 pub const RECORD_VERSION: u32 = 1;
+
+/// Whether a reader that knows a form up to version `known` reads version `found`: its own, and the one
+/// before.
+pub fn is_readable(found: u32, known: u32) -> bool {
+    found == known || found.checked_add(1) == Some(known)
+}
 
 /// Whether a ledger names all that its engine holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,6 +200,22 @@ impl WorkerRecord {
             },
             parity: Parity::default(),
             media_dir: None,
+        }
+    }
+
+    /// The record without what changes with every step of the engine, and is told elsewhere.
+    #[must_use]
+    pub fn lasting(&self) -> Self {
+        let ledger = LedgerState {
+            sequence: 0,
+            blocks: 0,
+            ..self.ledger.clone()
+        };
+        Self {
+            engine_load: Vec::new(),
+            engine_readings: 0,
+            ledger,
+            ..self.clone()
         }
     }
 

@@ -12,6 +12,7 @@ use tracing::info;
 
 use crate::config::frontend::RouterPlace;
 use crate::config::{Config, Values};
+use crate::discovery::address::{BadAgents, agents};
 use crate::discovery::flags::PlaneFlags;
 use crate::dispatch::EngineClient;
 use crate::frontend::Frontend;
@@ -86,10 +87,8 @@ pub enum BadPlan {
         "no worker is named; name the listener of each agent with --worker-url or discovery.workers"
     )]
     NoWorker,
-    #[error("{url:?} is not the address of an agent's listener, as http://127.0.0.1:8200")]
-    Url { url: String },
-    #[error("{url:?} is named twice")]
-    Twice { url: String },
+    #[error(transparent)]
+    Agents(#[from] BadAgents),
     #[error(transparent)]
     Keys(#[from] KeyFileError),
     #[error(transparent)]
@@ -114,7 +113,10 @@ impl Plan {
     /// When the role could never serve with them.
     pub fn new(args: &Args, config: &Config) -> Result<Self, BadPlan> {
         let discovery = &config.discovery;
-        let workers = agents(&discovery.workers)?;
+        let workers = agents(discovery.workers.iter().map(String::as_str))?;
+        if workers.is_empty() {
+            return Err(BadPlan::NoWorker);
+        }
         let key = discovery.key_file.as_deref().map(first_key).transpose()?;
         let named = Named::read_or_demo(&args.model)?;
         Ok(Self {
@@ -124,27 +126,6 @@ impl Plan {
             client: EngineClient::with_key(key.as_deref()),
             tenants: Tenants::read(config.frontend.key_file.as_deref())?,
         })
-    }
-}
-
-/// The agents' addresses, none of them twice.
-fn agents(urls: &[String]) -> Result<Vec<String>, BadPlan> {
-    let mut agents: Vec<String> = Vec::new();
-    for url in urls {
-        let address = url.trim_end_matches('/').to_owned();
-        let authority = address.strip_prefix("http://").unwrap_or_default();
-        let is_http = !authority.is_empty() && authority.parse::<::http::uri::Authority>().is_ok();
-        if !is_http && !address.starts_with("unix:/") {
-            return Err(BadPlan::Url { url: url.clone() });
-        }
-        if agents.contains(&address) {
-            return Err(BadPlan::Twice { url: url.clone() });
-        }
-        agents.push(address);
-    }
-    match agents.is_empty() {
-        true => Err(BadPlan::NoWorker),
-        false => Ok(agents),
     }
 }
 
@@ -216,33 +197,5 @@ async fn show_workers(router: &Router) -> Infallible {
             shown = Some((ready, all));
         }
         tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_agents_address_is_a_host_and_a_port() {
-        for (urls, refused) in [
-            (&["http://127.0.0.1:8200/", "http://a:1"] as &[_], None),
-            (&["unix:/run/agent.sock"], None),
-            (&[], Some("no worker is named")),
-            (&["127.0.0.1:8200"], Some("is not the address")),
-            (&["http://"], Some("is not the address")),
-            (&["http://a:1/path"], Some("is not the address")),
-            (&["http://a:1", "http://a:1/"], Some("is named twice")),
-        ] {
-            let urls: Vec<String> = urls.iter().map(|url: &&str| (*url).to_owned()).collect();
-            let outcome = agents(&urls).map_err(|error| error.to_string());
-            match refused {
-                None => assert_eq!(outcome.unwrap().len(), urls.len()),
-                Some(part) => {
-                    let error = outcome.unwrap_err();
-                    assert!(error.contains(part), "{error}");
-                }
-            }
-        }
     }
 }
