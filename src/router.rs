@@ -1,7 +1,7 @@
 //! The router: answers placements, and takes in what workers hold and which of them there are.
 
 pub(crate) mod admission;
-mod answers;
+pub mod answers;
 mod asked;
 pub mod basis;
 pub mod booking;
@@ -23,11 +23,12 @@ pub mod state;
 pub mod view;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -42,7 +43,6 @@ use crate::router::basis::Basis;
 use crate::router::booking::Booking;
 use crate::router::footprint::{Footprint, Wish};
 use crate::router::remote::Chooser;
-use crate::router::sharing::{Booked, Note, Told};
 use crate::router::state::disproof::Disproved;
 use crate::router::state::{BookingKey, Chosen, State};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
@@ -142,6 +142,8 @@ pub struct Router {
     mode: RouterMode,
     state: Mutex<State>,
     metrics: Arc<Metrics>,
+    /// Requests of other routers that are being placed here.
+    asked: Mutex<HashMap<(RouterId, u64), CancellationToken>>,
     /// This router, for the bookings of those who waited.
     this: Weak<Self>,
 }
@@ -153,6 +155,7 @@ impl Router {
             mode: config.mode,
             state: Mutex::new(State::new(config)),
             metrics,
+            asked: Mutex::default(),
             this: this.clone(),
         })
     }
@@ -174,28 +177,6 @@ impl Router {
     ) -> Result<Placement, RouteError> {
         let chosen = self.lock().place(footprint, wish, Instant::now())?;
         Ok(self.placement(chosen, Duration::ZERO))
-    }
-
-    /// Gives a placement to the router that asked for it: its booking is that router's from now on,
-    /// under the name it has there.
-    pub(crate) fn hand_over(
-        &self,
-        placement: Placement,
-        to: &RouterId,
-        names: (u64, u64),
-    ) -> asked::Told {
-        let booking = placement.booking.hand_over();
-        self.lock().adopt(to, names, booking, Instant::now());
-        asked::Told {
-            worker: placement.worker,
-            rank: placement.rank,
-            overlap_blocks: placement.overlap_blocks,
-            lower_blocks: placement.lower_blocks,
-            cost: placement.cost,
-            queued: placement.queued,
-            parity_failed: placement.parity_failed,
-            basis: placement.basis,
-        }
     }
 
     fn placement(self: &Arc<Self>, chosen: Chosen, queued: Duration) -> Placement {
@@ -282,40 +263,6 @@ impl Router {
     pub(crate) fn answered(&self, key: BookingKey, answered: Answered) {
         let turn = self.lock().answered(key, answered, Instant::now());
         self.report(turn);
-    }
-
-    /// Notes from now on what is booked here, to be told to other routers.
-    pub(crate) fn note_bookings(&self, wake: Arc<Notify>) {
-        self.lock().note_bookings(wake);
-    }
-
-    /// What other routers are to be told.
-    pub(crate) fn take_notes(&self) -> Vec<Note> {
-        self.lock().take_notes()
-    }
-
-    /// All of our own bookings that are live.
-    pub(crate) fn live_bookings(&self) -> Vec<Booked> {
-        self.lock().live_bookings()
-    }
-
-    /// Takes in what another router tells of its bookings.
-    pub(crate) fn hear(&self, from: &RouterId, told: Told) {
-        let turns = self.make_room(|state, now| state.hear(from, told, now));
-        turns.into_iter().for_each(|turn| self.report(Some(turn)));
-    }
-
-    /// Frees what routers have booked that are silent.
-    pub(crate) fn forget_silent(&self) {
-        self.make_room(State::forget_silent);
-        let routers = self.lock().foreign_routers();
-        self.metrics.other_routers.set(routers as i64);
-    }
-
-    /// Counts a message on the bus that cannot be read.
-    pub(crate) fn misheard(&self, subject: &str, error: &str) {
-        self.metrics.bad_messages.inc();
-        warn!(subject, error, "message on the bus not understood");
     }
 
     fn report(&self, turn: Option<ParityTurn>) {

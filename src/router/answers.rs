@@ -1,7 +1,8 @@
 //! A router that answers others over the bus: placements, explanations, and that it is there.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
@@ -13,8 +14,9 @@ use tracing::{debug, warn};
 
 use crate::bus::{Bus, Heard, Listener, subjects, wire};
 use crate::id::RouterId;
-use crate::router::asked::{Answer, Asked, Request};
-use crate::router::{RouteError, Router};
+use crate::router::asked::{Answer, Asked, Request, Told};
+use crate::router::sharing::{self, Note, What};
+use crate::router::{Placement, RouteError, Router};
 
 /// How often a router says that it is there.
 pub(crate) const ALIVE_EVERY: Duration = Duration::from_millis(250);
@@ -33,15 +35,20 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// A router and the bus over which it is asked.
 #[derive(Clone, Debug)]
-pub(crate) struct Answers {
-    pub(crate) router: Arc<Router>,
-    pub(crate) bus: Bus,
-    pub(crate) id: RouterId,
+pub struct Answers {
+    router: Arc<Router>,
+    bus: Bus,
+    id: RouterId,
 }
 
 impl Answers {
+    /// Answers under the name `id`.
+    pub fn new(router: Arc<Router>, bus: Bus, id: RouterId) -> Self {
+        Self { router, bus, id }
+    }
+
     /// Answers until `stop`; those who are answered by then are answered to the end.
-    pub(crate) async fn run(self, queue_requests_max: usize, stop: CancellationToken) {
+    pub async fn run(self, queue_requests_max: usize, stop: CancellationToken) {
         let room = Arc::new(Semaphore::new(queue_requests_max + BEYOND_QUEUE_MAX));
         let answering = TaskTracker::new();
         let placing = self.clone().serve(subjects::place(self.id.as_str()), {
@@ -124,10 +131,12 @@ impl Answers {
         };
         let mut placed = std::pin::pin!(placed);
         let mut waited = WAITS_AFTER;
+        let waiting = self.router.waits_for(&from, names.1);
         let placed = loop {
             tokio::select! {
                 biased;
                 placed = &mut placed => break placed,
+                () = waiting.withdrawn.cancelled() => return,
                 () = sleep(waited) => self.reply(&reply, &Answer::Waits).await,
             }
             waited = WAITS_EVERY;
@@ -167,6 +176,71 @@ impl Answers {
             .await;
         if let Err(error) = sent {
             debug!(%error, "answer not sent");
+        }
+    }
+}
+
+/// A placement that another router waits for; dropped, it does no more.
+pub(crate) struct AskedFor<'a> {
+    router: &'a Router,
+    name: (RouterId, u64),
+    /// Cancelled when it is not wanted any more.
+    pub(crate) withdrawn: CancellationToken,
+}
+
+impl Drop for AskedFor<'_> {
+    fn drop(&mut self) {
+        self.router.asked().remove(&self.name);
+    }
+}
+
+impl Router {
+    /// Notes that another router waits for a placement.
+    pub(crate) fn waits_for(&self, from: &RouterId, key: u64) -> AskedFor<'_> {
+        let withdrawn = CancellationToken::new();
+        let name = (from.clone(), key);
+        self.asked().insert(name.clone(), withdrawn.clone());
+        AskedFor {
+            router: self,
+            name,
+            withdrawn,
+        }
+    }
+
+    /// Gives up what others do not wait for any more.
+    pub(crate) fn note_withdrawn(&self, from: &RouterId, told: &sharing::Told) {
+        let What::Notes(notes) = &told.what else {
+            return;
+        };
+        let asked = self.asked();
+        for note in notes {
+            if let Note::Freed(key) = note
+                && let Some(withdrawn) = asked.get(&(from.clone(), *key))
+            {
+                withdrawn.cancel();
+            }
+        }
+    }
+
+    fn asked(&self) -> MutexGuard<'_, HashMap<(RouterId, u64), CancellationToken>> {
+        // Each change under the lock is one step: a panic leaves nothing half done.
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a placement to the router that asked for it: its booking is that router's from now on,
+    /// under the name it has there.
+    pub(crate) fn hand_over(&self, placement: Placement, to: &RouterId, names: (u64, u64)) -> Told {
+        let booking = placement.booking.hand_over();
+        self.lock().adopt(to, names, booking, Instant::now());
+        Told {
+            worker: placement.worker,
+            rank: placement.rank,
+            overlap_blocks: placement.overlap_blocks,
+            lower_blocks: placement.lower_blocks,
+            cost: placement.cost,
+            queued: placement.queued,
+            parity_failed: placement.parity_failed,
+            basis: placement.basis,
         }
     }
 }

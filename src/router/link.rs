@@ -70,7 +70,11 @@ impl LinkError {
     pub(crate) fn is_gap(&self) -> bool {
         matches!(
             self,
-            Self::Gap { .. } | Self::ChunkMissing { .. } | Self::OtherLife | Self::Astray { .. }
+            Self::Wire(_)
+                | Self::Gap { .. }
+                | Self::ChunkMissing { .. }
+                | Self::OtherLife
+                | Self::Astray { .. }
         )
     }
 }

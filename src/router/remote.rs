@@ -213,7 +213,13 @@ impl Remote {
         let subject = subjects::place(router.as_str());
         let asked = self.bus.ask(subject, &asked).await;
         let mut replies = asked.map_err(NotPlaced::Failed)?;
+        // Dropped with this future when the client goes away, and where no answer comes.
+        let asking = Asking {
+            local: &self.local,
+            key,
+        };
         let told = answer(&mut replies).await?;
+        std::mem::forget(asking);
         let placed = self.local.book_told(key, footprint, &told);
         let mut placement = placed.ok_or(NotPlaced::Useless(
             "its worker is not known here, or not heard",
@@ -261,6 +267,19 @@ impl Remote {
     fn known(&self) -> MutexGuard<'_, BTreeMap<RouterId, Known>> {
         // Each change under the lock is one step: a panic leaves nothing half done.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A question whose answer is waited for: dropped, the router that was asked hears that nobody waits
+/// any more.
+struct Asking<'a> {
+    local: &'a Router,
+    key: BookingKey,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.local.lock().withdraw(self.key);
     }
 }
 

@@ -157,7 +157,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     let (id, end) = (plan.id.clone(), CancellationToken::new());
     let others = sharing::hear(router.clone(), bus.clone(), id.clone(), end.clone());
     followers.spawn("other routers' bookings", others);
-    let answers = Answers { router, bus, id };
+    let answers = Answers::new(router, bus, id);
     let answering = answers.run(config.router.queue_requests_max, stop.clone());
     tasks.spawn("the answers", answering);
     info!(id = %plan.id, admin = %address, "router ready");

@@ -14,6 +14,7 @@ use crate::block::{BlockSize, SequenceHash};
 use crate::bus::wire::MESSAGE_HASHES_MAX;
 use crate::bus::{Bus, Listener, subjects, wire};
 use crate::id::{DpRank, RouterId, WorkerId};
+use crate::router::state::State;
 use crate::router::{Answered, Router};
 
 /// How often all live bookings are told again.
@@ -176,6 +177,43 @@ async fn listen(bus: &Bus) -> Listener {
             Err(error) => warn!(%error, "cannot hear other routers' bookings"),
         }
         sleep(RETRY).await;
+    }
+}
+
+impl Router {
+    /// Notes from now on what is booked here, to be told to other routers.
+    pub(crate) fn note_bookings(&self, wake: Arc<Notify>) {
+        self.lock().note_bookings(wake);
+    }
+
+    /// What other routers are to be told.
+    pub(crate) fn take_notes(&self) -> Vec<Note> {
+        self.lock().take_notes()
+    }
+
+    /// All of our own bookings that are live.
+    pub(crate) fn live_bookings(&self) -> Vec<Booked> {
+        self.lock().live_bookings()
+    }
+
+    /// Takes in what another router tells of its bookings.
+    pub(crate) fn hear(&self, from: &RouterId, told: Told) {
+        self.note_withdrawn(from, &told);
+        let turns = self.make_room(|state, now| state.hear(from, told, now));
+        turns.into_iter().for_each(|turn| self.report(Some(turn)));
+    }
+
+    /// Frees what routers have booked that are silent.
+    pub(crate) fn forget_silent(&self) {
+        self.make_room(State::forget_silent);
+        let routers = self.lock().foreign_routers();
+        self.metrics.other_routers.set(routers as i64);
+    }
+
+    /// Counts a message on the bus that cannot be read.
+    pub(crate) fn misheard(&self, subject: &str, error: &str) {
+        self.metrics.bad_messages.inc();
+        warn!(subject, error, "message on the bus not understood");
     }
 }
 

@@ -3,5 +3,5 @@
 
 mod away;
 mod lines;
-mod parties;
+pub(crate) mod parties;
 mod tell;

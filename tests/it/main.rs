@@ -4,6 +4,7 @@ mod agent;
 mod bad_engines;
 mod bodies;
 mod bound_source;
+mod bus;
 mod cache_share;
 mod circuits;
 mod cli;

@@ -235,3 +235,139 @@ fn share(booked: &Booked) -> Share {
         indexed_blocks: 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::{BlockSize, SequenceHash};
+    use crate::config::router::RouterConfig;
+    use crate::discovery::WorkerRecord;
+    use crate::health::Verdict;
+    use crate::id::{DpRank, WorkerId};
+    use crate::select::load::Load;
+
+    /// A router's state with one worker, and a clock.
+    struct World {
+        state: State,
+        now: Instant,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let mut state = State::new(&RouterConfig::default());
+            let worker = WorkerId::new("w").unwrap();
+            let mut record = WorkerRecord::new(worker, "http://w", "m");
+            record.verdict = Verdict::Healthy;
+            state.upsert(record);
+            Self {
+                state,
+                now: Instant::now(),
+            }
+        }
+
+        fn hear(&mut self, from: &str, life: u64, what: What) {
+            let from = RouterId::new(from).unwrap();
+            self.state.hear(&from, Told { life, what }, self.now);
+        }
+
+        fn load(&self) -> Load {
+            self.state.worker_views(self.now)[0].load[0]
+        }
+
+        /// Requests, tokens of prefill and blocks.
+        fn held(&self) -> (u32, u64, u64) {
+            let load = self.load();
+            (load.requests, load.prefill_tokens, load.decode_blocks)
+        }
+    }
+
+    fn booked(key: u64, prefill_tokens: u64, hashes: &[u64]) -> Booked {
+        Booked {
+            key,
+            worker: WorkerId::new("w").unwrap(),
+            rank: DpRank(0),
+            prefill_tokens,
+            is_whole: false,
+            output_tokens: 0,
+            block_size: BlockSize::new(16).unwrap(),
+            blocks: 4,
+            hashes: hashes.iter().copied().map(SequenceHash).collect(),
+        }
+    }
+
+    fn new(key: u64, hashes: &[u64]) -> Note {
+        Note::Booked(Box::new(booked(key, 64, hashes)))
+    }
+
+    fn live(round: u64, parts: u32, bookings: Vec<Booked>) -> What {
+        What::Live {
+            round,
+            parts,
+            bookings,
+        }
+    }
+
+    #[test]
+    fn what_others_booked_weighs_until_it_is_freed() {
+        let mut world = World::new();
+        world.hear(
+            "a",
+            1,
+            What::Notes(vec![new(7, &[1, 2, 3, 4]), new(8, &[1, 2, 9, 9])]),
+        );
+        world.hear("b", 1, What::Notes(vec![new(7, &[])]));
+        // Of the first two, two blocks are the same.
+        assert_eq!(world.held(), (3, 192, 6 + 4));
+        world.hear(
+            "a",
+            1,
+            What::Notes(vec![new(7, &[1, 2, 3, 4]), Note::PrefillDone(7)]),
+        );
+        assert_eq!(world.held(), (3, 128, 10), "told twice, it is one");
+        world.hear("a", 1, What::Notes(vec![Note::Freed(8), Note::Freed(99)]));
+        assert_eq!(world.held(), (2, 64, 8));
+        world.hear("a", 2, live(1, 1, Vec::new()));
+        assert_eq!(
+            world.held(),
+            (1, 64, 4),
+            "another life has nothing of the former"
+        );
+    }
+
+    #[test]
+    fn what_is_not_live_any_more_is_freed_once_all_parts_have_come() {
+        let mut world = World::new();
+        world.hear(
+            "a",
+            1,
+            What::Notes(vec![new(1, &[]), new(2, &[]), new(3, &[])]),
+        );
+        world.hear("a", 1, live(1, 2, vec![booked(1, 0, &[])]));
+        assert_eq!(
+            world.held(),
+            (3, 128, 12),
+            "the prefill of the first is over"
+        );
+        world.hear("a", 1, live(2, 2, vec![booked(1, 0, &[])]));
+        world.hear("a", 1, live(2, 2, vec![booked(4, 64, &[])]));
+        assert_eq!(
+            world.held(),
+            (2, 64, 8),
+            "one that was not heard of is there"
+        );
+    }
+
+    #[test]
+    fn a_silent_router_holds_nothing() {
+        let mut world = World::new();
+        world.hear("a", 1, What::Notes(vec![new(1, &[])]));
+        world.now += Duration::from_secs(3);
+        world.hear("b", 1, What::Notes(vec![new(1, &[])]));
+        world.now += Duration::from_secs(2);
+        world.state.forget_silent(world.now);
+        assert_eq!((world.held().0, world.state.foreign_routers()), (1, 1));
+        world.now += Duration::from_secs(3);
+        world.state.forget_silent(world.now);
+        assert_eq!((world.held().0, world.state.foreign_routers()), (0, 0));
+    }
+}

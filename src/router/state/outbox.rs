@@ -87,6 +87,13 @@ impl State {
         });
     }
 
+    /// Tells that a booking which was asked for elsewhere is not wanted any more.
+    pub(crate) fn withdraw(&mut self, key: BookingKey) {
+        if let Some(outbox) = &mut self.outbox {
+            outbox.note(Note::Freed(key.0));
+        }
+    }
+
     /// What is to be told.
     pub(crate) fn take_notes(&mut self) -> Vec<Note> {
         let outbox = self.outbox.as_mut();
