@@ -212,6 +212,41 @@ async fn a_member_that_is_away_is_passed_over() {
 }
 
 #[tokio::test]
+async fn a_leader_that_dies_is_survived() {
+    let mut members = Server::cluster(3).await;
+    let mut leader = 0;
+    for (number, member) in members.iter().enumerate() {
+        if member.leads().await {
+            leader = number;
+        }
+    }
+    // Both talk to the leader, who is the first that they know of.
+    let mut dying = members.remove(leader);
+    let all = [&dying, &members[0], &members[1]];
+    let config = EtcdConfig {
+        endpoints: all.iter().map(|member| member.url()).collect(),
+        ..config("")
+    };
+    let mut follower = Follower::start(config.clone());
+    let mut agent = Agent::start(config, record("gpu-0", "http://a:1", 1));
+    follower
+        .until(|follower| follower.names() == ["gpu-0"])
+        .await;
+    agent.plane.until_up().await;
+    dying.kill();
+    agent.change(|record| record.verdict = Verdict::Degraded);
+    members[0].until_it_answers().await;
+    let elected = Instant::now();
+    follower
+        .until(|follower| follower.verdict("gpu-0") == Some(Verdict::Degraded))
+        .await;
+    agent.plane.until_up().await;
+    let took = elected.elapsed();
+    assert!(took < CONVERGED_MAX, "{took:?}");
+    assert_eq!(follower.metrics.membership_alarms.get(), 0);
+}
+
+#[tokio::test]
 async fn an_etcd_that_hangs_is_noticed_and_heals() {
     let server = Server::start(Protection::Plain).await;
     let mut follower = Follower::start(config(&server.url()));
