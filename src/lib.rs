@@ -76,8 +76,7 @@
 //!
 //! - `id` to `select` are pure: values in, values out; no I/O, clock, tasks or logs.
 //! - One outside crate, one room: servers in `http`, clients of engines in `dispatch`, fetching in
-//!   `media`, ZeroMQ in `events/zmq.rs` and `mock`, NVML in `gpu/nvml.rs`, etcd in `discovery/etcd`,
-//!   systemd in `lifecycle`.
+//!   `media`, ZeroMQ in `events/zmq.rs` and `mock`, NVML in `gpu/nvml.rs`, systemd in `lifecycle`.
 //! - An image's identity is BLAKE3 of its encoded bytes and its tenant: never its URL, nothing a client
 //!   supplied, and what was hashed is what the engine gets.
 //! - Tenants share no cache: a tenant's name is part of its prompts' salt and of its images' identity.
