@@ -73,8 +73,11 @@ impl Etcd {
             }
             self.shown = Some(kind);
         }
-        self.plane.send_modify(|state| {
-            *state = PlaneState::down(Some(state), cause);
+        let state = PlaneState::down(Some(&*self.plane.borrow()), cause);
+        self.plane.send_if_modified(|known| {
+            let is_news = *known != state;
+            *known = state;
+            is_news
         });
         self.delay.take()
     }

@@ -35,11 +35,13 @@ impl Vanished {
         }
     }
 
-    /// Notes a worker that is there.
-    pub fn is(&mut self, worker: WorkerId) {
-        if self.workers.len() < WORKERS_MAX || self.workers.contains_key(&worker) {
+    /// Notes a worker that is there; false where there are too many to take one more.
+    pub fn is(&mut self, worker: WorkerId) -> bool {
+        let has_room = self.workers.len() < WORKERS_MAX || self.workers.contains_key(&worker);
+        if has_room {
             self.workers.insert(worker, None);
         }
+        has_room
     }
 
     /// Notes a worker that is absent.
@@ -59,7 +61,9 @@ impl Vanished {
         for since in self.workers.values_mut() {
             since.get_or_insert(now);
         }
-        present.into_iter().for_each(|worker| self.is(worker));
+        for worker in present {
+            self.is(worker);
+        }
         self.look(now)
     }
 

@@ -205,9 +205,50 @@ fn what_cannot_hold_together_is_refused_with_all_its_sources() {
             "router.preferred_labels has an entry that is not label=weight \
              (router.preferred_labels in file FILE)",
         ),
+        (
+            "[etcd]\nuser = \"kvlens\"\n",
+            &[],
+            "etcd.user and etcd.password_file go together, and one of them is unset (etcd.user in \
+             file FILE)",
+        ),
+        (
+            "",
+            &[("KVLENS_ETCD_CERT_FILE", "/etc/cert.pem")],
+            "etcd.cert_file and etcd.cert_key_file go together, and one of them is unset \
+             (etcd.cert_file in environment variable KVLENS_ETCD_CERT_FILE)",
+        ),
     ] {
         assert_eq!(problems(text, environment), [expected], "{text}");
     }
+}
+
+#[test]
+#[cfg(feature = "etcd")]
+fn etcd_is_named_by_urls_and_encrypted_as_a_whole() {
+    for (text, expected) in [
+        (
+            "[etcd]\nendpoints = [\"127.0.0.1:2379\"]\n",
+            "etcd.endpoints has an entry that is neither http://host:port nor https://host:port \
+             (etcd.endpoints in file FILE)",
+        ),
+        (
+            "[etcd]\nendpoints = [\"https://a:1\", \"http://b:1\"]\nca_file = \"ca.pem\"\n",
+            "etcd.ca_file or etcd.cert_file is set, and etcd.endpoints has an entry that is not \
+             https://…: nothing there would be encrypted (etcd.endpoints in file FILE, etcd.ca_file \
+             in file FILE)",
+        ),
+    ] {
+        assert_eq!(problems(text, &[]), [expected], "{text}");
+    }
+}
+
+#[test]
+#[cfg(not(feature = "etcd"))]
+fn etcd_is_refused_where_it_is_not_built_in() {
+    let text = "[etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\n";
+    let expected = "etcd.endpoints is set, and this program was built without etcd: unset it, or \
+                    build with --features etcd (etcd.endpoints in file FILE)";
+    assert_eq!(problems(text, &[]), [expected]);
 }
 
 #[test]

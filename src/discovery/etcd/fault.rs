@@ -83,24 +83,33 @@ impl Fault {
 
     /// The fault with all its sources, for a person.
     pub(crate) fn cause(&self) -> String {
-        chain(self)
+        texts(&causes(self)).join(": ")
     }
 
     /// What etcd's client says went wrong at `endpoint`.
     pub(crate) fn of(endpoint: &str, error: &EtcdError) -> Self {
         let endpoint = endpoint.to_owned();
-        if let EtcdError::GRpcStatus(status) = error {
-            // What has a source is of the transport, and not of etcd.
-            if status.source().is_none() {
-                return Self::said(endpoint, status.message().to_owned());
-            }
-        }
-        let cause = chain(error);
-        let found = causes(error);
+        let (said, source): (_, Option<&(dyn Error + 'static)>) = match error {
+            EtcdError::GRpcStatus(status) => (Some(status.message()), status.source()),
+            EtcdError::TransportError(error) => (None, Some(error)),
+            EtcdError::IoError(error) => (None, Some(error)),
+            other => (None, Some(other)),
+        };
+        let Some(source) = source else {
+            // What has no source is not of the transport, but of etcd.
+            return Self::said(endpoint, said.unwrap_or_default().to_owned());
+        };
+        let found = causes(source);
         let is_tls = found.iter().any(|cause| cause.is::<rustls::Error>());
+        let mut texts = texts(&found);
+        // The transport's own word says nothing beside what went wrong in it.
+        texts.retain(|text| text != "transport error");
+        if texts.is_empty() {
+            texts.extend(said.map(str::to_owned));
+        }
+        let cause = texts.join(": ");
         // HTTP/2 passes on the text alone of what the other side says after the handshake.
-        let is_alert = cause.contains("received fatal alert");
-        match is_alert || is_tls {
+        match is_tls || cause.contains("received fatal alert") {
             true => Self::Certificate { endpoint, cause },
             false => Self::Unreachable { endpoint, cause },
         }
@@ -124,16 +133,15 @@ impl Fault {
     }
 }
 
-/// An error's texts and those of its sources, each once.
-fn chain(error: &(dyn Error + 'static)) -> String {
+/// What errors say, without what another one says already.
+fn texts(errors: &[&(dyn Error + 'static)]) -> Vec<String> {
     let mut texts: Vec<String> = Vec::new();
-    for cause in causes(error) {
-        let text = cause.to_string();
+    for text in errors.iter().map(ToString::to_string) {
         if texts.iter().all(|known| !known.contains(&text)) {
             texts.push(text);
         }
     }
-    texts.join(": ")
+    texts
 }
 
 /// An error and its sources. What an I/O error wraps is among them, which `source` leaves out.
@@ -146,13 +154,9 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)
         found.push(cause);
         let wrapped = cause.downcast_ref::<std::io::Error>();
         let wrapped = wrapped.and_then(std::io::Error::get_ref);
-        next = match (wrapped, cause.downcast_ref::<EtcdError>()) {
-            (Some(inner), _) => Some(inner as &(dyn Error + 'static)),
-            // The client's own error does not say what it wraps.
-            (None, Some(EtcdError::TransportError(inner))) => Some(inner),
-            (None, Some(EtcdError::GRpcStatus(inner))) => Some(inner),
-            (None, Some(EtcdError::IoError(inner))) => Some(inner),
-            _ => cause.source(),
+        next = match wrapped {
+            Some(inner) => Some(inner),
+            None => cause.source(),
         };
     }
     found

@@ -97,7 +97,11 @@ impl Follower {
                 let Some(record) = self.read(kv.key(), kv.value()) else {
                     return;
                 };
-                self.vanished.is(record.worker.clone());
+                if !self.vanished.is(record.worker.clone()) {
+                    let worker = &record.worker;
+                    error!(%worker, workers_max = WORKERS_MAX, "too many workers in etcd, one is ignored");
+                    return;
+                }
                 self.tell(Seen::Is(Box::new(record))).await;
             }
             EventType::Delete => {

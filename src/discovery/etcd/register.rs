@@ -81,7 +81,7 @@ impl Registrar {
             tokio::time::sleep(wait).await;
         }
         // Deregistered, and nothing may put the key again.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Holds the key until a fault, or until it is deleted because the worker is deregistered.

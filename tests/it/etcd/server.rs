@@ -1,4 +1,4 @@
-//! A real etcd of one member, which can be killed, stopped and started again.
+//! A real etcd, of one member or more, which can be killed, stopped and started again.
 
 use std::net::TcpListener as StdListener;
 use std::path::PathBuf;
@@ -26,35 +26,72 @@ pub(crate) enum Protection {
 pub(crate) struct Server {
     child: Option<Child>,
     folder: TempDir,
+    name: String,
     port: u16,
     peer_port: u16,
+    /// The members of its cluster, as it is told of them.
+    members: String,
     protection: Protection,
 }
 
 impl Server {
-    /// Starts a member that answers.
+    /// Starts a member that answers, alone in its cluster.
     pub(crate) async fn start(protection: Protection) -> Self {
-        // Held until both are known, so that they are two.
-        let free = [(); 2].map(|()| StdListener::bind("127.0.0.1:0").expect("a port is free"));
-        let [port, peer_port] = free.map(|free| free.local_addr().expect("it listens").port());
-        let mut server = Self {
-            child: None,
-            folder: TempDir::new().expect("a folder can be made"),
-            port,
-            peer_port,
-            protection,
-        };
+        let mut server = Self::members(1, protection).remove(0);
         server.again().await;
         server
     }
 
+    /// Starts a cluster that answers.
+    pub(crate) async fn cluster(members: usize) -> Vec<Self> {
+        let mut servers = Self::members(members, Protection::Plain);
+        for server in &mut servers {
+            server.spawn();
+        }
+        for server in &servers {
+            server.until_it_answers().await;
+        }
+        servers
+    }
+
+    /// Members that do not run yet.
+    fn members(count: usize, protection: Protection) -> Vec<Self> {
+        // Held until all are known, so that no two are the same.
+        let bind = |_| StdListener::bind("127.0.0.1:0").expect("a port is free");
+        let held: Vec<_> = (0..2 * count).map(bind).collect();
+        let port = |held: &StdListener| held.local_addr().expect("it listens").port();
+        let ports: Vec<_> = held.iter().map(port).collect();
+        let member = |(number, ports): (usize, &[u16])| Self {
+            child: None,
+            // In memory: what a disk takes to sync is not what is measured here.
+            folder: TempDir::new_in("/dev/shm").expect("a folder can be made"),
+            name: format!("m{number}"),
+            port: ports[0],
+            peer_port: ports[1],
+            members: String::new(),
+            protection,
+        };
+        let mut servers: Vec<_> = ports.chunks(2).enumerate().map(member).collect();
+        let named = |server: &Self| format!("{}={}", server.name, server.peer_url());
+        let members: Vec<_> = servers.iter().map(named).collect();
+        for server in &mut servers {
+            server.members = members.join(",");
+        }
+        servers
+    }
+
     /// Starts the member again where it was, and waits until it answers.
     pub(crate) async fn again(&mut self) {
+        self.spawn();
+        self.until_it_answers().await;
+    }
+
+    fn spawn(&mut self) {
         let log = std::fs::File::create(self.folder.path().join("log")).expect("a log can be made");
         let mut command = Command::new("etcd");
         command
-            .args(["--name", "one", "--log-level", "error"])
-            // A member alone need not wait long for the others to elect it.
+            .args(["--name", &self.name, "--log-level", "error"])
+            // Members on one host need not wait long for each other.
             .args(["--heartbeat-interval", "20", "--election-timeout", "200"])
             .arg("--data-dir")
             .arg(self.data())
@@ -62,19 +99,22 @@ impl Server {
             .args(["--advertise-client-urls", &self.url()])
             .args(["--listen-peer-urls", &self.peer_url()])
             .args(["--initial-advertise-peer-urls", &self.peer_url()])
-            .args(["--initial-cluster", &format!("one={}", self.peer_url())])
+            .args(["--initial-cluster", &self.members])
             .args(self.tls_arguments())
             .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
             .stdout(Stdio::null())
             .stderr(log);
         self.child = Some(command.spawn().expect("etcd is installed"));
+    }
+
+    pub(crate) async fn until_it_answers(&self) {
         let answers = async {
             while !self.answers().await {
                 sleep(Duration::from_millis(10)).await;
             }
         };
         let started = timeout(START_MAX, answers).await;
-        assert!(started.is_ok(), "etcd did not start");
+        assert!(started.is_ok(), "etcd does not answer");
     }
 
     async fn answers(&self) -> bool {
@@ -101,6 +141,13 @@ impl Server {
     pub(crate) fn lose_data(&self) {
         assert!(self.child.is_none(), "it runs");
         std::fs::remove_dir_all(self.data()).expect("it had data");
+    }
+
+    /// Whether it leads its cluster.
+    pub(crate) async fn leads(&self) -> bool {
+        let status = self.client().await.status().await;
+        let status = status.expect("it answers");
+        status.header().map(|header| header.member_id()) == Some(status.leader())
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
