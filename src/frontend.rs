@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::dispatch::EngineClient;
@@ -42,7 +43,7 @@ use crate::model::Model;
 use crate::openai::error::ApiError;
 use crate::openai::request::RequestLimits;
 use crate::router::Router;
-use crate::router::view::ModelView;
+use crate::router::view::{ModelView, WorkerView};
 use crate::telemetry::labels::Endpoint;
 use crate::telemetry::metrics::Metrics;
 
@@ -69,6 +70,10 @@ pub struct Frontend {
     pub client: EngineClient,
     pub metrics: Arc<Metrics>,
     pub tenants: Arc<Tenants>,
+    /// Cancelled once the public listener takes connections.
+    pub listening: CancellationToken,
+    /// Cancelled once clients are sent to other frontends.
+    pub settling: CancellationToken,
 }
 
 /// A model that a request asked for: what the router knows of it and what renders its prompts.
@@ -117,7 +122,16 @@ impl Frontend {
             client,
             metrics,
             tenants: Arc::new(tenants),
+            listening: CancellationToken::new(),
+            settling: CancellationToken::new(),
         }))
+    }
+
+    /// Whether a worker takes requests.
+    pub(crate) fn has_workers(&self) -> bool {
+        let workers = self.router.workers();
+        let takes = |view: &WorkerView| view.record.verdict.takes_requests();
+        workers.iter().any(takes)
     }
 
     /// The routes of the public listener. Where keys are asked for, all but the health pages need

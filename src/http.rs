@@ -3,6 +3,7 @@
 
 pub mod body;
 pub mod keys;
+pub mod listener;
 pub mod reply;
 pub mod serve;
 

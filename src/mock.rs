@@ -34,7 +34,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::Limits;
-use crate::http::serve::{Listener, bind, bind_unix, serve};
+use crate::http::listener::{Listener, bind, bind_unix};
+use crate::http::serve::serve;
 use crate::mock::dialler::Dialler;
 use crate::mock::options::{BadOption, Options};
 use crate::mock::publisher::{PublishError, Publisher, Replayer};

@@ -16,7 +16,7 @@ use crate::discovery::flags::PlaneFlags;
 use crate::dispatch::EngineClient;
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
-use crate::frontend::listeners::{self, ListenError, Listeners};
+use crate::frontend::listeners::{Ending, ListenError, Listeners};
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::{KeyFileError, first_key};
 use crate::lifecycle;
@@ -148,8 +148,8 @@ fn agents(urls: &[String]) -> Result<Vec<String>, BadPlan> {
     }
 }
 
-/// Serves until `stop`: listeners first, then whatever workers there are. Requests in flight are
-/// answered before it ends.
+/// Serves until `stop`: listeners first, then whatever workers there are. Once told to stop it settles,
+/// and requests in flight are answered before it ends.
 ///
 /// # Errors
 /// When a listener cannot be had, or a part ended by itself.
@@ -165,11 +165,13 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         (plan.client.clone(), metrics, plan.tenants),
     )?;
     let addresses = listeners.addresses;
+    let settle = config.frontend.settle();
+    let ending = Ending::new(&frontend, &config.frontend, settle, &stop);
     let mut serving = listeners.serve(
-        frontend.routes(),
+        &frontend,
         frontend.admin_routes(),
         &config.frontend.limits,
-        &stop,
+        &ending,
     );
     serving.spawn("the keys", frontend.tenants.clone().follow(stop.clone()));
 
@@ -180,23 +182,27 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         let name = format!("the follower of {url}");
         followers.spawn(name, feeds.clone().follow(url));
     }
-    info!(
-        public = %addresses.public,
-        admin = %addresses.admin,
-        model = plan.name,
-        "frontend ready"
-    );
-    lifecycle::notify_ready();
+    let shown = async {
+        frontend.listening.cancelled().await;
+        info!(
+            public = %addresses.public,
+            admin = %addresses.admin,
+            model = plan.name,
+            "frontend ready"
+        );
+        lifecycle::notify_ready();
+        show_workers(&router).await
+    };
     let running = tokio::select! {
         // First, because listeners end with it.
         biased;
         () = stop.cancelled() => Ok(()),
         end = serving.next_end() => Err(end),
         end = followers.next_end() => Err(end),
-        never = show_workers(&router) => match never {},
+        never = shown => match never {},
     };
     stop.cancel();
-    let drained = listeners::drain(serving).await;
+    let drained = ending.drain(serving).await;
     // Only now, so that what is in flight may still be placed again.
     drop(followers);
     info!("frontend stopped");

@@ -19,8 +19,9 @@ use kvlens::dispatch::EngineClient;
 use kvlens::frontend::Frontend;
 use kvlens::frontend::recovery::Recovery;
 use kvlens::health::Verdict;
+use kvlens::http::listener::bind;
 use kvlens::http::reply::Reply;
-use kvlens::http::serve::{bind, serve};
+use kvlens::http::serve::serve;
 use kvlens::http::{Call, Limits, Routes};
 use kvlens::id::{Incarnation, WorkerId};
 use kvlens::media::Media;
@@ -118,6 +119,8 @@ impl Pair {
             client: EngineClient::new(),
             metrics,
             tenants: Arc::default(),
+            listening: CancellationToken::new(),
+            settling: CancellationToken::new(),
         });
         let url = listen(frontend.routes(), &mut tasks).await;
         let worker = WorkerId::new("w").expect("a legal name");

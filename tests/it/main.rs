@@ -15,6 +15,7 @@ mod engine_role;
 mod fake_engine;
 mod feed;
 mod gate;
+mod hand_over;
 mod hash_vectors;
 mod http;
 mod index_laws;
