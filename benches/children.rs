@@ -113,6 +113,7 @@ fn frontend() -> [f64; 2] {
         client: EngineClient::new(),
         metrics: metrics.clone(),
         tenants: Arc::default(),
+        lending: None,
         listening: CancellationToken::new(),
         settling: CancellationToken::new(),
     };

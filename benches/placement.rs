@@ -109,6 +109,7 @@ fn frontend(
         client: EngineClient::new(),
         metrics: metrics.clone(),
         tenants: Arc::default(),
+        lending: None,
         listening: CancellationToken::new(),
         settling: CancellationToken::new(),
     }

@@ -6,6 +6,7 @@ pub mod chat;
 mod continuation;
 pub mod error;
 pub mod flags;
+pub mod lending;
 pub mod listeners;
 mod live;
 pub mod observe;
@@ -31,11 +32,14 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::config::media::Transfer;
 use crate::dispatch::EngineClient;
+use crate::frontend::lending::Lending;
 use crate::frontend::recovery::Recovery;
 use crate::frontend::relay::Outgoing;
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::unauthorised;
+use crate::http::lent::Loans;
 use crate::http::reply::{Reply, internal_error};
 use crate::http::{Answer, Call, Routes};
 use crate::media::{Media, PolicyError};
@@ -67,6 +71,8 @@ pub struct Frontend {
     pub models: HashMap<String, Arc<Model>>,
     /// `None` where images are not accepted.
     pub media: Option<Media>,
+    /// Images that engines fetch; `None` where they go another way.
+    pub lending: Option<Arc<Lending>>,
     pub client: EngineClient,
     pub metrics: Arc<Metrics>,
     pub tenants: Arc<Tenants>,
@@ -94,7 +100,7 @@ impl Asked {
 }
 
 impl Frontend {
-    /// A frontend that serves `models`, placed by `router`.
+    /// A frontend that serves `models`, placed by `router`; `loans` are there for engines to fetch.
     ///
     /// # Errors
     /// When the policy for fetching images cannot be used.
@@ -103,9 +109,12 @@ impl Frontend {
         models: HashMap<String, Arc<Model>>,
         router: Arc<Router>,
         (client, metrics, tenants): (EngineClient, Arc<Metrics>, Tenants),
+        loans: Option<Loans>,
     ) -> Result<Arc<Self>, PolicyError> {
         let media = config.media.enabled;
         let media = media.then(|| Media::new(config.media.clone()));
+        let lends = config.media.enabled && config.media.transfer == Transfer::Http;
+        let lending = loans.filter(|_| lends).map(Lending::new);
         Ok(Arc::new(Self {
             limits: RequestLimits {
                 messages_max: config.frontend.limits.messages_max,
@@ -119,6 +128,7 @@ impl Frontend {
             router,
             models,
             media: media.transpose()?,
+            lending: lending.map(Arc::new),
             client,
             metrics,
             tenants: Arc::new(tenants),

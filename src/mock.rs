@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod dialler;
 pub mod endpoints;
+pub mod fetch;
 pub mod free;
 pub mod generation;
 pub mod hash;
@@ -112,6 +113,7 @@ impl MockEngine {
             context_tokens_max,
             fault: options.fault,
             media_dir: local_media(&options)?,
+            media_domains: options.allowed_media_domains.clone(),
         };
         let sources = Value::Object(started.sources);
         let server = Server::new(model, setting, started.ranks, sources);

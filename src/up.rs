@@ -117,7 +117,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), UpError> {
     let setup = Setup::choose(&args, gpu::find(), &config.media)?;
-    let listeners = Listeners::bind(&config.frontend).await?;
+    let listeners = Listeners::bind(&config.frontend, &config.media).await?;
     let run_dir = Arc::new(RunDir::create(config.engine.run_dir.as_deref())?);
     // Its files outlive the engines that read them.
     let media_folder = MediaFolder::create(&config.media, &run_dir)?;
@@ -133,6 +133,7 @@ pub async fn run(
         models,
         router.clone(),
         (EngineClient::new(), metrics.clone(), tenants),
+        listeners.loans(),
     )?;
     let settle = settle(&config.frontend);
     let ending = Ending::new(&frontend, &config.frontend, settle, &stop);

@@ -1,4 +1,4 @@
-//! The two listeners of a frontend: how they are taken over, settle and drain.
+//! The listeners of a frontend, two for others and one for engines: how they are taken over, settle and drain.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::frontend::{FrontendConfig, LimitsConfig};
+use crate::config::media::MediaConfig;
 use crate::frontend::Frontend;
+use crate::http::lent::{self, Loans};
 use crate::http::listener::{bind, bind_shared, is_taken, listen};
 use crate::http::serve::{Stop, serve};
 use crate::http::{Limits, Routes};
@@ -25,6 +27,7 @@ const JOIN: Duration = Duration::from_millis(500);
 
 const PUBLIC: &str = "the public listener";
 const ADMIN: &str = "the admin listener";
+const PRIVATE: &str = "the private listener";
 const ADMIN_PORT: &str = "--port (the admin listener takes the next one) or frontend.admin_port";
 
 /// Why a listener cannot be had.
@@ -44,7 +47,7 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
-/// The two listeners, bound before anything is started, so that a taken port stops nothing.
+/// The listeners, bound before anything is started, so that a taken port stops nothing.
 #[derive(Debug)]
 pub struct Listeners {
     public: Bound,
@@ -52,14 +55,16 @@ pub struct Listeners {
     pub addresses: Addresses,
     /// Another process may have the same two.
     is_shared: bool,
+    /// From which engines fetch.
+    private: Option<(TcpListener, Loans)>,
 }
 
 impl Listeners {
-    /// Binds both.
+    /// Binds all.
     ///
     /// # Errors
     /// When an address is taken or not ours.
-    pub async fn bind(config: &FrontendConfig) -> Result<Self, ListenError> {
+    pub async fn bind(config: &FrontendConfig, media: &MediaConfig) -> Result<Self, ListenError> {
         if !config.host.is_loopback() && config.key_file.is_none() {
             let host = config.host;
             warn!(%host, "other hosts may ask without a key, frontend.key_file asks for one");
@@ -88,10 +93,16 @@ impl Listeners {
             admin,
             addresses,
             is_shared: shared,
+            private: private(media).await?,
         })
     }
 
-    /// Serves on both until told to stop, until the public one has settled, and until the last request has
+    /// What engines may fetch from here; `None` where there is no listener for them.
+    pub fn loans(&self) -> Option<Loans> {
+        self.private.as_ref().map(|(_, loans)| loans.clone())
+    }
+
+    /// Serves on all until told to stop, until the public one has settled, and until the last request has
     /// ended. Where another process has the two, they are taken over once there are workers.
     pub fn serve(
         self,
@@ -107,6 +118,12 @@ impl Listeners {
             ..Stop::new()
         };
         let admin_stop = Stop::new();
+        let drained = CancellationToken::new();
+        if let Some((listener, loans)) = self.private {
+            let routes = loans.routes();
+            let private = serve(listener, routes, lent::limits(), drained.clone());
+            listeners.spawn(PRIVATE, private);
+        }
         let public = self.public.serve(
             (frontend.clone(), frontend.listening.clone()),
             frontend.routes(),
@@ -136,6 +153,8 @@ impl Listeners {
             tokio::join!(stopped, public);
             // Who watches a drain asks the admin listener how far it is.
             admin_stop.close.cancel();
+            // What is in flight may be placed again until then, and its images fetched.
+            drained.cancel();
         });
         listeners.spawn(ADMIN, admin);
         listeners
@@ -250,6 +269,25 @@ impl Ending {
             Ok(())
         })
     }
+}
+
+/// The listener from which engines fetch, where there is to be one. It is never shared: what is lent
+/// here no other process has.
+async fn private(media: &MediaConfig) -> Result<Option<(TcpListener, Loans)>, ListenError> {
+    let Some(address) = media.http_listen else {
+        return Ok(None);
+    };
+    let listener = bind(address).await.map_err(|source| ListenError {
+        what: PRIVATE,
+        address,
+        remedy: "media.http_listen",
+        source,
+    })?;
+    let address = listener.local_addr().unwrap_or(address);
+    let origin = media.http_origin(address);
+    info!(%address, origin, "engines may fetch what is lent to them");
+    let loans = Loans::new(&origin, media.http_bytes_max);
+    Ok(Some((listener, loans)))
 }
 
 async fn take(

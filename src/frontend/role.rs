@@ -154,7 +154,7 @@ fn agents(urls: &[String]) -> Result<Vec<String>, BadPlan> {
 /// # Errors
 /// When a listener cannot be had, or a part ended by itself.
 pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<(), FrontendError> {
-    let listeners = Listeners::bind(&config.frontend).await?;
+    let listeners = Listeners::bind(&config.frontend, &config.media).await?;
     let metrics = Arc::new(Metrics::default());
     let router = Router::new(&config.router, metrics.clone());
     let models = HashMap::from([(plan.name.clone(), plan.model)]);
@@ -163,6 +163,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         models,
         router.clone(),
         (plan.client.clone(), metrics, plan.tenants),
+        listeners.loans(),
     )?;
     let addresses = listeners.addresses;
     let settle = config.frontend.settle();

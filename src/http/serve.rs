@@ -245,6 +245,7 @@ async fn answer(
     };
     let call = Call {
         id,
+        uri: parts.uri,
         headers: parts.headers,
         body: held.bytes.clone(),
         received: Instant::now(),
