@@ -19,6 +19,7 @@ use kvlens::model::Model;
 use kvlens::openai::fields::UnknownFields;
 use kvlens::openai::request::RequestLimits;
 use kvlens::telemetry::metrics::Metrics;
+use tokio_util::sync::CancellationToken;
 
 use crate::figures::{row, table, target};
 use crate::fleet::{self, BLOCKS_PER_EVENT, BLOCKS_PER_WORKER, Chance, MODEL, WORKERS, cpu_time};
@@ -112,6 +113,9 @@ fn frontend() -> [f64; 2] {
         client: EngineClient::new(),
         metrics: metrics.clone(),
         tenants: Arc::default(),
+        lending: None,
+        listening: CancellationToken::new(),
+        settling: CancellationToken::new(),
     };
     let empty = frontend(fleet::router(metrics.clone(), 0, &[]));
     let before = resident_mb();

@@ -29,6 +29,7 @@ use kvlens::router::footprint::{Footprint, Wish};
 use kvlens::telemetry::metrics::Metrics;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::figures::{row, table, target};
 use crate::fleet::{Chance, MODEL, WORKERS, cpu_time};
@@ -108,6 +109,9 @@ fn frontend(
         client: EngineClient::new(),
         metrics: metrics.clone(),
         tenants: Arc::default(),
+        lending: None,
+        listening: CancellationToken::new(),
+        settling: CancellationToken::new(),
     }
 }
 

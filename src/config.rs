@@ -169,13 +169,13 @@ impl Config {
                  the largest body would never be admitted",
             ),
             (
-                self.media.image_bytes_max > self.media.cache_bytes_max,
-                "media.image_bytes_max is above media.cache_bytes_max: the largest image would not fit",
-            ),
-            (
-                self.media.connect_secs > self.media.total_secs
-                    || self.media.first_byte_secs > self.media.total_secs,
-                "media.connect_secs or media.first_byte_secs is above media.total_secs",
+                self.frontend.hand_over
+                    && self
+                        .media
+                        .http_listen
+                        .is_some_and(|address| address.port() != 0),
+                "frontend.hand_over is true and media.http_listen has a port of its own: a frontend \
+                 that takes over could not have it too; give it port 0",
             ),
             (
                 self.worker.is_open(),
@@ -206,6 +206,7 @@ impl Config {
         ];
         let rows = rows.into_iter().chain(self.etcd.contradictions());
         let rows = rows.chain(self.nats.contradictions());
+        let rows = rows.chain(self.media.contradictions());
         let keys = schema::keys();
         let problem = |text: &'static str| Problem::Contradiction {
             text,

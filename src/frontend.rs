@@ -6,6 +6,7 @@ pub mod chat;
 mod continuation;
 pub mod error;
 pub mod flags;
+pub mod lending;
 pub mod listeners;
 mod live;
 pub mod observe;
@@ -29,14 +30,18 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::config::media::Transfer;
 use crate::dispatch::EngineClient;
+use crate::frontend::lending::Lending;
 use crate::frontend::planes::Routing;
 use crate::frontend::recovery::Recovery;
 use crate::frontend::relay::Outgoing;
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::unauthorised;
+use crate::http::lent::Loans;
 use crate::http::reply::{Reply, internal_error};
 use crate::http::{Answer, Call, Routes};
 use crate::media::{Media, PolicyError};
@@ -45,7 +50,7 @@ use crate::openai::error::ApiError;
 use crate::openai::request::RequestLimits;
 use crate::router::footprint::{Footprint, Wish};
 use crate::router::remote::Remote;
-use crate::router::view::ModelView;
+use crate::router::view::{ModelView, WorkerView};
 use crate::router::{Placement, RouteError, Router};
 use crate::telemetry::labels::Endpoint;
 use crate::telemetry::metrics::Metrics;
@@ -72,9 +77,15 @@ pub struct Frontend {
     pub models: HashMap<String, Arc<Model>>,
     /// `None` where images are not accepted.
     pub media: Option<Media>,
+    /// Images that engines fetch; `None` where they go another way.
+    pub lending: Option<Arc<Lending>>,
     pub client: EngineClient,
     pub metrics: Arc<Metrics>,
     pub tenants: Arc<Tenants>,
+    /// Cancelled once the public listener takes connections.
+    pub listening: CancellationToken,
+    /// Cancelled once clients are sent to other frontends.
+    pub settling: CancellationToken,
 }
 
 /// A model that a request asked for: what the router knows of it and what renders its prompts.
@@ -95,7 +106,7 @@ impl Asked {
 }
 
 impl Frontend {
-    /// A frontend that serves `models`, placed by `router`.
+    /// A frontend that serves `models`, placed by `router`; `loans` are there for engines to fetch.
     ///
     /// # Errors
     /// When the policy for fetching images cannot be used.
@@ -104,10 +115,13 @@ impl Frontend {
         models: HashMap<String, Arc<Model>>,
         routing: impl Into<Routing>,
         (client, metrics, tenants): (EngineClient, Arc<Metrics>, Tenants),
+        loans: Option<Loans>,
     ) -> Result<Arc<Self>, PolicyError> {
         let Routing { local, remote } = routing.into();
         let media = config.media.enabled;
         let media = media.then(|| Media::new(config.media.clone()));
+        let lends = config.media.enabled && config.media.transfer == Transfer::Http;
+        let lending = loans.filter(|_| lends).map(Lending::new);
         Ok(Arc::new(Self {
             limits: RequestLimits {
                 messages_max: config.frontend.limits.messages_max,
@@ -122,10 +136,20 @@ impl Frontend {
             remote,
             models,
             media: media.transpose()?,
+            lending: lending.map(Arc::new),
             client,
             metrics,
             tenants: Arc::new(tenants),
+            listening: CancellationToken::new(),
+            settling: CancellationToken::new(),
         }))
+    }
+
+    /// Whether a worker takes requests.
+    pub(crate) fn has_workers(&self) -> bool {
+        let workers = self.router.workers();
+        let takes = |view: &WorkerView| view.record.verdict.takes_requests();
+        workers.iter().any(takes)
     }
 
     /// Places a request, after a wait for room where it must; see [`Router::admit`].

@@ -3,6 +3,8 @@
 
 pub mod body;
 pub mod keys;
+pub mod lent;
+pub mod listener;
 pub mod reply;
 pub mod serve;
 
@@ -11,7 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::http::{HeaderMap, Method};
+use ::http::{HeaderMap, Method, Uri};
 use bytes::Bytes;
 
 use crate::config::frontend::LimitsConfig;
@@ -22,6 +24,8 @@ use crate::id::RequestId;
 #[derive(Debug)]
 pub struct Call {
     pub id: RequestId,
+    /// What was asked for.
+    pub uri: Uri,
     pub headers: HeaderMap,
     pub body: Bytes,
     /// When the last byte of it had come.

@@ -56,7 +56,7 @@
 //! | `config` | the configuration, from defaults to flags |
 //! | `telemetry` | logs and the list of metrics |
 //! | `lifecycle` | a process's beginning and end, and the folders of its own |
-//! | `http` | HTTP servers: limits, routes, whole requests in, answers or streams out |
+//! | `http` | HTTP servers: limits, routes, whole requests in, answers or streams out; bytes lent to engines |
 //! | `bus` | NATS between hosts: messages, questions and their answers |
 //! | `model` | a model's folder, read once, and the demo model |
 //! | `media` | from an image's URL to its bytes, digest and size, and to a file for engines |

@@ -219,7 +219,7 @@ impl Media {
             flights: Arc::default(),
             shm: match policy.transfer {
                 Transfer::Shm => Some(Shm::new(policy.shm_bytes_max)),
-                Transfer::Inline => None,
+                Transfer::Inline | Transfer::Http => None,
             },
             policy,
         };

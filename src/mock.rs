@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod dialler;
 pub mod endpoints;
+pub mod fetch;
 pub mod free;
 pub mod generation;
 pub mod hash;
@@ -34,7 +35,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::Limits;
-use crate::http::serve::{Listener, bind, bind_unix, serve};
+use crate::http::listener::{Listener, bind, bind_unix};
+use crate::http::serve::serve;
 use crate::mock::dialler::Dialler;
 use crate::mock::options::{BadOption, Options};
 use crate::mock::publisher::{PublishError, Publisher, Replayer};
@@ -111,6 +113,7 @@ impl MockEngine {
             context_tokens_max,
             fault: options.fault,
             media_dir: local_media(&options)?,
+            media_domains: options.allowed_media_domains.clone(),
         };
         let sources = Value::Object(started.sources);
         let server = Server::new(model, setting, started.ranks, sources);

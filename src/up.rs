@@ -9,18 +9,20 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::ValueHint;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::config::frontend::FrontendConfig;
 use crate::config::{Config, Values};
 use crate::dispatch::EngineClient;
 use crate::engine::run_dir::RunDir;
 use crate::engine::{EngineError, Kind, Launcher};
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
-use crate::frontend::listeners::{self, DRAIN_MAX, ListenError, Listeners};
+use crate::frontend::listeners::{Ending, ListenError, Listeners};
 use crate::frontend::tenants::Tenants;
 use crate::gpu;
 use crate::id::InvalidWorkerId;
@@ -115,7 +117,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), UpError> {
     let setup = Setup::choose(&args, gpu::find(), &config.media)?;
-    let listeners = Listeners::bind(&config.frontend).await?;
+    let listeners = Listeners::bind(&config.frontend, &config.media).await?;
     let run_dir = Arc::new(RunDir::create(config.engine.run_dir.as_deref())?);
     // Its files outlive the engines that read them.
     let media_folder = MediaFolder::create(&config.media, &run_dir)?;
@@ -131,7 +133,10 @@ pub async fn run(
         models,
         router.clone(),
         (EngineClient::new(), metrics.clone(), tenants),
+        listeners.loans(),
     )?;
+    let settle = settle(&config.frontend);
+    let ending = Ending::new(&frontend, &config.frontend, settle, &stop);
     let banner = setup.banner(listeners.addresses, frontend.tenants.are_asked());
     let mut resets = reset::Agents::default();
     let commands: Vec<_> = specs
@@ -139,10 +144,10 @@ pub async fn run(
         .map(|spec| resets.add(spec.worker.clone()))
         .collect();
     let mut serving = listeners.serve(
-        frontend.routes(),
+        &frontend,
         frontend.admin_routes().post(reset::PATH, resets.handler()),
         &config.frontend.limits,
-        &stop,
+        &ending,
     );
     serving.spawn("the keys", frontend.tenants.clone().follow(stop.clone()));
     let engines = Launcher {
@@ -175,15 +180,23 @@ pub async fn run(
     stop.cancel();
     say(format_args!(
         "stopping: requests in flight have {} s to finish",
-        DRAIN_MAX.as_secs()
+        (ending.settle + ending.drain).as_secs()
     ));
-    let drained = listeners::drain(serving).await;
+    let drained = ending.drain(serving).await;
     let signed_off = agents.end().await;
     engines.stop.cancel();
     engines.tasks.close();
     engines.tasks.wait().await;
     say("stopped");
     Ok(running.and(drained).and(signed_off)?)
+}
+
+/// Who presses Ctrl-C waits for nobody to go elsewhere, unless there is somewhere to go.
+fn settle(config: &FrontendConfig) -> Duration {
+    match (config.hand_over, config.settle_secs) {
+        (false, None) => Duration::ZERO,
+        _ => config.settle(),
+    }
 }
 
 /// Prints a line for the person who started it. Nobody need read it: a closed pipe, as that of

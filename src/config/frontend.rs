@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::retries::RetriesConfig;
 
+/// A load balancer that asks `/ready` every second or two has noticed by then.
+const SETTLE_SECS: u64 = 5;
+
 /// Who chooses a frontend's workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -36,6 +39,19 @@ pub struct FrontendConfig {
     /// File of the keys that requests must show, one `name:key` or `name:sha256:HASH` a line; a key's
     /// name is the tenant. Read again on SIGHUP. Unset, everybody may ask.
     pub key_file: Option<PathBuf>,
+    /// Whether another process of the same user may listen on the same two ports: a new frontend, once
+    /// it has workers, then takes over from one that still runs and is stopped after. Both must have it;
+    /// without it a taken port is refused. Who connects in the very moment in which the old one closes
+    /// is reset, unless the system's `net.ipv4.tcp_migrate_req` is 1.
+    pub hand_over: bool,
+    /// Time after a stop signal for which clients and load balancers are sent elsewhere while all are
+    /// still answered, in seconds: `/ready` answers 503, and each answer closes its connection. Unset,
+    /// 5, but at most half of `drain_secs`; with `up`, 0 unless `hand_over` is on.
+    #[schemars(range(max = 3600))]
+    pub settle_secs: Option<u64>,
+    /// Time after that for requests in flight to finish, in seconds.
+    #[schemars(range(max = 3600))]
+    pub drain_secs: u64,
     /// Whether answers carry the headers that say which worker was chosen, and why.
     pub expose_routing: bool,
     /// Who chooses workers: a router inside this process, or routers elsewhere, asked over NATS.
@@ -57,6 +73,9 @@ impl Default for FrontendConfig {
             admin_host: loopback,
             admin_port: None,
             key_file: None,
+            hand_over: false,
+            settle_secs: None,
+            drain_secs: 30,
             expose_routing: false,
             router: RouterPlace::default(),
             continue_streams: true,
@@ -80,6 +99,19 @@ impl FrontendConfig {
             (None, 0) => Some(0),
             (None, port) => port.checked_add(1),
         }
+    }
+
+    /// Time after a stop signal for which all are still answered, where nothing is said otherwise.
+    pub fn settle(&self) -> Duration {
+        let secs = self
+            .settle_secs
+            .unwrap_or(SETTLE_SECS.min(self.drain_secs / 2));
+        Duration::from_secs(secs)
+    }
+
+    /// Time for requests in flight to finish, once no others are taken.
+    pub fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_secs)
     }
 
     /// Where the admin listener binds.

@@ -1,5 +1,7 @@
 //! `[media]`: whether images are taken, their limits, and what may be fetched.
 
+use std::net::SocketAddr;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +15,9 @@ pub enum Transfer {
     /// As a file in a folder in memory, for engines on this host whose records name one; inside the
     /// request for others.
     Shm,
+    /// Fetched by the engine from the frontend's private listener, `http_listen`: for engines on other
+    /// hosts.
+    Http,
 }
 
 /// Images: whether they are taken, their limits, and what may be fetched.
@@ -58,12 +63,78 @@ pub struct MediaConfig {
     /// `image_bytes_max` bytes.
     #[schemars(range(min = 1))]
     pub fetches_max: usize,
-    /// How images go to engines: `inline`, or `shm` for engines on this host that have a folder for
-    /// them.
+    /// How images go to engines: `inline`, `shm` for engines on this host that have a folder for them,
+    /// or `http` for engines that fetch them from `http_listen`.
     pub transfer: Transfer,
     /// Most bytes of images in such folders; an image over it goes inline.
     #[schemars(range(min = 1))]
     pub shm_bytes_max: usize,
+    /// Address and port of the private listener from which engines fetch images, each under a random
+    /// token that is good while its request is in flight; port 0 takes a free one.
+    pub http_listen: Option<SocketAddr>,
+    /// Where engines reach that listener, as `http://10.0.0.5:8002`, or with `{port}` for the port
+    /// that it has; unset, as `http_listen` says. vLLM's `--allowed-media-domains` must name the host.
+    pub http_url: Option<String>,
+    /// Most bytes of images that may be fetched at once; an image over it goes inline.
+    #[schemars(range(min = 1))]
+    pub http_bytes_max: usize,
+}
+
+impl MediaConfig {
+    /// Values that are each legal but cannot hold together.
+    pub(crate) fn contradictions(&self) -> [(bool, &'static str); 5] {
+        [
+            (
+                self.image_bytes_max > self.cache_bytes_max,
+                "media.image_bytes_max is above media.cache_bytes_max: the largest image would not fit",
+            ),
+            (
+                self.connect_secs > self.total_secs || self.first_byte_secs > self.total_secs,
+                "media.connect_secs or media.first_byte_secs is above media.total_secs",
+            ),
+            (
+                self.transfer == Transfer::Http && self.http_listen.is_none(),
+                "media.transfer is http and media.http_listen is unset: engines could fetch nothing",
+            ),
+            (
+                self.http_url.is_none()
+                    && self
+                        .http_listen
+                        .is_some_and(|address| address.ip().is_unspecified()),
+                "media.http_listen is every address of this host and media.http_url is unset: engines \
+                 would not know where to fetch",
+            ),
+            (
+                self.http_url.as_deref().is_some_and(|url| !is_origin(url)),
+                "media.http_url is not http://HOST:PORT, where PORT may be {port}",
+            ),
+        ]
+    }
+
+    /// Where engines reach the private listener that was bound to `bound`, as `http://10.0.0.5:8002`.
+    pub fn http_origin(&self, bound: SocketAddr) -> String {
+        match &self.http_url {
+            Some(url) => url
+                .trim_end_matches('/')
+                .replace(PORT, &bound.port().to_string()),
+            None => format!("http://{bound}"),
+        }
+    }
+}
+
+/// Stands for the port of the private listener.
+const PORT: &str = "{port}";
+
+/// Whether a URL is a scheme, a host and perhaps a port, and nothing else.
+fn is_origin(url: &str) -> bool {
+    let url = url.trim_end_matches('/').replace(PORT, "1");
+    let authority = url
+        .strip_prefix("http://")
+        .or_else(|| url.strip_prefix("https://"));
+    authority.is_some_and(|authority| {
+        let parsed = authority.parse::<::http::uri::Authority>();
+        parsed.is_ok_and(|parsed| !parsed.host().is_empty() && !authority.contains('@'))
+    })
 }
 
 impl Default for MediaConfig {
@@ -84,6 +155,9 @@ impl Default for MediaConfig {
             fetches_max: 64,
             transfer: Transfer::Inline,
             shm_bytes_max: 1 << 30,
+            http_listen: None,
+            http_url: None,
+            http_bytes_max: 1 << 30,
         }
     }
 }

@@ -11,8 +11,8 @@ use tracing::warn;
 use crate::dispatch::EngineAnswer;
 use crate::dispatch::stream::Usage;
 use crate::frontend::relay::Outgoing;
+use crate::frontend::transfer::Lent;
 use crate::id::RequestId;
-use crate::media::shm::Lent;
 use crate::openai::nvext::Nvext;
 use crate::router::{Answered, Placement};
 use crate::telemetry::metrics::Metrics;
@@ -46,7 +46,7 @@ pub(crate) struct Counts {
     pieces: u32,
     usage: Option<Usage>,
     /// What the engine may still read.
-    _files: Vec<Lent>,
+    _named: Vec<Lent>,
 }
 
 impl Answer {
@@ -70,14 +70,14 @@ impl Answer {
             last_piece: None,
             pieces: 0,
             usage: None,
-            _files: Vec::new(),
+            _named: Vec::new(),
         };
         Self { counts, engine }
     }
 
     /// The same, keeping what the engine reads until it ends.
-    pub(crate) fn holding(mut self, files: Vec<Lent>) -> Self {
-        self.counts._files = files;
+    pub(crate) fn holding(mut self, named: Vec<Lent>) -> Self {
+        self.counts._named = named;
         self
     }
 }

@@ -10,7 +10,7 @@ use crate::frontend::relay::Outgoing;
 use crate::frontend::{Asked, Frontend, continuation, error, prompt};
 use crate::http::Call;
 use crate::http::reply::Reply;
-use crate::media::{Image, Media};
+use crate::media::Image;
 use crate::openai::chat::{ChatRequest, ImagePart};
 use crate::openai::error::ApiError;
 use crate::prompt::ExpandedPrompt;
@@ -57,9 +57,9 @@ impl Frontend {
         let reads_cache = !options.bypasses_cache;
         let body = chat_body(chat.request, &chat.images, &chat.salt);
         // Where all images go inside, they do so now: the fewer bytes wait for a worker.
-        let body = match self.media.as_ref().and_then(Media::shm) {
-            Some(_) => body,
-            None => body.inlined(),
+        let body = match self.may_name_images() {
+            true => body,
+            false => body.inlined(),
         };
         let is_known = allowed && chat.exactness == prompt::Exactness::Exact;
         let held = is_known.then(|| self.hold(body.held_bytes()));

@@ -38,8 +38,13 @@ impl Frontend {
         Ok(Reply::json(StatusCode::OK, &json!({"status": "live"})))
     }
 
-    /// Answers `GET /ready` and `GET /health`: 200 while at least one worker takes requests.
+    /// Answers `GET /ready` and `GET /health`: 200 while at least one worker takes requests and new
+    /// ones are wanted here.
     pub(crate) async fn ready(self: Arc<Self>, _call: Call) -> Result<Reply, ApiError> {
+        if self.settling.is_cancelled() {
+            let message = "this frontend is stopping and still answers".to_owned();
+            return Err(error::unavailable("settling", message));
+        }
         let workers = self.router.workers();
         let ready = workers
             .iter()

@@ -18,7 +18,7 @@ use crate::frontend::continuation::Continuable;
 use crate::frontend::live::Live;
 use crate::frontend::prompt::Exactness;
 use crate::frontend::stream::StreamRelay;
-use crate::frontend::transfer::{Parcel, speaks_of_files};
+use crate::frontend::transfer::Parcel;
 use crate::frontend::tries::{Failure, Tries};
 use crate::frontend::{Frontend, error};
 use crate::http::reply::Reply;
@@ -177,7 +177,8 @@ impl Frontend {
         let answer = match self.ask(outgoing, &placement, &parcel).await {
             Err(Failure::Unread(reason)) => {
                 let body = &outgoing.body;
-                parcel = self.inline_parcel(body, &placement, &reason).await;
+                let unread = (&parcel, reason.as_str());
+                parcel = self.inline_parcel(body, &placement, unread).await;
                 self.ask(outgoing, &placement, &parcel).await?
             }
             answered => answered?,
@@ -186,7 +187,7 @@ impl Frontend {
             self.metrics.text_only.inc();
         }
         let metrics = self.metrics.clone();
-        Ok(Answer::new(outgoing, placement, metrics, answer).holding(parcel.files))
+        Ok(Answer::new(outgoing, placement, metrics, answer).holding(parcel.named))
     }
 
     /// Sends a body and waits for the head of its answer.
@@ -207,11 +208,7 @@ impl Frontend {
             DispatchError::Refused { .. } => Failure::Refused(error),
             _ => Failure::Died(error.to_string()),
         })?;
-        let named = match parcel.files[..] {
-            [] => None,
-            _ => placement.media_dir.as_deref(),
-        };
-        accepted(outgoing, answer, named).await
+        accepted(outgoing, answer, parcel).await
     }
 
     fn routing_headers(
@@ -247,11 +244,11 @@ impl Frontend {
     }
 }
 
-/// The answer, if the engine took the request; `folder` where the request names files in it.
+/// The answer, if the engine took the request, which went to it as `parcel`.
 async fn accepted(
     outgoing: &Outgoing,
     answer: EngineAnswer,
-    folder: Option<&str>,
+    parcel: &Parcel,
 ) -> Result<EngineAnswer, Failure> {
     let status = answer.status;
     match status.as_u16() {
@@ -259,20 +256,21 @@ async fn accepted(
         408 | 429 | 503 => Err(Failure::Busy(status)),
         // The key that is missing is ours, not the client's.
         401 | 403 => Err(Failure::Barred(status)),
-        400..=500 => {
+        400..=599 => {
             let body = answer.whole().await.unwrap_or_default();
-            if folder.is_some() && speaks_of_files(&body, folder) {
+            let is_dead = speaks_of_death(&body);
+            if !is_dead && parcel.is_unread(status.as_u16(), &body) {
                 return Err(Failure::Unread(format!("the engine answered {status}")));
             }
-            if status.as_u16() == 500 {
-                let reason = format!("status {status}");
-                return Err(match speaks_of_death(&body) {
-                    true => Failure::Died(reason),
-                    false => Failure::Faulty(reason),
-                });
-            }
-            let error = error::rejected(status.as_u16(), &body, outgoing.has_images);
-            Err(Failure::Rejected(error))
+            let reason = format!("status {status}");
+            Err(match status.as_u16() {
+                500 if is_dead => Failure::Died(reason),
+                500.. => Failure::Faulty(reason),
+                refused => {
+                    let error = error::rejected(refused, &body, outgoing.has_images);
+                    Failure::Rejected(error)
+                }
+            })
         }
         _ => Err(Failure::Faulty(format!("status {status}"))),
     }

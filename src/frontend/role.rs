@@ -17,7 +17,7 @@ use crate::discovery::flags::PlaneFlags;
 use crate::dispatch::EngineClient;
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
-use crate::frontend::listeners::{self, ListenError, Listeners};
+use crate::frontend::listeners::{Ending, ListenError, Listeners};
 use crate::frontend::planes::Planes;
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::{KeyFileError, first_key};
@@ -124,13 +124,13 @@ impl Plan {
     }
 }
 
-/// Serves until `stop`: listeners first, then whatever workers there are. Requests in flight are
-/// answered before it ends.
+/// Serves until `stop`: listeners first, then whatever workers there are. Once told to stop it settles,
+/// and requests in flight are answered before it ends.
 ///
 /// # Errors
 /// When a listener cannot be had, or a part ended by itself.
 pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<(), FrontendError> {
-    let listeners = Listeners::bind(&config.frontend).await?;
+    let listeners = Listeners::bind(&config.frontend, &config.media).await?;
     let metrics = Arc::new(Metrics::default());
     let agents = (plan.sources, plan.client.clone());
     let planes = Planes::start(&config, Some(&plan.name), agents, &metrics).await?;
@@ -141,34 +141,41 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         models,
         planes.routing,
         (plan.client, metrics, plan.tenants),
+        listeners.loans(),
     )?;
     let addresses = listeners.addresses;
+    let settle = config.frontend.settle();
+    let ending = Ending::new(&frontend, &config.frontend, settle, &stop);
     let mut serving = listeners.serve(
-        frontend.routes(),
+        &frontend,
         frontend.admin_routes(),
         &config.frontend.limits,
-        &stop,
+        &ending,
     );
     serving.spawn("the keys", frontend.tenants.clone().follow(stop.clone()));
 
     let mut followers = planes.tasks;
-    info!(
-        public = %addresses.public,
-        admin = %addresses.admin,
-        model = plan.name,
-        "frontend ready"
-    );
-    lifecycle::notify_ready();
+    let shown = async {
+        frontend.listening.cancelled().await;
+        info!(
+            public = %addresses.public,
+            admin = %addresses.admin,
+            model = plan.name,
+            "frontend ready"
+        );
+        lifecycle::notify_ready();
+        show_workers(&router).await
+    };
     let running = tokio::select! {
         // First, because listeners end with it.
         biased;
         () = stop.cancelled() => Ok(()),
         end = serving.next_end() => Err(end),
         end = followers.next_end() => Err(end),
-        never = show_workers(&router) => match never {},
+        never = shown => match never {},
     };
     stop.cancel();
-    let drained = listeners::drain(serving).await;
+    let drained = ending.drain(serving).await;
     // Only now, so that what is in flight may still be placed again.
     drop(followers);
     info!("frontend stopped");

@@ -36,7 +36,7 @@ pub(crate) enum Failure {
     Died(String),
     /// It goes on, and answered with a fault of its own.
     Faulty(String),
-    /// It could not read the files that the request names.
+    /// It could not read the images that the request names.
     Unread(String),
     /// It was taken out, or has begun to leave.
     Left(String),

@@ -1,16 +1,13 @@
 //! A listener's life: accepts connections, answers requests, drains.
 
 use std::future::Future;
-use std::io;
-use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ::http::header::ALLOW;
+use ::http::header::{ALLOW, CONNECTION};
 use ::http::request::Parts;
 use ::http::{HeaderName, Method};
 use axum::Router;
@@ -21,14 +18,13 @@ use axum::routing::any;
 use futures_util::FutureExt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
 
 use crate::http::body::HeldBody;
+use crate::http::listener::{Listener, Stream};
 use crate::http::reply::{Reply, ReplyBody, internal_error};
 use crate::http::{Call, Guard, Handler, Limits, Routes, body};
 use crate::id::RequestId;
@@ -36,6 +32,10 @@ use crate::openai::error::{ApiError, ErrorKind};
 
 /// Echoed on every answer; taken from the request where it is well formed.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// How long a connection that is open when a settled listener closes may stay idle: its client may
+/// have sent its first request already, which is answered.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// How long to wait after a failed accept (no file descriptors left, say) before the next one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -48,55 +48,43 @@ pub fn panics_total() -> u64 {
     PANICS.load(Ordering::Relaxed)
 }
 
-/// Binds a listener.
-///
-/// # Errors
-/// When the address is taken or not ours.
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
+/// When a listener closes, and whether it settles before.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    /// From here on each answer asks its client to close the connection and open another, which may
+    /// lead elsewhere. Where this comes first, whoever has connected by the close is answered.
+    pub settle: CancellationToken,
+    /// The listener closes.
+    pub close: CancellationToken,
 }
 
-/// Binds a listener on a unix socket, which nothing may stand at yet.
-///
-/// # Errors
-/// When something stands at the path, or it cannot be made.
-pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    UnixListener::bind(path)
-}
+impl Stop {
+    /// A stop that has not come.
+    pub fn new() -> Self {
+        Self::from(CancellationToken::new())
+    }
 
-/// Where requests come in.
-#[derive(Debug)]
-pub enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-impl From<TcpListener> for Listener {
-    fn from(listener: TcpListener) -> Self {
-        Self::Tcp(listener)
+    /// Waits until connections without a request are to end.
+    async fn has_closed(&self) {
+        self.close.cancelled().await;
+        if self.settle.is_cancelled() {
+            tokio::time::sleep(LINGER).await;
+        }
     }
 }
 
-impl From<UnixListener> for Listener {
-    fn from(listener: UnixListener) -> Self {
-        Self::Unix(listener)
+impl Default for Stop {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
-type Stream = Either<TcpStream, UnixStream>;
-
-impl Listener {
-    async fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                // A small chunk waits for nothing: Nagle's algorithm would hold it 40 ms.
-                if let Err(error) = stream.set_nodelay(true) {
-                    debug!(%error, "cannot set TCP_NODELAY");
-                }
-                Ok(Either::Left(stream))
-            }
-            Self::Unix(listener) => Ok(Either::Right(listener.accept().await?.0)),
+impl From<CancellationToken> for Stop {
+    /// A listener that closes without settling.
+    fn from(close: CancellationToken) -> Self {
+        Self {
+            settle: CancellationToken::new(),
+            close,
         }
     }
 }
@@ -107,9 +95,9 @@ pub async fn serve(
     listener: impl Into<Listener>,
     routes: Routes,
     limits: Limits,
-    stop: CancellationToken,
+    stop: impl Into<Stop>,
 ) {
-    let listener = listener.into();
+    let (listener, stop) = (listener.into(), stop.into());
     let slots = Arc::new(Semaphore::new(limits.connections_max));
     let mut server = hyper::server::conn::http1::Builder::new();
     // Over this hyper answers 431 without a body; up to it `check_headers` says why.
@@ -118,13 +106,15 @@ pub async fn serve(
         .max_headers(256)
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_read);
-    let router = router(routes, limits);
+    let router = router(routes, limits, &stop.settle);
     let connections = TaskTracker::new();
+    let open = |stream| connection(server.clone(), stream, router.clone(), stop.clone());
     while let Some(slot) = stop
+        .close
         .run_until_cancelled(slots.clone().acquire_owned())
         .await
     {
-        let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else {
+        let Some(accepted) = stop.close.run_until_cancelled(listener.accept()).await else {
             break;
         };
         let stream = match accepted {
@@ -135,23 +125,29 @@ pub async fn serve(
                 continue;
             }
         };
-        let connection = connection(server.clone(), stream, router.clone(), stop.clone());
+        let connection = open(stream);
         connections.spawn(async move {
             connection.await;
             drop(slot);
         });
     }
-    drop(listener);
+    match stop.settle.is_cancelled() {
+        true => listener.close().into_iter().for_each(|stream| {
+            connections.spawn(open(stream));
+        }),
+        false => drop(listener),
+    }
     connections.close();
     connections.wait().await;
 }
 
-/// One connection until it ends; after `stop` it ends with its current request.
+/// One connection until it ends; after `stop` it ends with its current request, or where the listener
+/// has settled with one that comes at once.
 fn connection(
     server: hyper::server::conn::http1::Builder,
     stream: Stream,
     router: Router,
-    stop: CancellationToken,
+    stop: Stop,
 ) -> impl Future<Output = ()> {
     let service = TowerToHyperService::new(router);
     async move {
@@ -159,7 +155,7 @@ fn connection(
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = stop.cancelled() => {
+            () = stop.has_closed() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -177,7 +173,7 @@ struct Hall {
     guard: Option<Guard>,
 }
 
-fn router(routes: Routes, limits: Limits) -> Router {
+fn router(routes: Routes, limits: Limits, settle: &CancellationToken) -> Router {
     let hall = Arc::new(Hall {
         room: body::room(&limits),
         limits,
@@ -186,17 +182,18 @@ fn router(routes: Routes, limits: Limits) -> Router {
     let mut router = Router::new();
     for (path, methods) in routes.paths {
         let methods: Arc<[(Method, Handler)]> = methods.into();
-        let hall = hall.clone();
+        let (hall, settle) = (hall.clone(), settle.clone());
         let answer = move |request: Request| {
             let (methods, hall) = (methods.clone(), hall.clone());
-            identified(request, move |id, request| {
+            identified(request, settle.clone(), move |id, request| {
                 answer(id, request, methods, hall)
             })
         };
         router = router.route(&path, any(answer));
     }
-    router.fallback(|request: Request| {
-        identified(request, async |_, request| {
+    let settle = settle.clone();
+    router.fallback(move |request: Request| {
+        identified(request, settle.clone(), async |_, request| {
             let message = format!("no route {}", request.uri().path());
             ApiError::new(404, ErrorKind::InvalidRequestError, "not_found", message).into()
         })
@@ -205,7 +202,7 @@ fn router(routes: Routes, limits: Limits) -> Router {
 
 /// Gives the request its id, answers it, and writes the id into the answer. A panic in one request
 /// is a 500 to it alone.
-async fn identified<F, A>(request: Request, answer: F) -> Response
+async fn identified<F, A>(request: Request, settle: CancellationToken, answer: F) -> Response
 where
     F: FnOnce(RequestId, Request) -> A,
     A: Future<Output = Reply>,
@@ -225,7 +222,11 @@ where
         error!(request_id = %id, "a request panicked");
         internal_error().into()
     });
-    response(reply.with_header(REQUEST_ID, id.as_str()))
+    let reply = reply.with_header(REQUEST_ID, id.as_str());
+    response(match settle.is_cancelled() {
+        true => reply.with_header(CONNECTION, "close"),
+        false => reply,
+    })
 }
 
 async fn answer(
@@ -244,6 +245,7 @@ async fn answer(
     };
     let call = Call {
         id,
+        uri: parts.uri,
         headers: parts.headers,
         body: held.bytes.clone(),
         received: Instant::now(),

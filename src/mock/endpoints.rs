@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::http::reply::Reply;
 use crate::http::{Answer, Call, Routes};
+use crate::mock::fetch::fetch_images;
 use crate::mock::generation::Generation;
 use crate::mock::metrics;
 use crate::mock::prompt::{Fault, Prompt};
@@ -37,10 +38,7 @@ pub fn routes(server: &Arc<Server>, dev: bool) -> Routes {
             "/kv_event_sources",
             on(|server, _| Reply::json(StatusCode::OK, &server.sources)),
         )
-        .post(
-            "/tokenize",
-            on(|server, call| settle(tokenize(server, call))),
-        )
+        .post("/tokenize", working(server, tokenize))
         .post(
             "/detokenize",
             on(|server, call| settle(detokenize(server, call))),
@@ -90,6 +88,7 @@ where
 async fn chat(server: Arc<Server>, call: Call) -> Result<Reply, Refusal> {
     let mut body = object(&call)?;
     let terms = server.terms(&call.headers, &body)?;
+    fetch_images(&mut body, &server.media_domains).await?;
     let prompt = Prompt::chat(&server.model, &server.images, &mut body, server.fault)?;
     server.check_length(prompt.tokens.len(), &terms.wishes)?;
     let generation = Generation::start(&server, &terms, vec![prompt]);
@@ -139,14 +138,15 @@ fn models(server: &Server) -> Reply {
     Reply::json(StatusCode::OK, &json!({ "object": "list", "data": models }))
 }
 
-fn tokenize(server: &Server, call: &Call) -> Result<Reply, Refusal> {
-    let mut body = object(call)?;
+async fn tokenize(server: Arc<Server>, call: Call) -> Result<Reply, Refusal> {
+    let mut body = object(&call)?;
     let tokens = match body.get("prompt").and_then(Value::as_str) {
         Some(text) => {
             let special = body.get("add_special_tokens").and_then(Value::as_bool);
-            encode(server, text, special.unwrap_or(true))?
+            encode(&server, text, special.unwrap_or(true))?
         }
         None => {
+            fetch_images(&mut body, &server.media_domains).await?;
             let fault = server.fault.and_then(Fault::of_tokenize);
             Prompt::chat(&server.model, &server.images, &mut body, fault)?.tokens
         }

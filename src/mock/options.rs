@@ -94,6 +94,9 @@ pub struct Options {
     /// Folder below which images may be read by file:// URL.
     #[arg(long, value_name = "FOLDER")]
     pub allowed_local_media_path: Option<PathBuf>,
+    /// Hosts from which images may be fetched by http:// URL; none unless told, where vLLM takes all.
+    #[arg(long, value_name = "HOST", num_args = 1..)]
+    pub allowed_media_domains: Vec<String>,
     /// Also answers /reset_prefix_cache.
     #[arg(long)]
     pub dev: bool,

@@ -22,6 +22,8 @@ pub struct Server {
     pub model: Model,
     pub writer: Writer,
     pub images: Images,
+    /// Hosts from which images are fetched.
+    pub media_domains: Vec<String>,
     /// Names of the base model; the first one is answered.
     pub names: Vec<String>,
     pub loras: Vec<Arc<Lora>>,
@@ -47,6 +49,8 @@ pub struct Setting {
     pub fault: Option<Fault>,
     /// Images may be read from files below it.
     pub media_dir: Option<PathBuf>,
+    /// Hosts from which images are fetched.
+    pub media_domains: Vec<String>,
 }
 
 /// What all choices of one request agreed on.
@@ -78,6 +82,7 @@ impl Server {
                 setting.names.first().map_or("", String::as_str),
                 setting.media_dir,
             ),
+            media_domains: setting.media_domains,
             model,
             names: setting.names,
             loras: setting.loras,

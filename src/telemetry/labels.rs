@@ -69,7 +69,7 @@ label! {
 label! {
     /// How an image went to an engine.
     Transfer {
-        /// Inside the request: files are not asked for, or the worker has no folder for them.
+        /// Inside the request: nothing else is asked for, or nothing else goes to the worker.
         Inline = "inline",
         Shm = "shm",
         /// Inside the request, because files in use left no room.
@@ -78,6 +78,12 @@ label! {
         ShmUnusable = "shm_unusable",
         /// Inside the request once again, because the engine could not read the file.
         ShmUnread = "shm_unread",
+        /// Fetched by the engine.
+        Http = "http",
+        /// Inside the request, because images in flight left no room.
+        HttpFull = "http_full",
+        /// Inside the request once again, because the engine could not fetch it.
+        HttpUnread = "http_unread",
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod fields;
 mod files;
+mod lent;
 mod reports;
 
 use std::collections::HashMap;
@@ -17,10 +18,13 @@ use kvlens::config::router::RouterConfig;
 use kvlens::discovery::{Change, Completeness, Update, WorkerRecord};
 use kvlens::dispatch::EngineClient;
 use kvlens::frontend::Frontend;
+use kvlens::frontend::lending::Lending;
 use kvlens::frontend::recovery::Recovery;
 use kvlens::health::Verdict;
+use kvlens::http::lent::{Loans, limits as lent_limits};
+use kvlens::http::listener::bind;
 use kvlens::http::reply::Reply;
-use kvlens::http::serve::{bind, serve};
+use kvlens::http::serve::serve;
 use kvlens::http::{Call, Limits, Routes};
 use kvlens::id::{Incarnation, WorkerId};
 use kvlens::media::Media;
@@ -81,6 +85,16 @@ async fn listen(routes: Routes, tasks: &mut JoinSet<()>) -> String {
     format!("http://{address}")
 }
 
+/// The images that the engine is to fetch, and their listener.
+async fn lending(media: &MediaConfig, tasks: &mut JoinSet<()>) -> Option<Arc<Lending>> {
+    let listener = bind(media.http_listen?).await.expect("a free port");
+    let origin = media.http_origin(listener.local_addr().expect("bound"));
+    let loans = Loans::new(&origin, media.http_bytes_max);
+    let stop = CancellationToken::new();
+    tasks.spawn(serve(listener, loans.routes(), lent_limits(), stop));
+    Some(Arc::new(Lending::new(loans)))
+}
+
 impl Pair {
     async fn start(media: MediaConfig, answering: Answering) -> Self {
         let mut tasks = JoinSet::new();
@@ -99,6 +113,7 @@ impl Pair {
         }
         let engine = listen(engine, &mut tasks).await;
         let metrics = Arc::new(Metrics::default());
+        let lending = lending(&media, &mut tasks).await;
         let frontend = Arc::new(Frontend {
             limits: RequestLimits {
                 messages_max: 16,
@@ -115,9 +130,12 @@ impl Pair {
                 Arc::new(Model::demo().expect("it is in the binary")),
             )]),
             media: Some(Media::new(media).expect("a sound policy")),
+            lending,
             client: EngineClient::new(),
             metrics,
             tenants: Arc::default(),
+            listening: CancellationToken::new(),
+            settling: CancellationToken::new(),
         });
         let url = listen(frontend.routes(), &mut tasks).await;
         let worker = WorkerId::new("w").expect("a legal name");

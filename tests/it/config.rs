@@ -187,6 +187,31 @@ fn what_cannot_hold_together_is_refused_with_all_its_sources() {
              (media.total_secs in file FILE)",
         ),
         (
+            "[media]\ntransfer = \"http\"\n",
+            &[],
+            "media.transfer is http and media.http_listen is unset: engines could fetch nothing \
+             (media.transfer in file FILE)",
+        ),
+        (
+            "[media]\nhttp_listen = \"0.0.0.0:8002\"\n",
+            &[],
+            "media.http_listen is every address of this host and media.http_url is unset: engines \
+             would not know where to fetch (media.http_listen in file FILE)",
+        ),
+        (
+            "[media]\nhttp_url = \"http://host/media\"\n",
+            &[],
+            "media.http_url is not http://HOST:PORT, where PORT may be {port} \
+             (media.http_url in file FILE)",
+        ),
+        (
+            "[frontend]\nhand_over = true\n[media]\nhttp_listen = \"127.0.0.1:8002\"\n",
+            &[],
+            "frontend.hand_over is true and media.http_listen has a port of its own: a frontend that \
+             takes over could not have it too; give it port 0 (frontend.hand_over in file FILE, \
+             media.http_listen in file FILE)",
+        ),
+        (
             "[router]\nmode = \"random\"\n",
             &[("KVLENS_ROUTER_TEMPERATURE", "0.5")],
             "router.temperature is above 0 and router.mode is not kv: nothing would use it \

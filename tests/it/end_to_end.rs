@@ -9,6 +9,7 @@ mod deaths;
 mod departures;
 mod explains;
 mod files;
+mod lent;
 mod offloads;
 mod overlap;
 mod parity;

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use kvlens::http::listener::bind;
 use kvlens::http::reply::Reply;
-use kvlens::http::serve::{bind, serve};
+use kvlens::http::serve::serve;
 use kvlens::http::{Limits, Routes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

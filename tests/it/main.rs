@@ -18,6 +18,7 @@ mod etcd;
 mod fake_engine;
 mod feed;
 mod gate;
+mod hand_over;
 mod hash_vectors;
 mod http;
 mod index_laws;

@@ -182,7 +182,7 @@ async fn requests_are_refused_as_vllm_does() {
             400,
             "cannot identify image",
         ),
-        (image("http://127.0.0.1/a.png"), &[], 400, "only data: URIs"),
+        (image("http://127.0.0.1/a.png"), &[], 400, "domains: []"),
     ];
     for (body, headers, status, message) in rows {
         let request = mock.request("/v1/chat/completions", &body, headers);

@@ -25,6 +25,8 @@ pub(crate) struct Host {
     folder: TempDir,
     engines: Vec<Process>,
     started: usize,
+    /// Variables of the processes that are started from now on.
+    pub(crate) settings: Vec<(&'static str, String)>,
 }
 
 /// A process of the program.
@@ -59,6 +61,8 @@ impl Host {
             folder: tempfile::tempdir().expect("a folder"),
             engines: Vec::new(),
             started: 0,
+            // Nobody is sent elsewhere where there is nowhere to go.
+            settings: vec![("KVLENS_FRONTEND_SETTLE_SECS", "0".to_owned())],
         }
     }
 
@@ -112,10 +116,21 @@ impl Host {
         }
     }
 
+    /// Keeps a process for as long as the host.
+    pub(crate) fn keep(&mut self, process: Process) {
+        self.engines.push(process);
+    }
+
     pub(crate) async fn frontend(&mut self, agents: &[&str], words: &str) -> Frontend {
+        self.frontend_as_set(agents, &format!("--port 0 {words}"))
+            .await
+    }
+
+    /// The same where its settings say which port.
+    pub(crate) async fn frontend_as_set(&mut self, agents: &[&str], words: &str) -> Frontend {
         let urls = agents.iter().map(|url| format!("--worker-url {url} "));
         let urls: String = urls.collect();
-        let process = self.start(&format!("frontend --model demo --port 0 {urls} {words}"));
+        let process = self.start(&format!("frontend --model demo {urls} {words}"));
         let line = process.said("frontend ready").await;
         Frontend {
             public: format!("http://{}", field(&line, "public")),
@@ -125,7 +140,7 @@ impl Host {
         }
     }
 
-    fn start(&mut self, words: &str) -> Process {
+    pub(crate) fn start(&mut self, words: &str) -> Process {
         self.started += 1;
         let log = self.folder.path().join(format!("{}.log", self.started));
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvlens"));
@@ -136,6 +151,7 @@ impl Host {
             .env("KVLENS_ENGINE_RUN_DIR", self.run_dir())
             .env("KVLENS_MEDIA_ENABLED", "true")
             .env("KVLENS_FRONTEND_EXPOSE_ROUTING", "true")
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .args(words.split_whitespace())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -185,7 +201,7 @@ impl Process {
     }
 
     /// Waits for a line of its log.
-    async fn said(&self, message: &str) -> Value {
+    pub(crate) async fn said(&self, message: &str) -> Value {
         let line = || {
             let log = fs::read_to_string(Path::new(&self.log)).unwrap_or_default();
             let lines = log.lines().map(serde_json::from_str::<Value>);
