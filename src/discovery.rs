@@ -3,6 +3,7 @@
 pub mod engine_file;
 pub mod feed;
 pub mod flags;
+pub mod model_files;
 
 use serde::{Deserialize, Serialize};
 

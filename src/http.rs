@@ -23,6 +23,8 @@ use crate::id::RequestId;
 pub struct Call {
     pub id: RequestId,
     pub headers: HeaderMap,
+    /// What stands behind the path's `?`; empty where nothing does.
+    pub query: String,
     pub body: Bytes,
     /// When the last byte of it had come.
     pub received: Instant,

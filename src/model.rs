@@ -1,5 +1,6 @@
 //! A model's folder, read once: tokenizer, chat template, configuration, family.
 
+pub mod archive;
 mod cache;
 pub mod chat;
 mod files;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use jiff::Zoned;
 use serde_json::{Value, json};
 
+use crate::model::archive::{Archive, ArchiveError, ModelDigest};
 use crate::model::files::{Files, Source};
 use crate::model::media_tokens::MediaTokens;
 use crate::model::tokenizer::Tokenizer;
@@ -48,6 +50,8 @@ pub enum ModelError {
     #[error("model in {path} has no chat template")]
     NoChatTemplate { path: String },
     #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error(transparent)]
     Prompt(#[from] PromptError),
     #[error("cannot tokenise: {reason}")]
     Encode { reason: String },
@@ -78,6 +82,7 @@ pub struct ChatInput<'a> {
 pub struct Model {
     /// For errors: the folder, or what stands for the demo's.
     path: String,
+    digest: ModelDigest,
     tokenizer: Tokenizer,
     template: Option<Template>,
     /// The template for requests with tools, where the model has one of its own for them.
@@ -95,6 +100,14 @@ impl Model {
     /// # Errors
     /// When a file is missing or unusable.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
+        Self::load_packed(folder).map(|(model, _)| model)
+    }
+
+    /// The same with the files that it was read from.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_packed(folder: &Path) -> Result<(Self, Archive), ModelError> {
         Self::read(&Source::Folder(folder))
     }
 
@@ -103,7 +116,33 @@ impl Model {
     /// # Errors
     /// Never in a tested build.
     pub fn demo() -> Result<Self, ModelError> {
+        Self::demo_packed().map(|(model, _)| model)
+    }
+
+    /// The same with the files that it was read from.
+    ///
+    /// # Errors
+    /// As [`Model::demo`].
+    pub fn demo_packed() -> Result<(Self, Archive), ModelError> {
         Self::read(&Source::Demo)
+    }
+
+    /// The model whose files another host has sent.
+    ///
+    /// # Errors
+    /// When a file is missing or unusable.
+    pub fn unpack(archive: &Archive) -> Result<Self, ModelError> {
+        let source = Source::Received {
+            files: archive.files()?,
+            digest: archive.digest(),
+        };
+        let (model, read) = Self::read(&source)?;
+        // Files that a later release reads too: this one would render without them.
+        if read.digest() != archive.digest() {
+            let (wanted, found) = (archive.digest(), read.digest());
+            return Err(ArchiveError::OtherBytes { wanted, found }.into());
+        }
+        Ok(model)
     }
 
     /// Finds a model's folder: `text` itself if it is one, else the newest snapshot of that id in
@@ -119,7 +158,7 @@ impl Model {
         cache::resolve(text, environment)
     }
 
-    fn read(source: &Source<'_>) -> Result<Self, ModelError> {
+    fn read(source: &Source<'_>) -> Result<(Self, Archive), ModelError> {
         let files = Files::read(source)?;
         let path = source.path("");
         let tokenizer = Tokenizer::new(files.tokenizer, &files.tokenizer_config);
@@ -135,6 +174,7 @@ impl Model {
         let special_tokens = special_tokens(&files.tokenizer_config);
         let mut model = Self {
             path,
+            digest: files.archive.digest(),
             template: files.template.map(compile).transpose()?,
             tool_template: files.tool_template.map(compile).transpose()?,
             media_tokens: MediaTokens::new(family.as_ref(), &files.config, &tokenizer),
@@ -151,7 +191,12 @@ impl Model {
         if let Ok(tokens) = model.tokens_of_one_image() {
             model.media_tokens.learn(&tokens);
         }
-        Ok(model)
+        Ok((model, files.archive))
+    }
+
+    /// What names the files it was read from.
+    pub fn digest(&self) -> ModelDigest {
+        self.digest
     }
 
     /// What the template writes around a lone image.
@@ -366,6 +411,32 @@ mod tests {
         chat.add_generation_prompt = false;
         chat.continue_final_message = true;
         assert_eq!(model.render(&chat).unwrap(), start);
+    }
+
+    #[test]
+    fn the_files_that_count_are_those_that_were_read() {
+        let (demo, archive) = Model::demo_packed().unwrap();
+        assert_eq!(archive.files().unwrap().len(), 6);
+        let again = Model::unpack(&archive).unwrap();
+        assert_eq!(
+            (again.digest(), demo.digest()),
+            (archive.digest(), archive.digest())
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        for (name, text) in archive.files().unwrap() {
+            write(name, text);
+        }
+        let digest = || Model::load(folder.path()).unwrap().digest();
+        assert_eq!(digest(), demo.digest());
+        // Beside preprocessor_config.json and the template's own file nobody looks at these.
+        write("processor_config.json", "{}");
+        write("chat_template.json", "{}");
+        write("weights.safetensors", "x");
+        assert_eq!(digest(), demo.digest());
+        write("chat_template.jinja", "hi");
+        assert_ne!(digest(), demo.digest());
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod engine_load;
 pub mod engine_watch;
 pub mod feed;
 pub mod follow;
+mod model_files;
 mod pages;
 pub mod parity;
 pub mod probe;

@@ -244,6 +244,7 @@ async fn answer(
     };
     let call = Call {
         id,
+        query: parts.uri.query().unwrap_or_default().to_owned(),
         headers: parts.headers,
         body: held.bytes.clone(),
         received: Instant::now(),

@@ -46,6 +46,10 @@ pub struct AgentSpec {
     /// The model's files, with which the engine's prompts are held against ours; `None` where they
     /// are not here.
     pub files: Option<Arc<Model>>,
+    /// See [`WorkerRecord::agent`](crate::discovery::WorkerRecord::agent).
+    pub agent: Option<String>,
+    /// See [`WorkerRecord::agent_life`](crate::discovery::WorkerRecord::agent_life).
+    pub agent_life: u64,
     /// A folder on the engine's host from which it reads images.
     pub media_dir: Option<PathBuf>,
     /// Folder in which ledgers are kept for the next agent; `None` where there is none to come.
@@ -67,6 +71,8 @@ impl AgentSpec {
             placeholder: None,
             process: None,
             files: None,
+            agent: None,
+            agent_life: 0,
             media_dir: None,
             state_dir: None,
         }
