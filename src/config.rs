@@ -9,6 +9,7 @@ mod layer;
 pub mod log;
 pub mod media;
 pub mod nats;
+pub mod network;
 pub mod openai;
 pub mod problem;
 pub mod reference;
