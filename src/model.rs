@@ -6,6 +6,7 @@ pub mod chat;
 mod files;
 mod media_tokens;
 pub mod named;
+mod special;
 mod tokenizer;
 
 use std::ffi::OsString;
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 use crate::model::archive::{Archive, ArchiveError, ModelDigest};
 use crate::model::files::{Files, Source};
 use crate::model::media_tokens::MediaTokens;
+use crate::model::special::{context_tokens_max, eos_tokens, special_tokens};
 use crate::model::tokenizer::Tokenizer;
 use crate::prompt::PromptError;
 use crate::prompt::content::ContentFormat;
@@ -310,52 +312,6 @@ fn compile((path, source): (String, String)) -> Result<Template, ModelError> {
     Template::new(&source).map_err(|source| ModelError::Template { path, source })
 }
 
-/// `bos_token` and its like as text, for the template.
-fn special_tokens(tokenizer_config: &Value) -> Value {
-    let mut map = serde_json::Map::new();
-    for (key, value) in tokenizer_config.as_object().into_iter().flatten() {
-        if key.ends_with("_token")
-            && let Some(text) = tokenizer::token_text(value)
-        {
-            map.insert(key.clone(), text.into());
-        }
-    }
-    Value::Object(map)
-}
-
-fn context_tokens_max(config: &Value) -> Option<u32> {
-    [&config["text_config"], config]
-        .into_iter()
-        .find_map(|config| token_id(&config["max_position_embeddings"]))
-}
-
-/// The tokenizer's end token, then those of the first configuration that names any.
-fn eos_tokens(special: &Value, tokenizer: &Tokenizer, configs: [&Value; 2]) -> Vec<u32> {
-    let own = special["eos_token"].as_str();
-    let mut ids: Vec<u32> = own
-        .and_then(|text| tokenizer.id(text))
-        .into_iter()
-        .collect();
-    let [generation, config] = configs;
-    let keys = [generation, &config["text_config"], config].map(|config| &config["eos_token_id"]);
-    let listed = keys.into_iter().find(|key| !key.is_null());
-    let listed = match listed {
-        Some(Value::Array(listed)) => listed.as_slice(),
-        Some(one) => std::slice::from_ref(one),
-        None => &[],
-    };
-    for id in listed.iter().filter_map(token_id) {
-        if !ids.contains(&id) {
-            ids.push(id);
-        }
-    }
-    ids
-}
-
-fn token_id(value: &Value) -> Option<u32> {
-    value.as_u64().and_then(|id| u32::try_from(id).ok())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -411,55 +367,5 @@ mod tests {
         chat.add_generation_prompt = false;
         chat.continue_final_message = true;
         assert_eq!(model.render(&chat).unwrap(), start);
-    }
-
-    #[test]
-    fn the_files_that_count_are_those_that_were_read() {
-        let (demo, archive) = Model::demo_packed().unwrap();
-        assert_eq!(archive.files().unwrap().len(), 6);
-        let again = Model::unpack(&archive).unwrap();
-        assert_eq!(
-            (again.digest(), demo.digest()),
-            (archive.digest(), archive.digest())
-        );
-        let folder = tempfile::tempdir().unwrap();
-        let write =
-            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        for (name, text) in archive.files().unwrap() {
-            write(name, text);
-        }
-        let digest = || Model::load(folder.path()).unwrap().digest();
-        assert_eq!(digest(), demo.digest());
-        // Beside preprocessor_config.json and the template's own file nobody looks at these.
-        write("processor_config.json", "{}");
-        write("chat_template.json", "{}");
-        write("weights.safetensors", "x");
-        assert_eq!(digest(), demo.digest());
-        write("chat_template.jinja", "hi");
-        assert_ne!(digest(), demo.digest());
-    }
-
-    #[test]
-    fn a_folder_without_its_files_says_which() {
-        let folder = tempfile::tempdir().unwrap();
-        let write =
-            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        let load = || Model::load(folder.path()).unwrap_err().to_string();
-        assert!(load().ends_with("config.json is missing"));
-        write("config.json", "{}");
-        assert!(load().ends_with("tokenizer.json is missing"));
-        write("tokenizer.json", "{");
-        assert!(load().ends_with("tokenizer.json is not JSON"));
-        write("tokenizer.json", "{}");
-        assert!(load().contains("tokenizer.json is not a tokenizer we can use: "));
-        write("tokenizer.json", include_str!("model/demo/tokenizer.json"));
-        let model = Model::load(folder.path()).unwrap();
-        assert!(model.family().is_none() && model.media_tokens().is_empty());
-        let error = model.normalise(&[], false).unwrap_err().to_string();
-        assert!(error.ends_with("has no chat template"), "{error}");
-        write("chat_template.json", r#"{"chat_template": "{% if %}"}"#);
-        assert!(load().contains("chat_template.json: chat template does not compile: "));
-        write("config.json", r#"{"model_type": "qwen3_vl"}"#);
-        assert!(load().contains("config.json has no usable \"image_token_id\""));
     }
 }

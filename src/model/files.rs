@@ -177,3 +177,58 @@ fn demo(name: &str) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::model::Model;
+
+    #[test]
+    fn the_files_that_count_are_those_that_were_read() {
+        let (demo, archive) = Model::demo_packed().unwrap();
+        assert_eq!(archive.files().unwrap().len(), 6);
+        let again = Model::unpack(&archive).unwrap();
+        assert_eq!(
+            (again.digest(), demo.digest()),
+            (archive.digest(), archive.digest())
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        for (name, text) in archive.files().unwrap() {
+            write(name, text);
+        }
+        let digest = || Model::load(folder.path()).unwrap().digest();
+        assert_eq!(digest(), demo.digest());
+        // Beside preprocessor_config.json and the template's own file nobody looks at these.
+        write("processor_config.json", "{}");
+        write("chat_template.json", "{}");
+        write("weights.safetensors", "x");
+        assert_eq!(digest(), demo.digest());
+        write("chat_template.jinja", "hi");
+        assert_ne!(digest(), demo.digest());
+    }
+
+    #[test]
+    fn a_folder_without_its_files_says_which() {
+        let folder = tempfile::tempdir().unwrap();
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let load = || Model::load(folder.path()).unwrap_err().to_string();
+        assert!(load().ends_with("config.json is missing"));
+        write("config.json", "{}");
+        assert!(load().ends_with("tokenizer.json is missing"));
+        write("tokenizer.json", "{");
+        assert!(load().ends_with("tokenizer.json is not JSON"));
+        write("tokenizer.json", "{}");
+        assert!(load().contains("tokenizer.json is not a tokenizer we can use: "));
+        write("tokenizer.json", include_str!("demo/tokenizer.json"));
+        let model = Model::load(folder.path()).unwrap();
+        assert!(model.family().is_none() && model.media_tokens().is_empty());
+        let error = model.normalise(&[], false).unwrap_err().to_string();
+        assert!(error.ends_with("has no chat template"), "{error}");
+        write("chat_template.json", r#"{"chat_template": "{% if %}"}"#);
+        assert!(load().contains("chat_template.json: chat template does not compile: "));
+        write("config.json", r#"{"model_type": "qwen3_vl"}"#);
+        assert!(load().contains("config.json has no usable \"image_token_id\""));
+    }
+}
