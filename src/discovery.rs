@@ -3,6 +3,7 @@
 pub mod engine_file;
 pub mod feed;
 pub mod flags;
+pub mod hash_key;
 pub mod model_files;
 
 use serde::{Deserialize, Serialize};
@@ -112,6 +113,10 @@ pub struct WorkerRecord {
     /// it has none.
     #[serde(default)]
     pub model_digest: Option<String>,
+    /// Fingerprint of the key that the names of its blocks are sealed with; `None` where they are
+    /// not.
+    #[serde(default)]
+    pub hash_key: Option<String>,
     /// Other names that requests may use for it.
     pub aliases: Vec<String>,
     /// Names of the LoRA adapters it serves.
@@ -164,6 +169,7 @@ impl WorkerRecord {
             agent_life: 0,
             model: model.to_owned(),
             model_digest: None,
+            hash_key: None,
             aliases: Vec::new(),
             adapters: Vec::new(),
             engine: EngineRelease::default(),

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::block::HashKey;
 use crate::discovery::Update;
 use crate::discovery::engine_file::{self, EngineFile};
 use crate::events::zmq::Source;
@@ -64,6 +65,8 @@ pub(crate) struct Beside {
     pub(crate) files: Option<Files>,
     /// Where the listener finds the files.
     pub(crate) shelf: Arc<Shelf>,
+    /// See [`AgentSpec::hash_key`].
+    pub(crate) hash_key: Option<HashKey>,
     /// See [`AgentSpec::agent`].
     pub(crate) agent: Option<String>,
     /// See [`AgentSpec::agent_life`].
@@ -167,6 +170,7 @@ impl Beside {
             media_dir: engine.media_dir.clone(),
             device: self.device,
             labels: self.labels.clone(),
+            hash_key: self.hash_key,
             agent: self.agent.clone(),
             agent_life: self.agent_life,
             ..AgentSpec::new(self.worker.clone(), &engine.address, &model)

@@ -42,6 +42,7 @@ pub fn first(spec: &AgentSpec) -> WorkerRecord {
     record.aliases.clone_from(&spec.aliases);
     record.engine.kind.clone_from(&spec.kind);
     record.agent.clone_from(&spec.agent);
+    record.hash_key = spec.hash_key.map(|key| key.fingerprint());
     record.agent_life = spec.agent_life;
     let digest = spec.files.as_ref().map(|files| files.digest());
     record.model_digest = digest.map(|digest| digest.to_string());

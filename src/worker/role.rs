@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::config::{Config, Values};
 use crate::discovery::flags::PlaneFlags;
+use crate::discovery::hash_key::{HashKeyError, hash_key};
 use crate::discovery::{Completeness, Update, WorkerRecord};
 use crate::events::zmq::Source;
 use crate::health::Verdict;
@@ -122,6 +123,8 @@ pub enum BadPlan {
     #[error(transparent)]
     Keys(#[from] KeyFileError),
     #[error(transparent)]
+    HashKey(#[from] HashKeyError),
+    #[error(transparent)]
     StateDir(#[from] RunDirError),
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -171,6 +174,7 @@ impl Plan {
                 model: args.model.clone(),
                 files: named.map(Files::from),
                 shelf: Arc::default(),
+                hash_key: hash_key(&config.cluster)?,
                 agent: None,
                 agent_life: Uuid::new_v4().as_u64_pair().0,
                 state_dir: Some(state_dir(&worker, config)?),

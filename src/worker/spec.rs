@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::block::HashKey;
 use crate::events::zmq::Source;
 use crate::id::WorkerId;
 use crate::model::Model;
@@ -46,6 +47,8 @@ pub struct AgentSpec {
     /// The model's files, with which the engine's prompts are held against ours; `None` where they
     /// are not here.
     pub files: Option<Arc<Model>>,
+    /// What the names of blocks are sealed with.
+    pub hash_key: Option<HashKey>,
     /// See [`WorkerRecord::agent`](crate::discovery::WorkerRecord::agent).
     pub agent: Option<String>,
     /// See [`WorkerRecord::agent_life`](crate::discovery::WorkerRecord::agent_life).
@@ -71,6 +74,7 @@ impl AgentSpec {
             placeholder: None,
             process: None,
             files: None,
+            hash_key: None,
             agent: None,
             agent_life: 0,
             media_dir: None,
