@@ -8,6 +8,8 @@ pub mod error;
 pub mod flags;
 pub mod listeners;
 mod live;
+mod model_fetch;
+pub mod models;
 pub mod observe;
 mod overrides;
 pub mod pages;
@@ -22,15 +24,16 @@ mod transcript;
 mod transfer;
 mod tries;
 
-use std::collections::HashMap;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
+use crate::block::HashKey;
 use crate::config::Config;
 use crate::dispatch::EngineClient;
+use crate::frontend::models::Models;
 use crate::frontend::recovery::Recovery;
 use crate::frontend::relay::Outgoing;
 use crate::frontend::tenants::Tenants;
@@ -62,8 +65,10 @@ pub struct Frontend {
     pub allow_overrides: bool,
     pub recovery: Recovery,
     pub router: Arc<Router>,
-    /// By base name: what renders and tokenises its prompts.
-    pub models: HashMap<String, Arc<Model>>,
+    /// What renders and tokenises prompts.
+    pub models: Arc<Models>,
+    /// What the names of their blocks are sealed with.
+    pub hash_key: Option<HashKey>,
     /// `None` where images are not accepted.
     pub media: Option<Media>,
     pub client: EngineClient,
@@ -76,6 +81,7 @@ pub struct Frontend {
 pub(crate) struct Asked {
     pub(crate) view: ModelView,
     pub(crate) model: Arc<Model>,
+    pub(crate) hash_key: Option<HashKey>,
 }
 
 impl Asked {
@@ -89,13 +95,13 @@ impl Asked {
 }
 
 impl Frontend {
-    /// A frontend that serves `models`, placed by `router`.
+    /// A frontend that serves `models`, the names of whose blocks a key may seal, placed by `router`.
     ///
     /// # Errors
     /// When the policy for fetching images cannot be used.
     pub fn new(
         config: &Config,
-        models: HashMap<String, Arc<Model>>,
+        (models, hash_key): (Arc<Models>, Option<HashKey>),
         router: Arc<Router>,
         (client, metrics, tenants): (EngineClient, Arc<Metrics>, Tenants),
     ) -> Result<Arc<Self>, PolicyError> {
@@ -113,6 +119,7 @@ impl Frontend {
             recovery: Recovery::new(&config.frontend),
             router,
             models,
+            hash_key,
             media: media.transpose()?,
             client,
             metrics,
@@ -223,20 +230,29 @@ impl Frontend {
     /// What `name` stands for.
     ///
     /// # Errors
-    /// 404 for a name nobody serves; 503 for one of ours whose workers are all away.
+    /// 404 for a name nobody serves; 503 for one of ours whose workers are all away, or whose files
+    /// are not here yet.
     pub(crate) fn asked(&self, name: &str) -> Result<Asked, ApiError> {
         let Some(view) = self.router.model(name) else {
-            return Err(match self.models.contains_key(name) {
-                true => error::no_worker(name),
-                false => error::unknown_model(name),
+            return Err(match self.models.get(name) {
+                Some(_) => error::no_worker(name),
+                None => self.no_model(name),
             });
         };
-        match self.models.get(&*view.base) {
+        match self.models.get(&view.base) {
             Some(model) => Ok(Asked {
-                model: model.clone(),
+                model,
                 view,
+                hash_key: self.hash_key,
             }),
-            None => Err(error::unknown_model(name)),
+            None => Err(self.no_model(&view.base)),
+        }
+    }
+
+    fn no_model(&self, name: &str) -> ApiError {
+        match self.models.awaited(name) {
+            Some(cause) => error::unavailable("no_model_files", cause),
+            None => error::unknown_model(name),
         }
     }
 }

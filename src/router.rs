@@ -12,6 +12,7 @@ mod link;
 mod member;
 mod outcome;
 mod rank_state;
+pub mod rules;
 mod snapshot;
 pub mod state;
 pub mod view;

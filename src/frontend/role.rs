@@ -1,6 +1,5 @@
 //! `kvlens frontend`: a frontend with its router, which follow the feeds of agents.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,13 +9,17 @@ use clap::ValueHint;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::block::HashKey;
 use crate::config::frontend::RouterPlace;
 use crate::config::{Config, Values};
 use crate::discovery::flags::PlaneFlags;
+use crate::discovery::hash_key::{HashKeyError, hash_key};
 use crate::dispatch::EngineClient;
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
 use crate::frontend::listeners::{self, ListenError, Listeners};
+use crate::frontend::model_fetch::Fetcher;
+use crate::frontend::models::Models;
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::{KeyFileError, first_key};
 use crate::lifecycle;
@@ -26,11 +29,15 @@ use crate::model::named::Named;
 use crate::model::{Model, ModelError};
 use crate::router::Router;
 use crate::router::feed::Feeds;
+use crate::router::rules::Rules;
 use crate::router::view::WorkerView;
 use crate::telemetry::metrics::Metrics;
 
 /// How often is looked how many workers take requests.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Most agents that are named to who asks in vain.
+const AGENTS_SHOWN_MAX: usize = 3;
 
 /// Answers the OpenAI API for a model whose workers run elsewhere.
 #[derive(Clone, Debug, clap::Args)]
@@ -48,11 +55,12 @@ pub struct Args {
     /// File whose first bearer key is shown to the agents and to their engines' gates
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     worker_key_file: Option<PathBuf>,
-    /// Folder or name of the model to serve; demo for the one inside this program
+    /// Folder or name of the model to serve; demo for the one inside this program; without it, every
+    /// model of the workers, whose files their agents serve
     #[arg(long, value_hint = ValueHint::AnyPath)]
-    model: String,
+    model: Option<String>,
     /// The model's base name, as its agents have it; the folder's own unless told
-    #[arg(long)]
+    #[arg(long, requires = "model")]
     name: Option<String>,
 }
 
@@ -71,8 +79,9 @@ impl Args {
 /// What to serve and whom to follow, checked.
 #[derive(Debug)]
 pub struct Plan {
-    name: String,
-    model: Arc<Model>,
+    /// By its base name; `None` serves all that agents serve the files of.
+    model: Option<(String, Arc<Model>)>,
+    hash_key: Option<HashKey>,
     workers: Vec<String>,
     /// Shows the key that agents and gates ask for.
     client: EngineClient,
@@ -92,6 +101,8 @@ pub enum BadPlan {
     Twice { url: String },
     #[error(transparent)]
     Keys(#[from] KeyFileError),
+    #[error(transparent)]
+    HashKey(#[from] HashKeyError),
     #[error(transparent)]
     Model(#[from] ModelError),
 }
@@ -116,14 +127,28 @@ impl Plan {
         let discovery = &config.discovery;
         let workers = agents(&discovery.workers)?;
         let key = discovery.key_file.as_deref().map(first_key).transpose()?;
-        let named = Named::read_or_demo(&args.model)?;
+        let named = args.model.as_deref().map(Named::read_or_demo).transpose()?;
+        let model = named.map(|named| {
+            let name = args.name.clone().unwrap_or(named.name);
+            (name, Arc::new(named.model))
+        });
         Ok(Self {
-            name: args.name.clone().unwrap_or(named.name),
-            model: Arc::new(named.model),
+            model,
+            hash_key: hash_key(&config.cluster)?,
             workers,
             client: EngineClient::with_key(key.as_deref()),
             tenants: Tenants::read(config.frontend.key_file.as_deref())?,
         })
+    }
+
+    /// Which workers are served.
+    fn rules(&self, config: &Config) -> Rules {
+        let rules = match &self.model {
+            Some((name, model)) => Rules::of_model(name, Some(model.digest())),
+            None => Rules::fetched(),
+        };
+        let rules = rules.within(&config.discovery.networks);
+        rules.sealed_by(self.hash_key.as_ref())
     }
 }
 
@@ -148,6 +173,16 @@ fn agents(urls: &[String]) -> Result<Vec<String>, BadPlan> {
     }
 }
 
+/// The agents that a frontend waits for, a few of many.
+fn shown(agents: &[String]) -> String {
+    match agents.split_at_checked(AGENTS_SHOWN_MAX) {
+        Some((first, rest)) if !rest.is_empty() => {
+            format!("the agents at {} and {} more", first.join(", "), rest.len())
+        }
+        _ => format!("the agent at {}", agents.join(", ")),
+    }
+}
+
 /// Serves until `stop`: listeners first, then whatever workers there are. Requests in flight are
 /// answered before it ends.
 ///
@@ -157,10 +192,12 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     let listeners = Listeners::bind(&config.frontend).await?;
     let metrics = Arc::new(Metrics::default());
     let router = Router::new(&config.router, metrics.clone());
-    let models = HashMap::from([(plan.name.clone(), plan.model)]);
+    let rules = Arc::new(plan.rules(&config));
+    let name = plan.model.as_ref().map(|(name, _)| name.clone());
+    let models = Models::of(plan.model);
     let frontend = Frontend::new(
         &config,
-        models,
+        (models.clone(), plan.hash_key),
         router.clone(),
         (plan.client.clone(), metrics, plan.tenants),
     )?;
@@ -174,8 +211,20 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     serving.spawn("the keys", frontend.tenants.clone().follow(stop.clone()));
 
     let stale_after = config.discovery.stale_after();
-    let feeds = Feeds::new(router.clone(), &plan.name, stale_after, plan.client);
     let mut followers = Tasks::default();
+    if name.is_none() {
+        let fetcher = Fetcher {
+            models,
+            rules: rules.clone(),
+            router: router.clone(),
+            client: plan.client.clone(),
+            agents: shown(&plan.workers),
+        };
+        followers.spawn("the fetcher of model files", async {
+            match fetcher.run().await {}
+        });
+    }
+    let feeds = Feeds::new(router.clone(), rules, stale_after, plan.client);
     for url in plan.workers {
         let name = format!("the follower of {url}");
         followers.spawn(name, feeds.clone().follow(url));
@@ -183,7 +232,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     info!(
         public = %addresses.public,
         admin = %addresses.admin,
-        model = plan.name,
+        model = name,
         "frontend ready"
     );
     lifecycle::notify_ready();

@@ -13,6 +13,7 @@ use crate::id::WorkerId;
 use crate::router::Router;
 use crate::router::held::Held;
 use crate::router::link::{Link, LinkError, OpenFeed};
+use crate::router::rules::Rules;
 
 /// Waits between attempts to open a feed: doubled from the first up to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -26,8 +27,8 @@ const STEADY: Duration = Duration::from_secs(5);
 pub struct Feeds {
     pub(crate) router: Arc<Router>,
     pub(crate) client: EngineClient,
-    /// The base name of the model that is served here.
-    pub(crate) model: String,
+    /// Which workers are given requests.
+    pub(crate) rules: Arc<Rules>,
     /// How long the blocks of a worker whose agent is away are believed in.
     pub(crate) stale_after: Duration,
     /// The feed that tells of each worker.
@@ -35,18 +36,18 @@ pub struct Feeds {
 }
 
 impl Feeds {
-    /// Feeds for `router`, of which workers of `model` are served. `client` shows the key that agents
+    /// Feeds for `router`, whose workers are served by `rules`. `client` shows the key that agents
     /// and gates ask for.
     pub fn new(
         router: Arc<Router>,
-        model: &str,
+        rules: Arc<Rules>,
         stale_after: Duration,
         client: EngineClient,
     ) -> Arc<Self> {
         Arc::new(Self {
             router,
             client,
-            model: model.to_owned(),
+            rules,
             stale_after,
             claims: Mutex::default(),
         })
@@ -112,7 +113,7 @@ impl Feeds {
 /// Takes in what a feed tells, until it breaks off.
 async fn read(held: &mut Held, mut feed: OpenFeed) -> LinkError {
     loop {
-        let taken = match feed.next().await {
+        let taken = match held.watching(feed.next()).await {
             Ok(told) => held.take(told),
             Err(error) => Err(error),
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ::http::StatusCode;
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
@@ -38,7 +39,11 @@ pub(crate) struct Held {
     feeds: Arc<Feeds>,
     url: String,
     /// As the agent said last.
+    told: Option<WorkerRecord>,
+    /// The same as it counts here.
     record: Option<WorkerRecord>,
+    /// When it has to be judged again.
+    turns: watch::Receiver<u64>,
     /// While the agent is not heard.
     away: Option<Away>,
     ticks: Interval,
@@ -65,8 +70,10 @@ impl Held {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
+            turns: feeds.rules.turns(),
             feeds,
             url,
+            told: None,
             record: None,
             away: None,
             ticks,
@@ -74,13 +81,15 @@ impl Held {
         }
     }
 
-    /// Runs `task`; meanwhile an engine whose agent is away is asked itself.
+    /// Runs `task`; meanwhile an engine whose agent is away is asked itself, and the worker is judged
+    /// again when that is due.
     pub(crate) async fn watching<T>(&mut self, task: impl Future<Output = T>) -> T {
         let mut task = std::pin::pin!(task);
         loop {
             tokio::select! {
                 biased;
                 done = &mut task => return done,
+                Ok(()) = self.turns.changed() => self.judge_again(),
                 _ = self.ticks.tick(), if self.away.is_some() => self.look().await,
             }
         }
@@ -176,23 +185,28 @@ impl Held {
         record.verdict.takes_requests() && away.found.is_none()
     }
 
-    /// A record as it counts here: a worker of another model is listed, and not served.
-    fn judged(&self, record: WorkerRecord) -> WorkerRecord {
-        let ours = &self.feeds.model;
-        if record.model == *ours {
-            return record;
+    /// A record as it counts here.
+    fn judged(&mut self, record: WorkerRecord) -> WorkerRecord {
+        self.told = Some(record.clone());
+        // An operator named it; what the record says may hold on the agent's own host alone.
+        let is_agent = self.url.starts_with("http://") || self.url.starts_with("unix:");
+        let agent = is_agent.then_some(self.url.as_str());
+        self.feeds.rules.judged(record, agent)
+    }
+
+    /// Judges the record again after the rules have changed.
+    fn judge_again(&mut self) {
+        let Some(told) = self.told.clone() else {
+            return;
+        };
+        let record = self.judged(told);
+        if self.record.as_ref() == Some(&record) {
+            return;
         }
-        let cause = format!(
-            "serves model {:?}, and this frontend {ours:?}",
-            record.model
-        );
-        WorkerRecord {
-            verdict: Verdict::Failed,
-            cause: Some(cause),
-            // They must not stand in the way of a name of ours.
-            aliases: Vec::new(),
-            adapters: Vec::new(),
-            ..record
+        self.record = Some(record.clone());
+        match self.away {
+            Some(_) => self.publish_away(),
+            None => self.publish(record),
         }
     }
 
@@ -255,6 +269,14 @@ impl Held {
         let (Some(record), Some(before)) = (self.record.clone(), self.away.clone()) else {
             return;
         };
+        let stale_after = self.feeds.stale_after;
+        // The question would show our key.
+        if !self.feeds.rules.reaches(&record.address) {
+            if before.since.elapsed() >= stale_after {
+                self.remove();
+            }
+            return;
+        }
         let client = &self.feeds.client;
         let answer = client.get(&record.address, "/health", LOOK_DEADLINE).await;
         let is_well = matches!(answer, Ok((StatusCode::OK, _)));
@@ -275,7 +297,7 @@ impl Held {
             };
             away.found = Some((verdict, found));
         }
-        let is_stale = away.since.elapsed() >= self.feeds.stale_after;
+        let is_stale = away.since.elapsed() >= stale_after;
         if is_stale && away.found.is_some() {
             info!(worker = %record.worker, "neither agent nor engine came back, worker is removed");
             return self.remove();
@@ -311,9 +333,10 @@ impl Held {
 
     /// Forgets the worker and all it holds.
     fn remove(&mut self) {
-        self.away = None;
+        (self.away, self.told) = (None, None);
         if let Some(record) = self.record.take() {
             self.feeds.release(&record.worker);
+            self.feeds.rules.forget(&record.worker);
             let down = Change::Down(record.worker);
             self.feeds.router.apply(Update::Change(down));
         }

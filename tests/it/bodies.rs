@@ -4,7 +4,6 @@ mod fields;
 mod files;
 mod reports;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use kvlens::config::router::RouterConfig;
 use kvlens::discovery::{Change, Completeness, Update, WorkerRecord};
 use kvlens::dispatch::EngineClient;
 use kvlens::frontend::Frontend;
+use kvlens::frontend::models::Models;
 use kvlens::frontend::recovery::Recovery;
 use kvlens::health::Verdict;
 use kvlens::http::reply::Reply;
@@ -110,10 +110,11 @@ impl Pair {
             allow_overrides: true,
             recovery: Recovery::new(&FrontendConfig::default()),
             router: Router::new(&RouterConfig::default(), metrics.clone()),
-            models: HashMap::from([(
+            models: Models::of([(
                 "demo".to_owned(),
                 Arc::new(Model::demo().expect("it is in the binary")),
             )]),
+            hash_key: None,
             media: Some(Media::new(media).expect("a sound policy")),
             client: EngineClient::new(),
             metrics,

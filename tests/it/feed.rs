@@ -3,5 +3,6 @@
 
 mod away;
 mod lines;
-mod parties;
+pub(crate) mod parties;
+mod rules;
 mod tell;

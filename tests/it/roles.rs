@@ -1,7 +1,7 @@
 //! Engines, agents and frontends as processes of their own: what one of them does to the others.
 
 mod flags;
-mod host;
+pub(crate) mod host;
 
 use std::path::Path;
 
