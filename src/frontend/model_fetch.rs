@@ -166,7 +166,7 @@ impl Fetcher {
         attempts.insert(model.clone(), tried);
         let digest = digest.short();
         let cause = format!("the files {digest} of model {model:?} cannot be had from {error}");
-        self.rules.lack_files(model, cause.clone());
+        self.rules.lack_files(model, &cause);
         Err(Some(cause))
     }
 

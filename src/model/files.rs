@@ -123,7 +123,7 @@ impl Reader<'_> {
 
     fn text(&mut self, name: &'static str) -> Result<Option<&str>, ModelError> {
         let text = self.source.text(name)?;
-        Ok(text.map(|text| &*self.read.entry(name).insert_entry(text).into_mut().as_str()))
+        Ok(text.map(|text| self.read.entry(name).insert_entry(text).into_mut().as_str()))
     }
 }
 

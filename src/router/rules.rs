@@ -169,9 +169,9 @@ impl Rules {
     }
 
     /// Says why there are no files of `model`.
-    pub(crate) fn lack_files(&self, model: &str, cause: String) {
+    pub(crate) fn lack_files(&self, model: &str, cause: &str) {
         let mut state = self.lock();
-        let before = state.lacking.insert(model.to_owned(), cause.clone());
+        let before = state.lacking.insert(model.to_owned(), cause.to_owned());
         drop(state);
         if before.is_none_or(|before| before != cause) {
             self.turn();
