@@ -1,7 +1,6 @@
 //! What needs a process of its own, because its resident memory counts: a frontend and router that
 //! hold a million blocks, and an index that is given far more than it may keep.
 
-use std::collections::HashMap;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use kvlens::config::frontend::FrontendConfig;
 use kvlens::config::media::MediaConfig;
 use kvlens::dispatch::EngineClient;
 use kvlens::frontend::Frontend;
+use kvlens::frontend::models::Models;
 use kvlens::frontend::recovery::Recovery;
 use kvlens::id::{DpRank, Incarnation};
 use kvlens::index::{Index, KvEvent};
@@ -108,7 +108,8 @@ fn frontend() -> [f64; 2] {
         recovery: Recovery::new(&FrontendConfig::default()),
         sse_event_bytes_max: 1 << 20,
         router,
-        models: HashMap::from([(MODEL.to_owned(), model.clone())]),
+        models: Models::of([(MODEL.to_owned(), model.clone())]),
+        hash_key: None,
         media: Media::new(MediaConfig::default()).ok(),
         client: EngineClient::new(),
         metrics: metrics.clone(),

@@ -8,7 +8,6 @@ mod figures;
 mod fleet;
 mod samples;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use kvlens::config::media::MediaConfig;
 use kvlens::dispatch::EngineClient;
 use kvlens::dispatch::request::chat_body;
 use kvlens::frontend::Frontend;
+use kvlens::frontend::models::Models;
 use kvlens::frontend::recovery::Recovery;
 use kvlens::media::{Image, Media};
 use kvlens::model::{ChatInput, Model};
@@ -104,7 +104,9 @@ fn frontend(
         allow_overrides: false,
         recovery: Recovery::new(&FrontendConfig::default()),
         router: fleet::router(metrics.clone(), WORKERS, shared),
-        models: HashMap::from([(MODEL.to_owned(), model.clone())]),
+        remote: None,
+        models: Models::of([(MODEL.to_owned(), model.clone())]),
+        hash_key: None,
         media: Some(media.clone()),
         client: EngineClient::new(),
         metrics: metrics.clone(),
@@ -141,7 +143,7 @@ impl Parts {
         footprint: &Footprint,
         body: &[u8],
     ) {
-        let model = &frontend.models[MODEL];
+        let model = &*frontend.models.get(MODEL).expect("it was put there");
         let request = timed(&mut self.parse, || ChatRequest::parse(body, LIMITS));
         let request = request.expect("a legal chat");
         let media = frontend.media.as_ref().expect("images are taken");

@@ -4,6 +4,7 @@
 pub mod packed;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroU32;
 
@@ -77,6 +78,55 @@ impl Hasher for Uniform {
 
 /// A map by sequence hash.
 pub type BlockMap<V> = HashMap<SequenceHash, V, BuildHasherDefault<Uniform>>;
+
+/// Context of the key that is drawn from a cluster's secret.
+const KEY_CONTEXT: &str = "kvlens 2026-11 names of blocks";
+
+/// What a key's fingerprint is the keyed hash of.
+const FINGERPRINT: &[u8] = b"fingerprint";
+
+/// Seals sequence hashes before they leave a process, so that who has no key cannot find the tokens
+/// behind them by guessing.
+///
+/// A secret in the root alone would not do: each block after the first is hashed with the one before
+/// it as seed, which would stand there for all to see. So each hash is sealed by itself, and the
+/// chain inside stays what it is without a key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct HashKey([u8; 32]);
+
+impl HashKey {
+    /// The key that a secret stands for.
+    pub fn new(secret: &str) -> Self {
+        Self(blake3::derive_key(KEY_CONTEXT, secret.as_bytes()))
+    }
+
+    /// Tells one key from another, and nothing more of it: 8 hex digits.
+    pub fn fingerprint(&self) -> String {
+        let mut hex = blake3::keyed_hash(&self.0, FINGERPRINT).to_string();
+        hex.truncate(8);
+        hex
+    }
+
+    /// A hash as others see it. Like hashes stay alike.
+    pub fn seal(&self, hash: SequenceHash) -> SequenceHash {
+        let sealed = blake3::keyed_hash(&self.0, &hash.0.to_le_bytes());
+        let [a, b, c, d, e, f, g, h, ..] = *sealed.as_bytes();
+        SequenceHash(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    }
+
+    /// Seals each of `hashes`.
+    pub fn seal_all(&self, hashes: &mut [SequenceHash]) {
+        for hash in hashes {
+            *hash = self.seal(*hash);
+        }
+    }
+}
+
+impl fmt::Debug for HashKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HashKey({})", self.fingerprint())
+    }
+}
 
 /// One media item that touches a block: its id text and where it starts, in tokens from the
 /// block's first (negative when it began in an earlier block).
@@ -169,6 +219,8 @@ fn push_field(out: &mut Vec<u8>, bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -185,6 +237,27 @@ mod tests {
         };
         let second = chain(first, &second, [item], &mut Vec::new());
         assert_eq!(second.0, 15_547_903_188_038_196_975);
+    }
+
+    #[test]
+    fn a_key_makes_other_names_and_shows_nothing_of_itself() {
+        let keys = ["a", "b"].map(HashKey::new);
+        let hashes = [1, 2].map(SequenceHash);
+        let mut seen = HashSet::from(hashes);
+        for key in keys {
+            let mut sealed = hashes;
+            key.seal_all(&mut sealed);
+            assert_eq!(sealed, hashes.map(|hash| key.seal(hash)));
+            seen.extend(sealed);
+        }
+        assert_eq!(seen.len(), 6, "no name is another's");
+        assert_ne!(keys[0].fingerprint(), keys[1].fingerprint());
+        // Agents and frontends of two releases must agree.
+        assert_eq!(
+            HashKey::new("known").seal(SequenceHash(7)).0,
+            14_008_475_028_542_929_063
+        );
+        assert_eq!(format!("{:?}", keys[0]), "HashKey(78db6741)");
     }
 
     #[test]

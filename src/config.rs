@@ -1,6 +1,7 @@
 //! The configuration: defaults, below a file, below `KVLENS_*` variables, below flags; checked whole.
 
 pub mod circuit;
+pub mod cluster;
 pub mod discovery;
 pub mod engine;
 pub mod etcd;
@@ -10,6 +11,7 @@ pub mod log;
 pub mod media;
 pub mod named_file;
 pub mod nats;
+pub mod network;
 pub mod openai;
 pub mod problem;
 pub mod reference;
@@ -25,6 +27,7 @@ use figment::value::Dict;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::cluster::ClusterConfig;
 use crate::config::discovery::DiscoveryConfig;
 use crate::config::engine::EngineConfig;
 use crate::config::etcd::EtcdConfig;
@@ -52,6 +55,8 @@ pub struct Config {
     pub media: MediaConfig,
     /// How a worker is chosen.
     pub router: RouterConfig,
+    /// What every frontend, router and agent of a cluster must have alike.
+    pub cluster: ClusterConfig,
     /// Which workers a frontend knows of.
     pub discovery: DiscoveryConfig,
     /// Where agents register their workers, and routers find them. Unset, workers are named in

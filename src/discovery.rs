@@ -7,7 +7,9 @@ pub mod engine_file;
 pub mod etcd;
 pub mod feed;
 pub mod flags;
+pub mod hash_key;
 pub mod membership;
+pub mod model_files;
 pub mod plane;
 pub mod vanished;
 pub mod workers_file;
@@ -125,6 +127,10 @@ pub struct WorkerRecord {
     /// it has none.
     #[serde(default)]
     pub model_digest: Option<String>,
+    /// Fingerprint of the key that the names of its blocks are sealed with; `None` where they are
+    /// not.
+    #[serde(default)]
+    pub hash_key: Option<String>,
     /// Other names that requests may use for it.
     pub aliases: Vec<String>,
     /// Names of the LoRA adapters it serves.
@@ -177,6 +183,7 @@ impl WorkerRecord {
             agent_life: 0,
             model: model.to_owned(),
             model_digest: None,
+            hash_key: None,
             aliases: Vec::new(),
             adapters: Vec::new(),
             engine: EngineRelease::default(),

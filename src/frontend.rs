@@ -9,6 +9,8 @@ pub mod flags;
 pub mod lending;
 pub mod listeners;
 mod live;
+mod model_fetch;
+pub mod models;
 pub mod observe;
 mod overrides;
 pub mod pages;
@@ -24,7 +26,6 @@ mod transcript;
 mod transfer;
 mod tries;
 
-use std::collections::HashMap;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 
@@ -32,10 +33,12 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+use crate::block::HashKey;
 use crate::config::Config;
 use crate::config::media::Transfer;
 use crate::dispatch::EngineClient;
 use crate::frontend::lending::Lending;
+use crate::frontend::models::Models;
 use crate::frontend::planes::Routing;
 use crate::frontend::recovery::Recovery;
 use crate::frontend::relay::Outgoing;
@@ -73,8 +76,10 @@ pub struct Frontend {
     pub router: Arc<Router>,
     /// Routers that choose in its place; `None` where it chooses itself.
     pub remote: Option<Arc<Remote>>,
-    /// By base name: what renders and tokenises its prompts.
-    pub models: HashMap<String, Arc<Model>>,
+    /// What renders and tokenises prompts.
+    pub models: Arc<Models>,
+    /// What the names of their blocks are sealed with.
+    pub hash_key: Option<HashKey>,
     /// `None` where images are not accepted.
     pub media: Option<Media>,
     /// Images that engines fetch; `None` where they go another way.
@@ -93,6 +98,7 @@ pub struct Frontend {
 pub(crate) struct Asked {
     pub(crate) view: ModelView,
     pub(crate) model: Arc<Model>,
+    pub(crate) hash_key: Option<HashKey>,
 }
 
 impl Asked {
@@ -106,13 +112,14 @@ impl Asked {
 }
 
 impl Frontend {
-    /// A frontend that serves `models`, placed by `router`; `loans` are there for engines to fetch.
+    /// A frontend that serves `models`, the names of whose blocks a key may seal, placed by `routing`;
+    /// `loans` are there for engines to fetch.
     ///
     /// # Errors
     /// When the policy for fetching images cannot be used.
     pub fn new(
         config: &Config,
-        models: HashMap<String, Arc<Model>>,
+        (models, hash_key): (Arc<Models>, Option<HashKey>),
         routing: impl Into<Routing>,
         (client, metrics, tenants): (EngineClient, Arc<Metrics>, Tenants),
         loans: Option<Loans>,
@@ -135,6 +142,7 @@ impl Frontend {
             router: local,
             remote,
             models,
+            hash_key,
             media: media.transpose()?,
             lending: lending.map(Arc::new),
             client,
@@ -279,20 +287,29 @@ impl Frontend {
     /// What `name` stands for.
     ///
     /// # Errors
-    /// 404 for a name nobody serves; 503 for one of ours whose workers are all away.
+    /// 404 for a name nobody serves; 503 for one of ours whose workers are all away, or whose files
+    /// are not here yet.
     pub(crate) fn asked(&self, name: &str) -> Result<Asked, ApiError> {
         let Some(view) = self.router.model(name) else {
-            return Err(match self.models.contains_key(name) {
-                true => error::no_worker(name),
-                false => error::unknown_model(name),
+            return Err(match self.models.get(name) {
+                Some(_) => error::no_worker(name),
+                None => self.no_model(name),
             });
         };
-        match self.models.get(&*view.base) {
+        match self.models.get(&view.base) {
             Some(model) => Ok(Asked {
-                model: model.clone(),
+                model,
                 view,
+                hash_key: self.hash_key,
             }),
-            None => Err(error::unknown_model(name)),
+            None => Err(self.no_model(&view.base)),
+        }
+    }
+
+    fn no_model(&self, name: &str) -> ApiError {
+        match self.models.awaited(name) {
+            Some(cause) => error::unavailable("no_model_files", cause),
+            None => error::unknown_model(name),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! A model's folder, read once: tokenizer, chat template, configuration, family.
 
+pub mod archive;
 mod cache;
 pub mod chat;
 mod files;
 mod media_tokens;
 pub mod named;
+mod special;
 mod tokenizer;
 
 use std::ffi::OsString;
@@ -13,8 +15,10 @@ use std::path::{Path, PathBuf};
 use jiff::Zoned;
 use serde_json::{Value, json};
 
+use crate::model::archive::{Archive, ArchiveError, ModelDigest};
 use crate::model::files::{Files, Source};
 use crate::model::media_tokens::MediaTokens;
+use crate::model::special::{context_tokens_max, eos_tokens, special_tokens};
 use crate::model::tokenizer::Tokenizer;
 use crate::prompt::PromptError;
 use crate::prompt::content::ContentFormat;
@@ -48,6 +52,8 @@ pub enum ModelError {
     #[error("model in {path} has no chat template")]
     NoChatTemplate { path: String },
     #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error(transparent)]
     Prompt(#[from] PromptError),
     #[error("cannot tokenise: {reason}")]
     Encode { reason: String },
@@ -78,6 +84,7 @@ pub struct ChatInput<'a> {
 pub struct Model {
     /// For errors: the folder, or what stands for the demo's.
     path: String,
+    digest: ModelDigest,
     tokenizer: Tokenizer,
     template: Option<Template>,
     /// The template for requests with tools, where the model has one of its own for them.
@@ -95,6 +102,14 @@ impl Model {
     /// # Errors
     /// When a file is missing or unusable.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
+        Self::load_packed(folder).map(|(model, _)| model)
+    }
+
+    /// The same with the files that it was read from.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_packed(folder: &Path) -> Result<(Self, Archive), ModelError> {
         Self::read(&Source::Folder(folder))
     }
 
@@ -103,7 +118,33 @@ impl Model {
     /// # Errors
     /// Never in a tested build.
     pub fn demo() -> Result<Self, ModelError> {
+        Self::demo_packed().map(|(model, _)| model)
+    }
+
+    /// The same with the files that it was read from.
+    ///
+    /// # Errors
+    /// As [`Model::demo`].
+    pub fn demo_packed() -> Result<(Self, Archive), ModelError> {
         Self::read(&Source::Demo)
+    }
+
+    /// The model whose files another host has sent.
+    ///
+    /// # Errors
+    /// When a file is missing or unusable.
+    pub fn unpack(archive: &Archive) -> Result<Self, ModelError> {
+        let source = Source::Received {
+            files: archive.files()?,
+            digest: archive.digest(),
+        };
+        let (model, read) = Self::read(&source)?;
+        // Files that a later release reads too: this one would render without them.
+        if read.digest() != archive.digest() {
+            let (wanted, found) = (archive.digest(), read.digest());
+            return Err(ArchiveError::OtherBytes { wanted, found }.into());
+        }
+        Ok(model)
     }
 
     /// Finds a model's folder: `text` itself if it is one, else the newest snapshot of that id in
@@ -119,7 +160,7 @@ impl Model {
         cache::resolve(text, environment)
     }
 
-    fn read(source: &Source<'_>) -> Result<Self, ModelError> {
+    fn read(source: &Source<'_>) -> Result<(Self, Archive), ModelError> {
         let files = Files::read(source)?;
         let path = source.path("");
         let tokenizer = Tokenizer::new(files.tokenizer, &files.tokenizer_config);
@@ -135,6 +176,7 @@ impl Model {
         let special_tokens = special_tokens(&files.tokenizer_config);
         let mut model = Self {
             path,
+            digest: files.archive.digest(),
             template: files.template.map(compile).transpose()?,
             tool_template: files.tool_template.map(compile).transpose()?,
             media_tokens: MediaTokens::new(family.as_ref(), &files.config, &tokenizer),
@@ -151,7 +193,12 @@ impl Model {
         if let Ok(tokens) = model.tokens_of_one_image() {
             model.media_tokens.learn(&tokens);
         }
-        Ok(model)
+        Ok((model, files.archive))
+    }
+
+    /// What names the files it was read from.
+    pub fn digest(&self) -> ModelDigest {
+        self.digest
     }
 
     /// What the template writes around a lone image.
@@ -265,52 +312,6 @@ fn compile((path, source): (String, String)) -> Result<Template, ModelError> {
     Template::new(&source).map_err(|source| ModelError::Template { path, source })
 }
 
-/// `bos_token` and its like as text, for the template.
-fn special_tokens(tokenizer_config: &Value) -> Value {
-    let mut map = serde_json::Map::new();
-    for (key, value) in tokenizer_config.as_object().into_iter().flatten() {
-        if key.ends_with("_token")
-            && let Some(text) = tokenizer::token_text(value)
-        {
-            map.insert(key.clone(), text.into());
-        }
-    }
-    Value::Object(map)
-}
-
-fn context_tokens_max(config: &Value) -> Option<u32> {
-    [&config["text_config"], config]
-        .into_iter()
-        .find_map(|config| token_id(&config["max_position_embeddings"]))
-}
-
-/// The tokenizer's end token, then those of the first configuration that names any.
-fn eos_tokens(special: &Value, tokenizer: &Tokenizer, configs: [&Value; 2]) -> Vec<u32> {
-    let own = special["eos_token"].as_str();
-    let mut ids: Vec<u32> = own
-        .and_then(|text| tokenizer.id(text))
-        .into_iter()
-        .collect();
-    let [generation, config] = configs;
-    let keys = [generation, &config["text_config"], config].map(|config| &config["eos_token_id"]);
-    let listed = keys.into_iter().find(|key| !key.is_null());
-    let listed = match listed {
-        Some(Value::Array(listed)) => listed.as_slice(),
-        Some(one) => std::slice::from_ref(one),
-        None => &[],
-    };
-    for id in listed.iter().filter_map(token_id) {
-        if !ids.contains(&id) {
-            ids.push(id);
-        }
-    }
-    ids
-}
-
-fn token_id(value: &Value) -> Option<u32> {
-    value.as_u64().and_then(|id| u32::try_from(id).ok())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -366,29 +367,5 @@ mod tests {
         chat.add_generation_prompt = false;
         chat.continue_final_message = true;
         assert_eq!(model.render(&chat).unwrap(), start);
-    }
-
-    #[test]
-    fn a_folder_without_its_files_says_which() {
-        let folder = tempfile::tempdir().unwrap();
-        let write =
-            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        let load = || Model::load(folder.path()).unwrap_err().to_string();
-        assert!(load().ends_with("config.json is missing"));
-        write("config.json", "{}");
-        assert!(load().ends_with("tokenizer.json is missing"));
-        write("tokenizer.json", "{");
-        assert!(load().ends_with("tokenizer.json is not JSON"));
-        write("tokenizer.json", "{}");
-        assert!(load().contains("tokenizer.json is not a tokenizer we can use: "));
-        write("tokenizer.json", include_str!("model/demo/tokenizer.json"));
-        let model = Model::load(folder.path()).unwrap();
-        assert!(model.family().is_none() && model.media_tokens().is_empty());
-        let error = model.normalise(&[], false).unwrap_err().to_string();
-        assert!(error.ends_with("has no chat template"), "{error}");
-        write("chat_template.json", r#"{"chat_template": "{% if %}"}"#);
-        assert!(load().contains("chat_template.json: chat template does not compile: "));
-        write("config.json", r#"{"model_type": "qwen3_vl"}"#);
-        assert!(load().contains("config.json has no usable \"image_token_id\""));
     }
 }

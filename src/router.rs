@@ -17,6 +17,7 @@ mod outcome;
 mod rank_state;
 pub mod remote;
 pub mod role;
+pub mod rules;
 pub mod sharing;
 mod snapshot;
 pub mod state;

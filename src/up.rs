@@ -5,7 +5,6 @@ mod media_folder;
 mod progress;
 mod setup;
 
-use std::collections::HashMap;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use crate::engine::{EngineError, Kind, Launcher};
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
 use crate::frontend::listeners::{Ending, ListenError, Listeners};
+use crate::frontend::models::Models;
 use crate::frontend::tenants::Tenants;
 use crate::gpu;
 use crate::id::InvalidWorkerId;
@@ -127,10 +127,11 @@ pub async fn run(
 
     let metrics = Arc::new(Metrics::default());
     let router = Router::new(&config.router, metrics.clone());
-    let models = HashMap::from([(setup.name.clone(), setup.model.clone())]);
+    let models = Models::of([(setup.name.clone(), setup.model.clone())]);
     let frontend = Frontend::new(
         &config,
-        models,
+        // Names of blocks do not leave this process: nothing has to be sealed.
+        (models, None),
         router.clone(),
         (EngineClient::new(), metrics.clone(), tenants),
         listeners.loans(),

@@ -7,6 +7,7 @@ pub mod engine_load;
 pub mod engine_watch;
 pub mod feed;
 pub mod follow;
+mod model_files;
 mod pages;
 pub mod parity;
 mod planes;
@@ -185,14 +186,18 @@ impl Agent {
         };
         if let Some(saved) = saved {
             match Ledger::restore(model, options.clone(), saved.ledger.clone()) {
-                Ok(ledger) => return Rank::restored(&saved, worker.clone(), number, ledger),
+                Ok(ledger) => {
+                    let rank = Rank::restored(&saved, worker.clone(), number, ledger);
+                    return rank.sealed_by(self.spec.hash_key);
+                }
                 Err(error) => {
                     warn!(%worker, rank = number.0, %error, "kept ledger is not used");
                 }
             }
         }
         let ledger = Ledger::new(model, options);
-        Rank::new(worker.clone(), number, new_incarnation(), ledger)
+        let rank = Rank::new(worker.clone(), number, new_incarnation(), ledger);
+        rank.sealed_by(self.spec.hash_key)
     }
 
     /// Keeps the record true to what is seen, until nobody takes it.

@@ -3,6 +3,7 @@
 use crate::config::problem::ConfigError;
 use crate::config::reference;
 use crate::config::{Config, Sources};
+use crate::discovery::hash_key::{HashKeyError, hash_key};
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::{KeyFileError, first_key};
 use crate::media::{Media, PolicyError};
@@ -27,6 +28,8 @@ pub enum CheckError {
     Media(#[from] PolicyError),
     #[error(transparent)]
     Keys(#[from] KeyFileError),
+    #[error(transparent)]
+    HashKey(#[from] HashKeyError),
 }
 
 /// What to print: `ok`, or the reference.
@@ -46,6 +49,7 @@ pub fn run(args: &Args, sources: &Sources) -> Result<String, CheckError> {
         .as_deref()
         .map(first_key)
         .transpose()?;
+    hash_key(&config.cluster)?;
     Ok("ok\n".to_owned())
 }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::network::Network;
+
 /// Which workers a frontend knows of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -16,7 +18,7 @@ pub struct DiscoveryConfig {
     pub workers_file: Option<PathBuf>,
     /// Networks, as `10.0.0.0/8`, in which a worker's address must lie for requests to go there;
     /// none of them allows all. Unix sockets are of this host and always allowed.
-    pub networks: Vec<String>,
+    pub networks: Vec<Network>,
     /// File whose first bearer key is shown to agents and to their engines' gates, not readable for
     /// everybody.
     pub key_file: Option<PathBuf>,

@@ -43,6 +43,14 @@ impl Default for WorkerConfig {
 }
 
 impl WorkerConfig {
+    /// Where others reach the listener that is bound at `address`; `None` where nobody told and it is
+    /// bound to every address of the host.
+    pub(crate) fn reached_at(&self, address: SocketAddr) -> Option<String> {
+        let told = self.advertise.as_deref();
+        let told = told.map(|url| url.trim_end_matches('/').to_owned());
+        told.or_else(|| (!address.ip().is_unspecified()).then(|| format!("http://{address}")))
+    }
+
     /// Whether other hosts could reach the listener without a key.
     pub(crate) fn is_open(&self) -> bool {
         !self.listen.ip().is_loopback() && self.key_file.is_none()

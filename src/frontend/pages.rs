@@ -51,7 +51,8 @@ impl Frontend {
             .filter(|view| view.record.verdict.takes_requests())
             .count();
         if ready == 0 {
-            let message = format!("none of {} workers is ready", workers.len());
+            let none = || format!("none of {} workers is ready", workers.len());
+            let message = self.models.awaited_first().unwrap_or_else(none);
             return Err(error::unavailable("not_ready", message));
         }
         let body = json!({"status": "ready", "workers": workers.len(), "ready": ready});

@@ -18,6 +18,7 @@ use crate::router::Router;
 use crate::router::feed::Feeds;
 use crate::router::members::{self, Sources};
 use crate::router::remote::Remote;
+use crate::router::rules::Rules;
 use crate::router::sharing::{self, Sharing};
 use crate::telemetry::metrics::Metrics;
 
@@ -43,17 +44,19 @@ impl From<Arc<Router>> for Routing {
 #[derive(Debug)]
 pub(crate) struct Planes {
     pub(crate) routing: Routing,
+    /// For a person: whom it hears of workers.
+    pub(crate) waits_for: String,
     pub(crate) tasks: Tasks,
 }
 
 impl Planes {
-    /// Starts to follow the agents of `model`, all where it is `None`.
+    /// Starts to follow agents, whose workers are served by `rules`.
     ///
     /// # Errors
     /// When the bus' addresses or credentials cannot be used.
     pub(crate) async fn start(
         config: &Config,
-        model: Option<&str>,
+        rules: Arc<Rules>,
         (sources, client): (Sources, EngineClient),
         metrics: &Arc<Metrics>,
     ) -> Result<Self, BusError> {
@@ -66,13 +69,14 @@ impl Planes {
         let router = Router::new(&router_config(config, is_remote), metrics.clone());
         let feeds = Feeds::new(
             router.clone(),
-            model,
+            rules,
             config.discovery.stale_after(),
             client,
         );
         let feeds = Arc::new(feeds.over(bus.clone(), !is_remote));
         let mut planes = Self {
             routing: router.clone().into(),
+            waits_for: sources.to_string(),
             tasks: Tasks::default(),
         };
         let (plane, _) = watch::channel(PlaneState::untried());

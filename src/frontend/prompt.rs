@@ -128,10 +128,11 @@ pub(crate) fn footprint(asked: &Asked, known: &Known, salt: &str, cached: bool) 
         salt,
     );
     let hash = |size: &BlockSize| {
-        (
-            *size,
-            Arc::from(block::sequence_hashes(root, &known.prompt, *size)),
-        )
+        let mut hashes = block::sequence_hashes(root, &known.prompt, *size);
+        if let Some(key) = &asked.hash_key {
+            key.seal_all(&mut hashes);
+        }
+        (*size, Arc::from(hashes))
     };
     let hashes = if cached {
         view.block_sizes.iter().map(hash).collect()

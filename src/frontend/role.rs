@@ -1,6 +1,5 @@
 //! `kvlens frontend`: a frontend with its router, which follow the feeds of agents.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,14 +9,18 @@ use clap::ValueHint;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::block::HashKey;
 use crate::bus::BusError;
 use crate::config::frontend::RouterPlace;
 use crate::config::{Config, Values};
 use crate::discovery::flags::PlaneFlags;
+use crate::discovery::hash_key::{HashKeyError, hash_key};
 use crate::dispatch::EngineClient;
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
 use crate::frontend::listeners::{Ending, ListenError, Listeners};
+use crate::frontend::model_fetch::Fetcher;
+use crate::frontend::models::Models;
 use crate::frontend::planes::Planes;
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::{KeyFileError, first_key};
@@ -28,6 +31,7 @@ use crate::model::named::Named;
 use crate::model::{Model, ModelError};
 use crate::router::Router;
 use crate::router::members::{BadSources, Sources};
+use crate::router::rules::Rules;
 use crate::router::view::WorkerView;
 use crate::telemetry::metrics::Metrics;
 
@@ -50,11 +54,12 @@ pub struct Args {
     /// File whose first bearer key is shown to the agents and to their engines' gates
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     worker_key_file: Option<PathBuf>,
-    /// Folder or name of the model to serve; demo for the one inside this program
+    /// Folder or name of the model to serve; demo for the one inside this program; without it, every
+    /// model of the workers, whose files their agents serve
     #[arg(long, value_hint = ValueHint::AnyPath)]
-    model: String,
+    model: Option<String>,
     /// The model's base name, as its agents have it; the folder's own unless told
-    #[arg(long)]
+    #[arg(long, requires = "model")]
     name: Option<String>,
 }
 
@@ -73,8 +78,9 @@ impl Args {
 /// What to serve and whom to follow, checked.
 #[derive(Debug)]
 pub struct Plan {
-    name: String,
-    model: Arc<Model>,
+    /// By its base name; `None` serves all that agents serve the files of.
+    model: Option<(String, Arc<Model>)>,
+    hash_key: Option<HashKey>,
     sources: Sources,
     /// Shows the key that agents and gates ask for.
     client: EngineClient,
@@ -88,6 +94,8 @@ pub enum BadPlan {
     Sources(#[from] BadSources),
     #[error(transparent)]
     Keys(#[from] KeyFileError),
+    #[error(transparent)]
+    HashKey(#[from] HashKeyError),
     #[error(transparent)]
     Model(#[from] ModelError),
 }
@@ -113,14 +121,28 @@ impl Plan {
     pub fn new(args: &Args, config: &Config) -> Result<Self, BadPlan> {
         let key = config.discovery.key_file.as_deref();
         let key = key.map(first_key).transpose()?;
-        let named = Named::read_or_demo(&args.model)?;
+        let named = args.model.as_deref().map(Named::read_or_demo).transpose()?;
+        let model = named.map(|named| {
+            let name = args.name.clone().unwrap_or(named.name);
+            (name, Arc::new(named.model))
+        });
         Ok(Self {
-            name: args.name.clone().unwrap_or(named.name),
-            model: Arc::new(named.model),
+            model,
+            hash_key: hash_key(&config.cluster)?,
             sources: Sources::new(config)?,
             client: EngineClient::with_key(key.as_deref()),
             tenants: Tenants::read(config.frontend.key_file.as_deref())?,
         })
+    }
+
+    /// Which workers are served.
+    fn rules(&self, config: &Config) -> Rules {
+        let rules = match &self.model {
+            Some((name, model)) => Rules::of_model(name, Some(model.digest())),
+            None => Rules::fetched(),
+        };
+        let rules = rules.within(&config.discovery.networks);
+        rules.sealed_by(self.hash_key.as_ref())
     }
 }
 
@@ -132,13 +154,27 @@ impl Plan {
 pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<(), FrontendError> {
     let listeners = Listeners::bind(&config.frontend, &config.media).await?;
     let metrics = Arc::new(Metrics::default());
+    let rules = Arc::new(plan.rules(&config));
     let agents = (plan.sources, plan.client.clone());
-    let planes = Planes::start(&config, Some(&plan.name), agents, &metrics).await?;
+    let mut planes = Planes::start(&config, rules.clone(), agents, &metrics).await?;
     let router = planes.routing.local.clone();
-    let models = HashMap::from([(plan.name.clone(), plan.model)]);
+    let name = plan.model.as_ref().map(|(name, _)| name.clone());
+    let models = Models::of(plan.model);
+    if name.is_none() {
+        let fetcher = Fetcher {
+            models: models.clone(),
+            rules,
+            router: router.clone(),
+            client: plan.client.clone(),
+            agents: planes.waits_for.clone(),
+        };
+        planes.tasks.spawn("the fetcher of model files", async {
+            match fetcher.run().await {}
+        });
+    }
     let frontend = Frontend::new(
         &config,
-        models,
+        (models, plan.hash_key),
         planes.routing,
         (plan.client, metrics, plan.tenants),
         listeners.loans(),
@@ -160,7 +196,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         info!(
             public = %addresses.public,
             admin = %addresses.admin,
-            model = plan.name,
+            model = name,
             "frontend ready"
         );
         lifecycle::notify_ready();

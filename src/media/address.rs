@@ -1,59 +1,8 @@
 //! Which addresses the fetcher may dial: only those that the whole internet can reach.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
-/// A network: the addresses that share the first `prefix` bits of `base`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Network {
-    base: IpAddr,
-    prefix: u8,
-}
-
-impl Network {
-    /// Reads `10.0.0.0/8`, `fd00::/8` or a lone address; `None` for anything else.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let Some((base, prefix)) = text.split_once('/') else {
-            return text.parse().ok().map(Self::of);
-        };
-        let base: IpAddr = base.parse().ok()?;
-        let prefix: u8 = prefix.parse().ok()?;
-        (prefix <= Self::of(base).prefix).then_some(Self { base, prefix })
-    }
-
-    /// The network that holds `address` alone.
-    pub(crate) fn of(address: IpAddr) -> Self {
-        let prefix = if address.is_ipv4() { 32 } else { 128 };
-        Self {
-            base: address,
-            prefix,
-        }
-    }
-
-    /// Whether `address` lies in this network; an IPv4 address never lies in an IPv6 network, its
-    /// mapped form included.
-    pub(crate) fn contains(&self, address: IpAddr) -> bool {
-        match (self.base, address) {
-            (IpAddr::V4(base), IpAddr::V4(address)) => {
-                v4_within(address, base, u32::from(self.prefix))
-            }
-            (IpAddr::V6(base), IpAddr::V6(address)) => {
-                v6_within(address, base, u32::from(self.prefix))
-            }
-            _ => false,
-        }
-    }
-}
-
-fn v4_within(address: Ipv4Addr, base: Ipv4Addr, prefix: u32) -> bool {
-    // A shift by the full width is `None`: /0 then compares 0 with 0.
-    let shift = 32 - prefix;
-    address.to_bits().checked_shr(shift) == base.to_bits().checked_shr(shift)
-}
-
-fn v6_within(address: Ipv6Addr, base: Ipv6Addr, prefix: u32) -> bool {
-    let shift = 128 - prefix;
-    address.to_bits().checked_shr(shift) == base.to_bits().checked_shr(shift)
-}
+use crate::config::network::{v4_within, v6_within};
 
 /// IPv4 networks that are not the public internet (IANA special-purpose registry, multicast), and
 /// the one public address that a cloud answers with the host's own secrets.
@@ -136,31 +85,6 @@ mod tests {
             3ffe::1";
         for text in open.split_whitespace() {
             assert!(is_public(text.parse().unwrap()), "{text} must be open");
-        }
-    }
-
-    #[test]
-    fn a_network_holds_what_shares_its_prefix() {
-        let rows = [
-            ("10.0.0.0/8", "10.1.2.3", true),
-            ("10.0.0.0/8", "11.0.0.0", false),
-            ("10.0.0.0/8", "::ffff:10.0.0.1", false),
-            ("0.0.0.0/0", "203.0.113.1", true),
-            ("::/0", "fd00::1", true),
-            ("fd00::/8", "fd12::1", true),
-            ("fd00::/8", "fe00::1", false),
-            ("192.168.1.7", "192.168.1.7", true),
-            ("192.168.1.7", "192.168.1.8", false),
-            ("::1", "::1", true),
-        ];
-        for (network, address, inside) in rows {
-            let holds = Network::parse(network)
-                .unwrap()
-                .contains(address.parse().unwrap());
-            assert_eq!(holds, inside, "{network} and {address}");
-        }
-        for bad in ["", "10/8", "10.0.0.0/33", "::/129", "10.0.0.0/-1", "a/8"] {
-            assert_eq!(Network::parse(bad), None, "{bad:?}");
         }
     }
 }

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use url::{Host, Url};
 
 use crate::config::media::MediaConfig;
-use crate::media::address::{Network, is_public};
+use crate::config::network::Network;
+use crate::media::address::is_public;
 use crate::media::{MediaError, PolicyError};
 
 /// Last labels of names that only mean something inside somebody's network.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::model::token_id;
+use crate::model::special::token_id;
 use crate::model::tokenizer::Tokenizer;
 use crate::vision::Family;
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::model::archive::Archive;
 use crate::model::{Model, ModelError};
 
 /// The name that the demo model is served under, and by which it may be asked for.
@@ -15,6 +16,8 @@ pub struct Named {
     /// `None` for the demo model.
     pub folder: Option<PathBuf>,
     pub model: Model,
+    /// The files that it was read from.
+    pub archive: Archive,
 }
 
 impl Named {
@@ -24,10 +27,12 @@ impl Named {
     /// When there is none, or its files cannot be used.
     pub fn read(text: &str) -> Result<Self, ModelError> {
         let (name, folder) = locate(text)?;
+        let (model, archive) = Model::load_packed(&folder)?;
         Ok(Self {
             name,
-            model: Model::load(&folder)?,
             folder: Some(folder),
+            model,
+            archive,
         })
     }
 
@@ -36,10 +41,12 @@ impl Named {
     /// # Errors
     /// Never in a tested build.
     pub fn demo() -> Result<Self, ModelError> {
+        let (model, archive) = Model::demo_packed()?;
         Ok(Self {
             name: DEMO.to_owned(),
             folder: None,
-            model: Model::demo()?,
+            model,
+            archive,
         })
     }
 

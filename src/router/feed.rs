@@ -19,6 +19,7 @@ use crate::router::Router;
 use crate::router::held::Held;
 use crate::router::link::bus::BusLink;
 use crate::router::link::{Link, LinkError, OpenFeed};
+use crate::router::rules::Rules;
 
 /// Waits between attempts to open a feed: doubled from the first up to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -36,8 +37,8 @@ const STEADY: Duration = Duration::from_secs(5);
 pub struct Feeds {
     pub(crate) router: Arc<Router>,
     pub(crate) client: EngineClient,
-    /// The base name of the model that is served here; `None` serves all.
-    pub(crate) model: Option<String>,
+    /// Which workers are given requests.
+    pub(crate) rules: Arc<Rules>,
     /// How long the blocks of a worker whose agent is away are believed in.
     pub(crate) stale_after: Duration,
     /// Where agents that are found by their records tell; `None` where their listeners are asked.
@@ -52,18 +53,18 @@ pub struct Feeds {
 pub type Registered = watch::Receiver<Option<Box<WorkerRecord>>>;
 
 impl Feeds {
-    /// Feeds for `router`, of which workers of `model` are served. `client` shows the key that agents
+    /// Feeds for `router`, whose workers are served by `rules`. `client` shows the key that agents
     /// and gates ask for.
     pub fn new(
         router: Arc<Router>,
-        model: Option<&str>,
+        rules: Arc<Rules>,
         stale_after: Duration,
         client: EngineClient,
     ) -> Self {
         Self {
             router,
             client,
-            model: model.map(str::to_owned),
+            rules,
             stale_after,
             bus: None,
             with_blocks: true,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ::http::StatusCode;
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
@@ -50,7 +51,11 @@ pub(crate) struct Held {
     /// Where the feed is, for claims and logs.
     source: String,
     /// As the agent said last.
+    told: Option<WorkerRecord>,
+    /// The same as it counts here.
     record: Option<WorkerRecord>,
+    /// When it has to be judged again.
+    turns: watch::Receiver<u64>,
     /// While the agent is not heard.
     away: Option<Away>,
     ticks: Interval,
@@ -79,8 +84,10 @@ impl Held {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
+            turns: feeds.rules.turns(),
             feeds,
             source,
+            told: None,
             record: None,
             away: None,
             ticks,
@@ -89,13 +96,15 @@ impl Held {
         }
     }
 
-    /// Runs `task`; meanwhile an engine whose agent is away is asked itself.
+    /// Runs `task`; meanwhile an engine whose agent is away is asked itself, and the worker is judged
+    /// again when that is due.
     pub(crate) async fn watching<T>(&mut self, task: impl Future<Output = T>) -> T {
         let mut task = std::pin::pin!(task);
         loop {
             tokio::select! {
                 biased;
                 done = &mut task => return done,
+                Ok(()) = self.turns.changed() => self.judge_again(),
                 _ = self.ticks.tick(), if self.away.is_some() => self.look().await,
             }
         }
@@ -226,6 +235,10 @@ impl Held {
                     self.note_silence(false);
                     return told;
                 }
+                Ok(()) = self.turns.changed() => {
+                    self.judge_again();
+                    continue;
+                }
                 () = sleep(quiet) => self.glance().await,
             }
             quiet = GLANCE_EVERY;
@@ -237,6 +250,10 @@ impl Held {
         let Some(record) = &self.record else {
             return;
         };
+        // The question would show our key.
+        if !self.feeds.rules.reaches(&record.address) {
+            return;
+        }
         let client = &self.feeds.client;
         let answer = client
             .get(&record.address, "/health", GLANCE_DEADLINE)
@@ -264,27 +281,29 @@ impl Held {
         record.verdict.takes_requests() && away.found.is_none()
     }
 
-    /// A record as it counts here: a worker of another model is listed, and not served.
-    fn judged(&self, record: WorkerRecord) -> WorkerRecord {
-        let Some(ours) = self
-            .feeds
-            .model
-            .as_ref()
-            .filter(|ours| record.model != **ours)
-        else {
-            return record;
+    /// A record as it counts here.
+    fn judged(&mut self, record: WorkerRecord) -> WorkerRecord {
+        self.told = Some(record.clone());
+        // An operator named it; what the record says may hold on the agent's own host alone.
+        let source = &self.source;
+        let is_agent = source.starts_with("http://") || source.starts_with("unix:");
+        let agent = is_agent.then_some(source.as_str());
+        self.feeds.rules.judged(record, agent)
+    }
+
+    /// Judges the record again after the rules have changed.
+    fn judge_again(&mut self) {
+        let Some(told) = self.told.clone() else {
+            return;
         };
-        let cause = format!(
-            "serves model {:?}, and this frontend {ours:?}",
-            record.model
-        );
-        WorkerRecord {
-            verdict: Verdict::Failed,
-            cause: Some(cause),
-            // They must not stand in the way of a name of ours.
-            aliases: Vec::new(),
-            adapters: Vec::new(),
-            ..record
+        let record = self.judged(told);
+        if self.record.as_ref() == Some(&record) {
+            return;
+        }
+        self.record = Some(record.clone());
+        match self.away {
+            Some(_) => self.publish_away(),
+            None => self.publish(record),
         }
     }
 
@@ -347,6 +366,14 @@ impl Held {
         let (Some(record), Some(before)) = (self.record.clone(), self.away.clone()) else {
             return;
         };
+        let stale_after = self.feeds.stale_after;
+        // The question would show our key.
+        if !self.feeds.rules.reaches(&record.address) {
+            if before.since.elapsed() >= stale_after {
+                self.remove();
+            }
+            return;
+        }
         let client = &self.feeds.client;
         let answer = client.get(&record.address, "/health", LOOK_DEADLINE).await;
         self.note_silence(answer.is_err());
@@ -368,7 +395,7 @@ impl Held {
             };
             away.found = Some((verdict, found));
         }
-        let is_stale = away.since.elapsed() >= self.feeds.stale_after;
+        let is_stale = away.since.elapsed() >= stale_after;
         if is_stale && away.found.is_some() {
             info!(worker = %record.worker, "neither agent nor engine came back, worker is removed");
             return self.remove();
@@ -404,10 +431,11 @@ impl Held {
 
     /// Forgets the worker and all it holds.
     fn remove(&mut self) {
-        self.away = None;
+        (self.away, self.told) = (None, None);
         self.is_silent = false;
         if let Some(record) = self.record.take() {
             self.feeds.release(&record.worker);
+            self.feeds.rules.forget(&record.worker);
             let down = Change::Down(record.worker);
             self.feeds.router.apply(Update::Change(down));
         }

@@ -64,6 +64,20 @@ impl Sources {
     }
 }
 
+/// For a person, a few of many.
+impl std::fmt::Display for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.named[..], &self.file, &self.etcd) {
+            ([first], None, None) => write!(f, "the agent at {first}"),
+            ([first, rest @ ..], None, None) => {
+                write!(f, "the agents at {first} and {} more", rest.len())
+            }
+            (_, Some(path), None) => write!(f, "the agents in {}", path.display()),
+            _ => f.write_str("an agent to register in etcd"),
+        }
+    }
+}
+
 /// Those who follow agents.
 struct Members {
     feeds: Arc<Feeds>,

@@ -31,6 +31,7 @@ use crate::router::Router;
 use crate::router::answers::Answers;
 use crate::router::feed::Feeds;
 use crate::router::members::{self, BadSources, Sources};
+use crate::router::rules::Rules;
 use crate::router::sharing;
 use crate::telemetry::metrics::{self, Metrics};
 
@@ -148,7 +149,8 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     );
 
     let stale_after = config.discovery.stale_after();
-    let feeds = Feeds::new(router.clone(), None, stale_after, plan.client);
+    let rules = Arc::new(Rules::any().within(&config.discovery.networks));
+    let feeds = Feeds::new(router.clone(), rules, stale_after, plan.client);
     let feeds = Arc::new(feeds.over(Some(bus.clone()), true));
     let mut followers = Tasks::default();
     followers.spawn(

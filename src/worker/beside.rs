@@ -11,17 +11,18 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::block::HashKey;
 use crate::discovery::Update;
 use crate::discovery::engine_file::{self, EngineFile};
 use crate::events::zmq::Source;
 use crate::id::WorkerId;
-use crate::model::Model;
 use crate::model::named::{DEMO, Named};
 use crate::select::Device;
 use crate::telemetry::metrics::Metrics;
 use crate::vision::Family;
 use crate::worker;
 use crate::worker::feed::Feed;
+use crate::worker::model_files::{Files, Shelf};
 use crate::worker::probe::Probe;
 use crate::worker::reset::Command;
 use crate::worker::spec::AgentSpec;
@@ -58,8 +59,18 @@ pub(crate) struct Beside {
     pub(crate) run_dir: Option<PathBuf>,
     /// The model's base name, where it was told.
     pub(crate) name: Option<String>,
-    /// The files of the model that was told.
-    pub(crate) files: Option<Arc<Model>>,
+    /// The model that was told, by folder or id.
+    pub(crate) model: Option<String>,
+    /// Its files as they were read to check it; the first engine's.
+    pub(crate) files: Option<Files>,
+    /// Where the listener finds the files.
+    pub(crate) shelf: Arc<Shelf>,
+    /// See [`AgentSpec::hash_key`].
+    pub(crate) hash_key: Option<HashKey>,
+    /// See [`AgentSpec::agent`].
+    pub(crate) agent: Option<String>,
+    /// See [`AgentSpec::agent_life`].
+    pub(crate) agent_life: u64,
     /// See [`AgentSpec::state_dir`].
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) device: Device,
@@ -70,7 +81,7 @@ pub(crate) struct Beside {
 impl Beside {
     /// Follows the engine, and the next one that takes its place, until `stop`.
     pub(crate) async fn follow(
-        self,
+        mut self,
         feed: Arc<Feed>,
         mut commands: mpsc::Receiver<Command>,
         (metrics, updates): (Arc<Metrics>, mpsc::Sender<Update>),
@@ -134,16 +145,21 @@ impl Beside {
     }
 
     /// What the agent is told of the engine.
-    async fn spec(&self, engine: &Engine) -> AgentSpec {
+    async fn spec(&mut self, engine: &Engine) -> AgentSpec {
         let model = match self.name.as_ref().or(engine.name.as_ref()) {
             Some(name) => name.clone(),
             None => first_name(&engine.address).await,
         };
-        let files = match (&self.files, &engine.model) {
-            (Some(files), _) => Some(files.clone()),
+        let named = self.model.as_ref().or(engine.model.as_ref());
+        let files = match (self.files.take(), named) {
+            (Some(files), _) => Some(files),
+            // Another engine may have been started because its files are others now.
             (None, Some(model)) => files(model.clone()).await,
             (None, None) => None,
         };
+        let (files, archive) = files.map(|files| (files.model, files.archive)).unzip();
+        // Before any record names their digest.
+        self.shelf.put(archive);
         let family = files.as_ref().and_then(|files| files.family());
         AgentSpec {
             kind: engine.kind.clone(),
@@ -154,6 +170,9 @@ impl Beside {
             media_dir: engine.media_dir.clone(),
             device: self.device,
             labels: self.labels.clone(),
+            hash_key: self.hash_key,
+            agent: self.agent.clone(),
+            agent_life: self.agent_life,
             ..AgentSpec::new(self.worker.clone(), &engine.address, &model)
         }
     }
@@ -194,13 +213,13 @@ async fn first_name(address: &str) -> String {
     }
 }
 
-/// The files of a model. Without them prompts are not compared, and only events of engines that send
-/// offsets can be read.
-async fn files(model: String) -> Option<Arc<Model>> {
+/// The files of a model. Without them prompts are not compared, only events of engines that send
+/// offsets can be read, and frontends need files of their own.
+async fn files(model: String) -> Option<Files> {
     let text = model.clone();
     let read = spawn_blocking(move || Named::read_or_demo(&text)).await;
     match read {
-        Ok(Ok(named)) => Some(Arc::new(named.model)),
+        Ok(Ok(named)) => Some(named.into()),
         Ok(Err(error)) => {
             warn!(model, %error, "model cannot be read, its prompts are not compared");
             None

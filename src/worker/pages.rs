@@ -9,6 +9,7 @@ use ::http::header::CONTENT_TYPE;
 use serde_json::json;
 
 use crate::discovery::feed::FEED_PATH;
+use crate::discovery::model_files::{MODEL_FILES_PATH, MODEL_PATH};
 use crate::http::keys::{Keys, guarded};
 use crate::http::reply::Reply;
 use crate::http::serve::panics_total;
@@ -16,6 +17,7 @@ use crate::http::{Answer, Call, Limits, Routes};
 use crate::openai::error::{ApiError, ErrorKind};
 use crate::telemetry::metrics::{self, Metrics};
 use crate::worker::feed::{Feed, FollowError};
+use crate::worker::model_files::Shelf;
 use crate::worker::reset;
 
 /// The media type of one JSON value a line.
@@ -27,6 +29,7 @@ pub(crate) struct Agent {
     pub(crate) feed: Arc<Feed>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) keys: Option<Arc<Keys>>,
+    pub(crate) shelf: Arc<Shelf>,
 }
 
 /// Small bounds: routers and operators send next to nothing.
@@ -48,6 +51,8 @@ impl Agent {
         Routes::default()
             .get(FEED_PATH, keyed(self.page(Self::follow)))
             .get("/kvlens/v1/workers", keyed(self.page(Self::workers)))
+            .get(MODEL_PATH, keyed(self.page(Self::model)))
+            .get(MODEL_FILES_PATH, keyed(self.model_files()))
             .post("/kvlens/v1/deregister", keyed(self.page(Self::deregister)))
             .post(reset::PATH, keyed(resets.handler()))
             .get("/metrics", keyed(self.page(Self::metrics)))
@@ -83,6 +88,20 @@ impl Agent {
         let record = self.feed.record().borrow().clone();
         let workers: Vec<_> = record.into_iter().collect();
         Ok(Reply::json(StatusCode::OK, &json!({"workers": workers})))
+    }
+
+    async fn model(self: Arc<Self>) -> Result<Reply, ApiError> {
+        self.shelf.list()
+    }
+
+    fn model_files(&self) -> Box<dyn Fn(Call) -> Answer + Send + Sync> {
+        let shelf = self.shelf.clone();
+        Box::new(move |call| {
+            let reply = shelf
+                .send(call.uri.query().unwrap_or_default())
+                .unwrap_or_else(Reply::from);
+            Box::pin(std::future::ready(reply))
+        })
     }
 
     async fn deregister(self: Arc<Self>) -> Result<Reply, ApiError> {

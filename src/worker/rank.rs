@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::block::BlockSize;
+use crate::block::{BlockSize, HashKey};
 use crate::events::codec::{self, CodecError};
 use crate::events::zmq::{Feed, Last};
 use crate::id::{DpRank, Incarnation, WorkerId};
 use crate::index::KvEvent;
 use crate::index::gap::BEFORE_FIRST;
 use crate::ledger::counts::{Alarm, Counts};
+use crate::ledger::tier::Tier;
 use crate::ledger::{EngineEvent, Ledger, Published};
 use crate::worker::state_file::SavedRank;
 
@@ -72,6 +73,8 @@ pub struct Rank {
     clearing: Clearing,
     gaps: u64,
     proof: u64,
+    /// Seals the names of blocks in what the router is told.
+    key: Option<HashKey>,
 }
 
 impl Rank {
@@ -90,7 +93,14 @@ impl Rank {
             clearing: Clearing::No,
             gaps: 0,
             proof: 0,
+            key: None,
         }
+    }
+
+    /// The same with the names of blocks sealed in what the router is told.
+    #[must_use]
+    pub fn sealed_by(self, key: Option<HashKey>) -> Self {
+        Self { key, ..self }
     }
 
     /// A rank as a former agent kept it, its ledger restored: the source has to show that the engine
@@ -224,7 +234,16 @@ impl Rank {
         Some(self.event(self.ledger.all()))
     }
 
-    fn event(&self, published: Published) -> KvEvent {
+    fn event(&self, mut published: Published) -> KvEvent {
+        if let Some(key) = &self.key {
+            key.seal_all(&mut published.removed);
+            key.seal_all(&mut published.stored);
+            for tier in Tier::ALL {
+                let changes = &mut published.lower[tier];
+                key.seal_all(&mut changes.removed);
+                key.seal_all(&mut changes.stored);
+            }
+        }
         KvEvent {
             worker: self.worker.clone(),
             rank: self.rank,

@@ -41,6 +41,11 @@ pub fn first(spec: &AgentSpec) -> WorkerRecord {
     let mut record = WorkerRecord::new(spec.worker.clone(), &spec.address, &spec.model);
     record.aliases.clone_from(&spec.aliases);
     record.engine.kind.clone_from(&spec.kind);
+    record.agent.clone_from(&spec.agent);
+    record.hash_key = spec.hash_key.map(|key| key.fingerprint());
+    record.agent_life = spec.agent_life;
+    let digest = spec.files.as_ref().map(|files| files.digest());
+    record.model_digest = digest.map(|digest| digest.to_string());
     record.device = spec.device;
     record.labels.clone_from(&spec.labels);
     record.ranks = spec.sources.len().max(1) as u32;

@@ -9,10 +9,12 @@ use clap::ValueHint;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+use uuid::Uuid;
 
 use crate::bus::BusError;
 use crate::config::{Config, Values};
 use crate::discovery::flags::PlaneFlags;
+use crate::discovery::hash_key::{HashKeyError, hash_key};
 use crate::discovery::{Completeness, Update, WorkerRecord};
 use crate::events::zmq::Source;
 use crate::health::Verdict;
@@ -29,6 +31,7 @@ use crate::telemetry::labels::VerdictLabels;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::beside::{Beside, Engine};
 use crate::worker::feed::{self, Feed};
+use crate::worker::model_files::Files;
 use crate::worker::pages::{self, Agent};
 use crate::worker::planes;
 use crate::worker::reset;
@@ -114,12 +117,16 @@ pub enum BadPlan {
     },
     #[error("--engine-url {url:?} is neither http://host:port nor unix:/path")]
     Url { url: String },
+    #[error("worker.advertise {url:?} is not an address of a listener, as http://10.0.0.5:8200")]
+    Advertise { url: String },
     #[error(
         "{replays} times --kv-replay for {events} times --kv-events; each rank has one of both"
     )]
     Replays { events: usize, replays: usize },
     #[error(transparent)]
     Keys(#[from] KeyFileError),
+    #[error(transparent)]
+    HashKey(#[from] HashKeyError),
     #[error(transparent)]
     StateDir(#[from] RunDirError),
     #[error(transparent)]
@@ -158,15 +165,23 @@ impl Plan {
             .as_deref()
             .map(Keys::read)
             .transpose()?;
+        if let Some(url) = config.worker.advertise.as_ref().filter(|url| !is_http(url)) {
+            return Err(BadPlan::Advertise { url: url.clone() });
+        }
         let named = args.model.as_deref().map(Named::read_or_demo).transpose()?;
-        let (told, files) = named.map(|named| (named.name, named.model)).unzip();
+        let told = named.as_ref().map(|named| named.name.clone());
         Ok(Self {
             beside: Beside {
                 worker: worker.clone(),
                 engine,
                 run_dir: config.engine.run_dir.clone(),
                 name: args.name.clone().or(told),
-                files: files.map(Arc::new),
+                model: args.model.clone(),
+                files: named.map(Files::from),
+                shelf: Arc::default(),
+                hash_key: hash_key(&config.cluster)?,
+                agent: None,
+                agent_life: Uuid::new_v4().as_u64_pair().0,
                 state_dir: Some(state_dir(&worker, config)?),
                 device: config.worker.device,
                 labels: config.worker.labels.clone(),
@@ -186,12 +201,10 @@ fn state_dir(worker: &WorkerId, config: &Config) -> Result<PathBuf, RunDirError>
 /// The engine that the flags describe.
 fn told_engine(args: &Args, url: &str) -> Result<Engine, BadPlan> {
     let address = url.trim_end_matches('/');
-    let host = address.strip_prefix("http://").unwrap_or_default();
-    let is_http = !host.is_empty() && host.parse::<::http::uri::Authority>().is_ok();
     let is_unix = address
         .strip_prefix("unix:")
         .is_some_and(|path| Path::new(path).is_absolute());
-    if !is_http && !is_unix {
+    if !is_http(address) && !is_unix {
         return Err(BadPlan::Url {
             url: url.to_owned(),
         });
@@ -216,6 +229,12 @@ fn told_engine(args: &Args, url: &str) -> Result<Engine, BadPlan> {
     })
 }
 
+/// Whether `url` is `http://host:port`, a slash behind it aside.
+fn is_http(url: &str) -> bool {
+    let host = url.trim_end_matches('/').strip_prefix("http://");
+    host.is_some_and(|host| !host.is_empty() && host.parse::<::http::uri::Authority>().is_ok())
+}
+
 /// Follows the engine until `stop`. The feed then ends without a word: routers keep the worker, and
 /// what is in flight there goes on.
 ///
@@ -232,6 +251,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         feed: feed.clone(),
         metrics: metrics.clone(),
         keys: plan.keys.map(Arc::new),
+        shelf: plan.beside.shelf.clone(),
     });
     let (updates, told) = mpsc::channel::<Update>(UPDATES_MAX);
     let mut tasks = Tasks::default();
@@ -248,7 +268,10 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     planes::start(&config, &feed, &metrics, telling).await?;
     let shown = show(feed.record(), metrics.clone(), agent_stop.clone());
     tasks.spawn("the status", shown);
-    let beside = plan.beside;
+    let beside = Beside {
+        agent: config.worker.reached_at(address),
+        ..plan.beside
+    };
     let following = beside.follow(
         feed.clone(),
         commands,

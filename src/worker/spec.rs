@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::block::HashKey;
 use crate::events::zmq::Source;
 use crate::id::WorkerId;
 use crate::model::Model;
@@ -46,6 +47,12 @@ pub struct AgentSpec {
     /// The model's files, with which the engine's prompts are held against ours; `None` where they
     /// are not here.
     pub files: Option<Arc<Model>>,
+    /// What the names of blocks are sealed with.
+    pub hash_key: Option<HashKey>,
+    /// See [`WorkerRecord::agent`](crate::discovery::WorkerRecord::agent).
+    pub agent: Option<String>,
+    /// See [`WorkerRecord::agent_life`](crate::discovery::WorkerRecord::agent_life).
+    pub agent_life: u64,
     /// A folder on the engine's host from which it reads images.
     pub media_dir: Option<PathBuf>,
     /// Folder in which ledgers are kept for the next agent; `None` where there is none to come.
@@ -67,6 +74,9 @@ impl AgentSpec {
             placeholder: None,
             process: None,
             files: None,
+            hash_key: None,
+            agent: None,
+            agent_life: 0,
             media_dir: None,
             state_dir: None,
         }

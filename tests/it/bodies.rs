@@ -5,7 +5,6 @@ mod files;
 mod lent;
 mod reports;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use kvlens::discovery::{Change, Completeness, Update, WorkerRecord};
 use kvlens::dispatch::EngineClient;
 use kvlens::frontend::Frontend;
 use kvlens::frontend::lending::Lending;
+use kvlens::frontend::models::Models;
 use kvlens::frontend::recovery::Recovery;
 use kvlens::health::Verdict;
 use kvlens::http::lent::{Loans, limits as lent_limits};
@@ -125,10 +125,12 @@ impl Pair {
             allow_overrides: true,
             recovery: Recovery::new(&FrontendConfig::default()),
             router: Router::new(&RouterConfig::default(), metrics.clone()),
-            models: HashMap::from([(
+            remote: None,
+            models: Models::of([(
                 "demo".to_owned(),
                 Arc::new(Model::demo().expect("it is in the binary")),
             )]),
+            hash_key: None,
             media: Some(Media::new(media).expect("a sound policy")),
             lending,
             client: EngineClient::new(),

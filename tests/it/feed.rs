@@ -4,4 +4,5 @@
 mod away;
 mod lines;
 pub(crate) mod parties;
+mod rules;
 mod tell;

@@ -36,6 +36,7 @@ mod mock_recording;
 mod mock_scheduler;
 mod mock_vllm;
 mod model;
+mod model_files;
 mod normalise;
 mod openai_requests;
 mod parity;

@@ -1,6 +1,6 @@
 //! One rank: what the router is told of it, and when.
 
-use kvlens::block::BlockSize;
+use kvlens::block::{BlockSize, HashKey};
 use kvlens::events::zmq::Feed;
 use kvlens::id::{DpRank, Incarnation, WorkerId};
 use kvlens::index::KvEvent;
@@ -78,6 +78,30 @@ fn a_rank_is_complete_only_while_its_source_is_caught_up_and_readable() {
         assert_eq!(seen, (is_partial, unreadable), "after {about}");
         assert_eq!(status.cause.is_some(), is_partial, "after {about}");
     }
+}
+
+#[test]
+fn a_key_seals_every_name_that_the_router_is_told() {
+    let key = HashKey::new("a secret of the whole cluster");
+    let (mut open, mut sealed) = (new_rank(), new_rank().sealed_by(Some(key)));
+    let mut names = 0;
+    for feed in [
+        || message(0, stores(1)),
+        || Feed::CaughtUp,
+        || message(1, stores(2)),
+        || message(2, CLEARED),
+        || Feed::NewLife,
+    ] {
+        let (open, sealed) = (take(&mut open, feed()), take(&mut sealed, feed()));
+        let sealed_here = open.map(|mut event| {
+            names += event.stored.len();
+            key.seal_all(&mut event.stored);
+            key.seal_all(&mut event.removed);
+            event
+        });
+        assert_eq!(sealed, sealed_here);
+    }
+    assert_eq!(names, 2);
 }
 
 #[test]

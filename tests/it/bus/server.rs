@@ -10,6 +10,7 @@ use kvlens::config::router::RouterConfig;
 use kvlens::dispatch::EngineClient;
 use kvlens::router::Router;
 use kvlens::router::feed::Feeds;
+use kvlens::router::rules::Rules;
 use kvlens::telemetry::metrics::Metrics;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -119,7 +120,7 @@ pub(crate) fn follow(bus: &Bus, workers: &[&str], tasks: &mut JoinSet<()>) -> Ar
     let router = Router::new(&RouterConfig::default(), metrics);
     let feeds = Feeds::new(
         router.clone(),
-        None,
+        Arc::new(Rules::any()),
         Duration::from_secs(3_600),
         EngineClient::new(),
     );

@@ -19,6 +19,7 @@ use kvlens::index::KvEvent;
 use kvlens::ledger::tier::Tiers;
 use kvlens::router::feed::Feeds;
 use kvlens::router::footprint::{Footprint, Wish};
+use kvlens::router::rules::Rules;
 use kvlens::router::view::WorkerView;
 use kvlens::router::{Placement, Router};
 use kvlens::telemetry::metrics::Metrics;
@@ -146,13 +147,14 @@ impl Follower {
 
     /// One that believes in blocks no agent tells of for so long.
     pub(crate) fn patient(urls: &[String], stale_after: Duration) -> Self {
+        Self::ruled(urls, stale_after, Rules::of_model("demo", None))
+    }
+
+    /// One that serves workers by other rules.
+    pub(crate) fn ruled(urls: &[String], stale_after: Duration, rules: Rules) -> Self {
         let router = Router::new(&RouterConfig::default(), Arc::new(Metrics::default()));
-        let feeds = Feeds::new(
-            router.clone(),
-            Some("demo"),
-            stale_after,
-            EngineClient::new(),
-        );
+        let rules = Arc::new(rules);
+        let feeds = Feeds::new(router.clone(), rules, stale_after, EngineClient::new());
         let feeds = Arc::new(feeds);
         let mut follower = Self {
             router,

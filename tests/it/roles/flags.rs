@@ -16,6 +16,35 @@ fn refused(words: &str) -> (Option<i32>, String) {
 }
 
 #[test]
+fn what_a_file_or_variable_says_in_vain_is_refused_by_all() {
+    let key = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key.path(), "too-short\n").unwrap();
+    let config = tempfile::NamedTempFile::new().unwrap();
+    let file = config.path().display();
+    for (text, why) in [
+        (
+            "[discovery]\nnetworks = [\"10.0.0.0/40\"]\n".to_owned(),
+            "\"10.0.0.0/40\" is not a network as 10.0.0.0/8",
+        ),
+        (
+            format!("[cluster]\nhash_key_file = {:?}\n", key.path()),
+            "has 9 bytes and could be guessed",
+        ),
+    ] {
+        std::fs::write(config.path(), text).unwrap();
+        for words in [
+            "check-config",
+            "worker --worker w --engine-url http://127.0.0.1:1",
+            "frontend --worker-url http://127.0.0.1:1",
+        ] {
+            let (code, said) = refused(&format!("{words} --config {file}"));
+            assert_eq!(code, Some(78), "{words}: {said}");
+            assert!(said.contains(why), "{said}");
+        }
+    }
+}
+
+#[test]
 fn what_can_never_work_ends_with_78_and_why() {
     let engine = "worker --worker w --engine-url http://127.0.0.1:1";
     for (words, why) in [
@@ -42,6 +71,10 @@ fn what_can_never_work_ends_with_78_and_why() {
         ),
         ("frontend --model demo", "no worker is named"),
         (
+            "worker --worker w --advertise 10.0.0.5:8200",
+            "worker.advertise \"10.0.0.5:8200\" is not an address",
+        ),
+        (
             "frontend --model demo --worker-url 127.0.0.1:1",
             "is not the address of an agent",
         ),
@@ -59,6 +92,8 @@ fn what_can_never_work_ends_with_78_and_why() {
         assert_eq!(said.lines().count(), 1, "{said}");
         assert!(said.starts_with("kvlens: ") && said.contains(why), "{said}");
     }
+    let (code, said) = refused("frontend --name m --worker-url http://127.0.0.1:1");
+    assert_eq!(code, Some(2), "{said}");
     let (code, said) = refused("worker --worker w --kv-events ipc:///a");
     assert_eq!(code, Some(2), "{said}");
 }

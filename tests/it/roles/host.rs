@@ -128,9 +128,15 @@ impl Host {
 
     /// The same where its settings say which port.
     pub(crate) async fn frontend_as_set(&mut self, agents: &[&str], words: &str) -> Frontend {
+        self.modelless(agents, &format!("--model demo {words}"))
+            .await
+    }
+
+    /// A frontend that is told of no model.
+    pub(crate) async fn modelless(&mut self, agents: &[&str], words: &str) -> Frontend {
         let urls = agents.iter().map(|url| format!("--worker-url {url} "));
         let urls: String = urls.collect();
-        let process = self.start(&format!("frontend --model demo {urls} {words}"));
+        let process = self.start(&format!("frontend {urls} {words}"));
         let line = process.said("frontend ready").await;
         Frontend {
             public: format!("http://{}", field(&line, "public")),
@@ -225,6 +231,19 @@ impl Frontend {
     pub(crate) async fn status(&self, path: &str) -> u16 {
         let url = format!("{}{path}", self.public);
         self.client.get(&url).await.status
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.client.get(&format!("{}{path}", self.public)).await
+    }
+
+    /// The token ids of a chat's prompt, as they are made here.
+    pub(crate) async fn prompt_tokens(&self, body: &Value) -> Value {
+        let mut body = body.clone();
+        body["return_token_ids"] = true.into();
+        let url = format!("{}/kvlens/v1/explain", self.admin);
+        let answer = self.client.post(&url, &body).await;
+        answer.json()["prompt_token_ids"].clone()
     }
 
     /// Sends a chat that must succeed.
