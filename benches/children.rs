@@ -108,6 +108,7 @@ fn frontend() -> [f64; 2] {
         recovery: Recovery::new(&FrontendConfig::default()),
         sse_event_bytes_max: 1 << 20,
         router,
+        remote: None,
         models: Models::of([(MODEL.to_owned(), model.clone())]),
         hash_key: None,
         media: Media::new(MediaConfig::default()).ok(),
