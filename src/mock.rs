@@ -110,6 +110,7 @@ impl MockEngine {
             bounds,
             context_tokens_max,
             fault: options.fault,
+            deadly_text: options.deadly_text.clone(),
             media_dir: local_media(&options)?,
         };
         let sources = Value::Object(started.sources);

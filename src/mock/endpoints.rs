@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ::http::StatusCode;
 use serde_json::{Map, Value, json};
+use tracing::error;
 
 use crate::http::reply::Reply;
 use crate::http::{Answer, Call, Routes};
@@ -89,6 +90,10 @@ where
 
 async fn chat(server: Arc<Server>, call: Call) -> Result<Reply, Refusal> {
     let mut body = object(&call)?;
+    if server.dies_of(&body) {
+        error!("a chat holds the deadly text");
+        std::process::abort();
+    }
     let terms = server.terms(&call.headers, &body)?;
     let prompt = Prompt::chat(&server.model, &server.images, &mut body, server.fault)?;
     server.check_length(prompt.tokens.len(), &terms.wishes)?;

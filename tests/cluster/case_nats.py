@@ -1,0 +1,118 @@
+"""NATS away, too fast for one who reads, or losing messages: what is missed is seen, and asked for."""
+
+import time
+
+import net
+from bodies import Bodies
+from cluster import CONTROL, NATS_PORT
+from lossy import Lossy
+from processes import Stopped, until
+from scenario import PATIENCE_SECONDS, asked, caught_up, fallbacks, same, settle, whole
+
+AWAY_SECONDS = 60
+LOSING_SECONDS = 20
+STANDSTILL_SECONDS = 8
+# Small enough that the server cannot put seconds of events into them.
+BUFFER_BYTES = (4_096, 16_384, 16_384)
+RECEIVE_BUFFERS = "/proc/sys/net/ipv4/tcp_rmem"
+
+
+def stopped(row, cluster):
+    """It stands still: connections to it stay open, and nothing comes."""
+    settle(cluster)
+    with Stopped(cluster["nats"].pid):
+        time.sleep(cluster.site.silence(AWAY_SECONDS))
+    again(row, cluster)
+
+
+def killed(row, cluster):
+    """It dies, and comes back later."""
+    settle(cluster)
+    cluster["nats"].kill()
+    time.sleep(cluster.site.silence(AWAY_SECONDS))
+    cluster["nats"].start()
+    again(row, cluster)
+
+
+def restarted(row, cluster):
+    """It is restarted, as for an upgrade."""
+    settle(cluster)
+    cluster["nats"].stop()
+    cluster["nats"].start()
+    again(row, cluster)
+
+
+def again(row, cluster):
+    """What was missed is made up for, and routers are asked again."""
+    caught_up(row, cluster)
+    whole(row, cluster)
+    time.sleep(1)
+    row.remark(f"{len(fallbacks(cluster.load.outcomes))} placed without a router")
+    since = time.monotonic()
+    time.sleep(2)
+    late = [one for one in fallbacks(cluster.load.outcomes) if one.begun > since]
+    row.require(not late, f"{len(late)} requests are still placed without a router")
+
+
+def slow_router(row, cluster):
+    """A router that reads nothing for a while, in a storm of events, is cut off and comes back."""
+    usual = net.run(*net.inside(net.CONTROL, "cat", RECEIVE_BUFFERS)).split()
+    set_buffers(BUFFER_BYTES)
+    cluster["router-r-1"].restart()
+    set_buffers(usual)
+    whole(row, cluster, PATIENCE_SECONDS)
+    settle(cluster)
+    bodies = Bodies(seed=3)
+    storm = [bodies.chat(bodies.words(300), 1, stream=False) for _ in range(200)]
+    said_before = cluster["nats"].said()
+    with Stopped(cluster["router-r-1"].pid):
+        answered = cluster.load.ask(storm)
+        time.sleep(STANDSTILL_SECONDS)
+    row.count(answered.result(PATIENCE_SECONDS))
+    caught_up(row, cluster)
+    said = cluster["nats"].said()[len(said_before) :]
+    row.require("Slow Consumer" in said, "NATS did not find it slow")
+    whole(row, cluster)
+
+
+def set_buffers(sizes):
+    """New sockets on the control host have receive buffers of these sizes."""
+    words = f"echo {' '.join(map(str, sizes))} >{RECEIVE_BUFFERS}"
+    net.run(*net.inside(net.CONTROL, "sh", "-c", words))
+
+
+def lossy(row, cluster):
+    """One event message of twenty is lost, then the last ones before a silence."""
+    with Lossy((CONTROL, NATS_PORT)) as between:
+        replace_agent(row, cluster, between.address)
+        time.sleep(cluster.site.silence(LOSING_SECONDS))
+        row.count(cluster.load.pause())
+        same(row, cluster)
+        row.remark(f"{between.lost} of {between.seen} messages lost")
+        row.require(between.lost > 2, "hardly a message was lost")
+        last_lost(row, cluster, between)
+        cluster.load.resume()
+        cluster["agent-a-0"].stop()
+    replace_agent(row, cluster, None)
+
+
+def last_lost(row, cluster, between):
+    """All that some requests cause is lost; nothing comes after it but heartbeats."""
+    before = cluster.record("a-0")["ledger"]["sequence"]
+    between.every = 1
+    bodies = Bodies(seed=5)
+    silent = [bodies.chat(bodies.words(60), 1, stream=False) for _ in range(40)]
+    row.count(cluster.load.ask(silent).result(PATIENCE_SECONDS))
+    # The agent has told by now.
+    time.sleep(0.2)
+    between.every = 0
+    row.require(cluster.record("a-0")["ledger"]["sequence"] > before, "a-0 has stored nothing new")
+    same(row, cluster)
+
+
+def replace_agent(row, cluster, nats):
+    """The agent of a-0 reaches NATS by another address, or by its own."""
+    if cluster["agent-a-0"].is_running():
+        cluster["agent-a-0"].stop()
+    cluster.add(cluster.agent("a-0", nats)).start()
+    whole(row, cluster, PATIENCE_SECONDS)
