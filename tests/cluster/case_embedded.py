@@ -1,10 +1,8 @@
 """Frontends with a router inside each, which tell each other what they have booked."""
 
-import time
-
 import ask
 from bodies import Bodies
-from cluster import CONTROL, FRONTENDS, ROUTERS
+from cluster import FRONTENDS, ROUTERS
 from processes import until
 from scenario import PATIENCE_SECONDS, caught_up, settle, whole
 

@@ -4,7 +4,6 @@ import os
 import signal
 import time
 
-import net
 from bodies import Bodies
 from cluster import DEADLY, WORKERS
 from processes import Stopped

@@ -1,4 +1,4 @@
-"""NATS away, too fast for one who reads, or losing messages: what is missed is seen, and asked for."""
+"""NATS away, too fast for a reader, or losing messages: what is missed is seen, and asked for."""
 
 import time
 
@@ -6,8 +6,8 @@ import net
 from bodies import Bodies
 from cluster import CONTROL, NATS_PORT
 from lossy import Lossy
-from processes import Stopped, until
-from scenario import PATIENCE_SECONDS, asked, caught_up, fallbacks, same, settle, whole
+from processes import Stopped
+from scenario import PATIENCE_SECONDS, caught_up, fallbacks, same, settle, whole
 
 AWAY_SECONDS = 60
 LOSING_SECONDS = 20

@@ -2,7 +2,6 @@
 
 import time
 
-import net
 from bodies import Bodies
 from net import HOST_A, Cut
 from scenario import PATIENCE_SECONDS, allow_streams, caught_up, is_on, settle, whole

@@ -4,7 +4,7 @@ import time
 
 import ask
 from cluster import ROUTERS, WORKERS
-from scenario import asked, caught_up, fallbacks, settle, whole
+from scenario import caught_up, fallbacks, settle, whole
 
 DEAD_SECONDS = 6
 # Frontends miss a router that is gone within this time.

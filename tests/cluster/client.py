@@ -10,8 +10,8 @@ ANSWER_SECONDS_MAX = 60
 # A frontend that is being started again listens within this time, or its client has waited enough.
 CONNECT_SECONDS_MAX = 10
 CONNECT_AGAIN_SECONDS = 0.1
-# What every answer of a mock engine says, see `src/mock/answer.rs`: so words that are lost, or come
-# twice, where a stream goes on elsewhere are seen.
+# What every answer of a mock engine says, see `src/mock/answer.rs`: words that are lost, or come
+# twice, where a stream goes on elsewhere are seen by it.
 OPENING = "I see "
 CLOSING = " came from my cache."
 FILLER = (

@@ -38,10 +38,17 @@ class Cluster:
         names = {"worker": WORKERS, "router": ROUTERS, "frontend": FRONTENDS}
         self.nats = Nats(site, CONTROL, names)
         self.processes = {}
+        self.load = Load([(CONTROL, port) for port in FRONTENDS.values()])
+        self.fill()
+
+    def fill(self):
+        """All processes as they are at first, none of them started."""
         self.is_embedded = False
-        self.add(Etcd(site))
+        self.add(Etcd(self.site))
         words = ["nats-server", "-c", self.nats.path]
-        self.add(Process(site, "nats", net.CONTROL, words))
+        self.add(Process(self.site, "nats", net.CONTROL, words))
+        for machine in net.HOSTS:
+            self.site.make_folder(machine)
         for worker in WORKERS:
             self.add(self.engine(worker))
             self.add(self.agent(worker))
@@ -49,7 +56,6 @@ class Cluster:
             self.add(self.router(router))
         for frontend in FRONTENDS:
             self.add(self.frontend(frontend, "remote"))
-        self.load = Load([(CONTROL, port) for port in FRONTENDS.values()])
 
     def __getitem__(self, name):
         return self.processes[name]
@@ -104,23 +110,23 @@ class Cluster:
 
     def start(self):
         """Starts all that does not run, and waits until everything takes requests."""
-        for machine in net.HOSTS:
-            if not self.processes[f"engine-{machine[-1]}-0"].child:
-                self.site.make_folder(machine)
         for name, process in self.processes.items():
             if not process.is_running():
                 process.start()
             if name == "etcd":
                 process.ready()
         until(self.what_lacks, self.is_whole, READY_SECONDS_MAX)
-        return self
 
     def mend(self):
-        """After a failed case: whatever has ended runs again."""
-        for process in self.processes.values():
-            if not process.is_running():
-                process.start()
-        until(self.what_lacks, self.is_whole, READY_SECONDS_MAX)
+        """After a failed scenario: all runs again, and where that does not do, all is new."""
+        try:
+            self.start()
+        except AssertionError:
+            for process in self.processes.values():
+                if process.is_running():
+                    process.kill()
+            self.fill()
+            self.start()
 
     def ended(self):
         """The processes that have ended although nobody has asked them to."""

@@ -1,4 +1,4 @@
-"""Requests at a steady rate, whatever becomes of those before: an open loop, in a thread of its own."""
+"""Requests at a steady rate, whatever becomes of those before: an open loop in its own thread."""
 
 import asyncio
 import threading

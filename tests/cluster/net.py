@@ -1,4 +1,4 @@
-"""The machines of the cluster: network namespaces on one bridge, and what can go wrong between them.
+"""The machines of the cluster: network namespaces on a bridge, and what goes wrong between them.
 
 This process runs in network, mount and process namespaces of its own (see `tests/run`), so that all
 that is made here is gone with it, however it ends.

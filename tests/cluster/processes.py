@@ -33,7 +33,7 @@ class Process:
         assert not self.is_running(), f"{self.name} runs already"
         as_nobody = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
         with open(self.log, "ab") as output:
-            self.log_begin = output.tell()
+            self.log_begin = self.said_bytes()
             self.child = subprocess.Popen(
                 net.inside(self.machine, *as_nobody, *self.words),
                 env=self.environment,
@@ -84,7 +84,7 @@ class Process:
         return self.start()
 
     def succeed(self, is_ready):
-        """Starts the next life beside this one, which ends once the new one says that it is ready."""
+        """Starts the next life beside this one, which ends once the next is ready."""
         before, self.child = self.child, None
         self.start()
         until(f"{self.name} is ready", is_ready, END_SECONDS_MAX)
@@ -94,7 +94,15 @@ class Process:
 
     def said(self):
         """What its present life has said."""
-        return self.log.read_bytes()[self.log_begin :].decode(errors="replace")
+        return self.said_from(self.log_begin)
+
+    def said_bytes(self):
+        """How much all its lives have said."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def said_from(self, begin):
+        """What it has said from there on."""
+        return self.log.read_bytes()[begin:].decode(errors="replace")
 
     def tail(self, lines=15):
         """The last that it has said."""

@@ -92,6 +92,9 @@ class Report:
             case(row, *given)
         except Exception as error:
             row.fault("".join(traceback.format_exception(error, limit=-4)))
+        except BaseException:
+            row.fault("it was not ended")
+            raise
         print(f"-- {' | '.join(row.line())}", flush=True)
         return row
 

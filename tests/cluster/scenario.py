@@ -2,8 +2,7 @@
 
 import time
 
-import net
-from cluster import ROUTERS, WHOLE_SECONDS_MAX, WORKERS
+from cluster import WHOLE_SECONDS_MAX, WORKERS
 from processes import until
 
 # Longer than any promise: what takes so long is shown as it is.
@@ -11,8 +10,12 @@ PATIENCE_SECONDS = 30
 STREAM_CUT = "streams ended with an error event"
 
 
+LINES_SHOWN = 8
+
+
 def run(report, cluster, name, case):
     """Runs a scenario under load; the cluster is whole again afterwards."""
+    begins = {process: process.said_bytes() for process in cluster.processes.values()}
 
     def under_load(row):
         cluster.load.resume()
@@ -22,11 +25,21 @@ def run(report, cluster, name, case):
             row.count(cluster.load.pause())
         same(row, cluster)
         for process in cluster.ended():
-            row.fault(f"{process.name} has ended\n{process.tail()}")
+            row.fault(f"{process.name} has ended")
+        for process, begin in begins.items():
+            row.require("panicked" not in process.said_from(begin), f"{process.name} has panicked")
 
     row = report.run(name, under_load)
     if row.faults:
+        tell(begins)
         cluster.mend()
+
+
+def tell(begins):
+    """Shows what processes have said in a failed scenario, the last of it."""
+    for process, begin in begins.items():
+        for line in process.said_from(begin).splitlines()[-LINES_SHOWN:]:
+            print(f"    {process.name}: {line[:400]}", flush=True)
 
 
 def settle(cluster):
@@ -59,10 +72,6 @@ def same(row, cluster):
 def fallbacks(outcomes):
     """The requests whose frontend had no router to ask."""
     return [one for one in outcomes if one.router.startswith("fallback")]
-
-
-def asked(outcomes, router):
-    return [one for one in outcomes if one.router == router]
 
 
 def is_on(outcome, machine):
