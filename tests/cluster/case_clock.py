@@ -5,7 +5,7 @@ import time
 import net
 from cluster import WORKERS
 from members import registered
-from scenario import PATIENCE_SECONDS, settle, whole
+from scenario import settle, whole_at_last
 
 LIBRARY = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 OFFSETS = ["+3600", "-3600", "+0"]
@@ -54,5 +54,5 @@ def replace(row, cluster, workers, environment):
         cluster[f"engine-{worker}"].stop()
         cluster.add(cluster.engine(worker, environment)).start()
         cluster.add(cluster.agent(worker, environment=environment)).start()
-        whole(row, cluster, PATIENCE_SECONDS)
+        whole_at_last(cluster)
     settle(cluster)

@@ -4,7 +4,7 @@ import ask
 from bodies import Bodies
 from cluster import FRONTENDS, ROUTERS
 from processes import until
-from scenario import PATIENCE_SECONDS, caught_up, settle, whole
+from scenario import PATIENCE_SECONDS, caught_up, settle, whole_at_last
 
 STREAMS = 8
 # A router that is silent for five seconds has booked nothing.
@@ -34,7 +34,7 @@ def shared(row, cluster):
         {one.kind for one in streams.result(PATIENCE_SECONDS)} == {"cut"}, "a stream did not end"
     )
     cluster["frontend-f-1"].start()
-    whole(row, cluster, PATIENCE_SECONDS)
+    whole_at_last(cluster)
     cluster.load.resume()
     settle(cluster)
     use(row, cluster, "remote")
@@ -59,4 +59,4 @@ def use(row, cluster, place):
     if cluster.is_embedded:
         for router in ROUTERS:
             cluster[f"router-{router}"].stop()
-    whole(row, cluster, PATIENCE_SECONDS)
+    whole_at_last(cluster)

@@ -7,7 +7,7 @@ import time
 from bodies import Bodies
 from cluster import DEADLY, WORKERS
 from processes import Stopped
-from scenario import PATIENCE_SECONDS, STREAM_CUT, caught_up, settle, whole
+from scenario import PATIENCE_SECONDS, STREAM_CUT, caught_up, settle, whole, whole_at_last
 
 STANDSTILL_SECONDS = 20
 DEADLY_STATUS, REFUSED_STATUS = 502, 422
@@ -21,7 +21,7 @@ def killed(row, cluster):
     pid = cluster.engine_pid("a-0")
     os.kill(pid, signal.SIGKILL)
     time.sleep(3)
-    whole(row, cluster, PATIENCE_SECONDS)
+    whole_at_last(cluster)
     row.require(cluster.engine_pid("a-0") != pid, "it is the same process")
 
 
@@ -32,7 +32,7 @@ def role_killed(row, cluster):
     cluster["engine-b-1"].kill()
     time.sleep(3)
     cluster["engine-b-1"].start()
-    whole(row, cluster, PATIENCE_SECONDS)
+    whole_at_last(cluster)
 
 
 def agent_killed(row, cluster):
@@ -52,7 +52,7 @@ def stopped(row, cluster):
     pid = cluster.engine_pid("b-0")
     with Stopped(pid):
         time.sleep(STANDSTILL_SECONDS)
-    whole(row, cluster, PATIENCE_SECONDS)
+    whole_at_last(cluster)
     row.require(cluster.engine_pid("b-0") == pid, "it was restarted")
 
 
@@ -77,7 +77,7 @@ def deadly(row, cluster):
         statuses.append(outcome.status)
     expected = [DEADLY_STATUS, REFUSED_STATUS, REFUSED_STATUS]
     row.require(statuses == expected, f"it is answered {statuses}, not {expected}")
-    whole(row, cluster, PATIENCE_SECONDS)
+    whole_at_last(cluster)
     died = [worker for worker, pid in pids.items() if cluster.engine_pid(worker) != pid]
     row.require(len(died) <= ENGINES_KILLED_MAX, f"it killed {died}")
     row.remark(f"{len(died)} engines died")

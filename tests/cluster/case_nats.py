@@ -7,7 +7,7 @@ from bodies import Bodies
 from cluster import CONTROL, NATS_PORT
 from lossy import Lossy
 from processes import Stopped
-from scenario import PATIENCE_SECONDS, caught_up, fallbacks, same, settle, whole
+from scenario import PATIENCE_SECONDS, caught_up, fallbacks, same, settle, whole, whole_at_last
 
 AWAY_SECONDS = 60
 LOSING_SECONDS = 20
@@ -60,7 +60,7 @@ def slow_router(row, cluster):
     set_buffers(BUFFER_BYTES)
     cluster["router-r-1"].restart()
     set_buffers(usual)
-    whole(row, cluster, PATIENCE_SECONDS)
+    whole_at_last(cluster)
     settle(cluster)
     bodies = Bodies(seed=3)
     storm = [bodies.chat(bodies.words(300), 1, stream=False) for _ in range(200)]
@@ -115,4 +115,4 @@ def replace_agent(row, cluster, nats):
     if cluster["agent-a-0"].is_running():
         cluster["agent-a-0"].stop()
     cluster.add(cluster.agent("a-0", nats)).start()
-    whole(row, cluster, PATIENCE_SECONDS)
+    whole_at_last(cluster)

@@ -4,7 +4,7 @@ import time
 
 import ask
 from cluster import CONTROL, FRONTENDS, ROUTERS, WORKERS
-from scenario import PATIENCE_SECONDS, caught_up, whole
+from scenario import caught_up, whole_at_last
 
 REQUESTS = 10_000
 # A router or an agent is there again before the next one goes.
@@ -19,7 +19,7 @@ def rolling(row, cluster):
         for turn in turns(cluster):
             turn()
             restarts += 1
-            whole(row, cluster, PATIENCE_SECONDS)
+            whole_at_last(cluster)
             time.sleep(BETWEEN_SECONDS)
             if restarts > len(WORKERS) * 2 + 4 and cluster.load.sent - begun >= REQUESTS:
                 break

@@ -31,8 +31,9 @@ def inside(machine, *words):
 
 def build():
     """Makes all machines and joins them."""
-    # Only this process sees it: names of namespaces do not leave it.
+    # Only this run sees them: what is named there does not outlive it.
     run("mount", "-t", "tmpfs", "tmpfs", "/run")
+    run("mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/dev/shm")
     os.makedirs("/run/netns", exist_ok=True)
     run("ip", "link", "set", "lo", "up")
     run("ip", "link", "add", BRIDGE, "type", "bridge", "forward_delay", 0)

@@ -20,7 +20,7 @@ class Process:
         self.name = name
         self.machine = machine
         self.words = [str(word) for word in words]
-        self.environment = {**site.environment, **dict(environment)}
+        self.environment = dict(environment)
         self.log = pathlib.Path(site.path(f"{name}.log"))
         self.child = None
         # Whether it should run now.
@@ -32,11 +32,13 @@ class Process:
         """Starts it, which must not run."""
         assert not self.is_running(), f"{self.name} runs already"
         as_nobody = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+        # Set last, because libraries that it names are to be loaded by nobody else.
+        told = ["env", *(f"{name}={value}" for name, value in self.environment.items())]
         with open(self.log, "ab") as output:
             self.log_begin = self.said_bytes()
             self.child = subprocess.Popen(
-                net.inside(self.machine, *as_nobody, *self.words),
-                env=self.environment,
+                net.inside(self.machine, *as_nobody, *told, *self.words),
+                env=self.site.environment,
                 cwd=self.site.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -49,8 +49,13 @@ def settle(cluster):
 
 def whole(row, cluster, seconds_max=WHOLE_SECONDS_MAX):
     """All workers are registered, listed and well again, within the time given."""
-    _, took = until(cluster.what_lacks, cluster.is_whole, PATIENCE_SECONDS)
+    took = whole_at_last(cluster)
     row.took(took, seconds_max, "the lists of workers")
+
+
+def whole_at_last(cluster):
+    """The same after something that takes its time, as a start does; how many seconds it took."""
+    return until(cluster.what_lacks, cluster.is_whole, PATIENCE_SECONDS)[1]
 
 
 def caught_up(row, cluster):
