@@ -1,5 +1,6 @@
 //! Membership: the record of each worker, and changes to the set.
 
+pub mod broadcast;
 pub mod engine_file;
 pub mod feed;
 pub mod flags;

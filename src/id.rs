@@ -5,57 +5,78 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text is not a worker id.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("worker id {text:?} is not 1 to 63 of a-z, 0-9 and -")]
-pub struct InvalidWorkerId {
-    text: String,
-}
-
-/// The name of a worker: 1 to 63 of `a-z`, `0-9` and `-`, so that it fits a DNS label, an etcd key
-/// and a NATS subject unescaped.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct WorkerId(Arc<str>);
-
-impl WorkerId {
-    /// Accepts `text` as a worker id.
-    ///
-    /// # Errors
-    /// When it is empty, longer than 63 bytes or has another character.
-    pub fn new(text: &str) -> Result<Self, InvalidWorkerId> {
-        let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        if (1..=63).contains(&text.len()) && text.bytes().all(legal) {
-            Ok(Self(text.into()))
-        } else {
-            Err(InvalidWorkerId {
-                text: text.to_owned(),
-            })
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $invalid:ident) => {
+        #[doc = concat!("Why a text is not a ", $what, " id.")]
+        #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+        #[error("{} id {text:?} is not 1 to 63 of a-z, 0-9 and -", $what)]
+        pub struct $invalid {
+            text: String,
         }
-    }
 
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            #[doc = concat!("Accepts `text` as a ", $what, " id.")]
+            ///
+            /// # Errors
+            /// When it is empty, longer than 63 bytes or has another character.
+            pub fn new(text: &str) -> Result<Self, $invalid> {
+                let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+                if (1..=63).contains(&text.len()) && text.bytes().all(legal) {
+                    Ok(Self(text.into()))
+                } else {
+                    Err($invalid {
+                        text: text.to_owned(),
+                    })
+                }
+            }
+
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = $invalid;
+            fn try_from(text: String) -> Result<Self, $invalid> {
+                Self::new(&text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.as_str().to_owned()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
 }
 
-impl TryFrom<String> for WorkerId {
-    type Error = InvalidWorkerId;
-    fn try_from(text: String) -> Result<Self, InvalidWorkerId> {
-        Self::new(&text)
-    }
+name! {
+    /// The name of a worker: 1 to 63 of `a-z`, `0-9` and `-`, so that it fits a DNS label, an etcd key
+    /// and a NATS subject unescaped.
+    WorkerId, "worker", InvalidWorkerId
 }
 
-impl From<WorkerId> for String {
-    fn from(id: WorkerId) -> Self {
-        id.as_str().to_owned()
-    }
+name! {
+    /// The name of a router, in a process of its own or inside a frontend; as a worker's.
+    RouterId, "router", InvalidRouterId
 }
 
-impl fmt::Display for WorkerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+impl RouterId {
+    /// A name that no other router has, from random bits.
+    pub fn from_bits(bits: u64) -> Self {
+        Self(format!("frontend-{bits:016x}").into())
     }
 }
 
@@ -107,7 +128,7 @@ impl fmt::Display for RequestId {
 
 /// The identity of one image: BLAKE3-256 over its encoded bytes, never over its URL. Its text form,
 /// 64 lower-case hex digits, is the `uuid` the engine sees.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MediaDigest(pub [u8; 32]);
 
 impl fmt::Display for MediaDigest {

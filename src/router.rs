@@ -12,6 +12,7 @@ mod link;
 mod member;
 mod outcome;
 mod rank_state;
+pub mod sharing;
 mod snapshot;
 pub mod state;
 pub mod view;
@@ -19,7 +20,8 @@ pub mod view;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -27,12 +29,13 @@ use crate::block::BlockSize;
 use crate::config::router::RouterConfig;
 use crate::discovery::{Change, Completeness, ParityScope, Update};
 use crate::health::Verdict;
-use crate::id::{DpRank, WorkerId};
+use crate::id::{DpRank, RouterId, WorkerId};
 use crate::index::gap::Step;
 use crate::index::{Applied, KvEvent};
 use crate::router::basis::Basis;
 use crate::router::booking::Booking;
 use crate::router::footprint::{Footprint, Wish};
+use crate::router::sharing::{Booked, Note, Told};
 use crate::router::state::disproof::Disproved;
 use crate::router::state::{BookingKey, Chosen, State};
 use crate::router::view::{CandidateView, ModelView, WorkerView};
@@ -81,7 +84,7 @@ pub struct Placement {
 }
 
 /// What an engine said, at the end of an answer, of a prompt that is known to the last token.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Answered {
     /// The placement's own.
     pub block_size: BlockSize,
@@ -247,6 +250,40 @@ impl Router {
     pub(crate) fn answered(&self, key: BookingKey, answered: Answered) {
         let turn = self.lock().answered(key, answered, Instant::now());
         self.report(turn);
+    }
+
+    /// Notes from now on what is booked here, to be told to other routers.
+    pub(crate) fn note_bookings(&self, wake: Arc<Notify>) {
+        self.lock().note_bookings(wake);
+    }
+
+    /// What other routers are to be told.
+    pub(crate) fn take_notes(&self) -> Vec<Note> {
+        self.lock().take_notes()
+    }
+
+    /// All of our own bookings that are live.
+    pub(crate) fn live_bookings(&self) -> Vec<Booked> {
+        self.lock().live_bookings()
+    }
+
+    /// Takes in what another router tells of its bookings.
+    pub(crate) fn hear(&self, from: &RouterId, told: Told) {
+        let turns = self.make_room(|state, now| state.hear(from, told, now));
+        turns.into_iter().for_each(|turn| self.report(Some(turn)));
+    }
+
+    /// Frees what routers have booked that are silent.
+    pub(crate) fn forget_silent(&self) {
+        self.make_room(State::forget_silent);
+        let routers = self.lock().foreign_routers();
+        self.metrics.other_routers.set(routers as i64);
+    }
+
+    /// Counts a message on the bus that cannot be read.
+    pub(crate) fn misheard(&self, subject: &str, error: &str) {
+        self.metrics.bad_messages.inc();
+        warn!(subject, error, "message on the bus not understood");
     }
 
     fn report(&self, turn: Option<ParityTurn>) {

@@ -2,6 +2,7 @@
 //! the data path.
 
 mod beside;
+pub mod broadcast;
 pub mod engine_load;
 pub mod engine_watch;
 pub mod feed;

@@ -8,6 +8,7 @@ use memchr::memchr;
 use serde::{Deserialize, Serialize};
 
 use crate::block::SequenceHash;
+use crate::bus::wire::MESSAGE_HASHES_MAX;
 use crate::discovery::{RECORD_VERSION, WorkerRecord};
 use crate::id::{DpRank, Incarnation, WorkerId};
 use crate::index::{KvEvent, SLOT_BLOCKS_MAX};
@@ -21,10 +22,11 @@ pub const FEED_VERSION: u32 = 1;
 pub const FEED_PATH: &str = "/kvlens/v1/feed";
 
 /// Time between two heartbeats.
-pub const HEARTBEAT: Duration = Duration::from_millis(500);
+pub const HEARTBEAT: Duration = Duration::from_millis(250);
 
-/// Most hashes in one line: some 86 KB, so that no line holds up the ones behind it.
-pub const LINE_HASHES_MAX: usize = 4_096;
+/// Most hashes in one line: some 40 KB, so that no line holds up the ones behind it, and within what a
+/// message on the bus carries.
+pub const LINE_HASHES_MAX: usize = MESSAGE_HASHES_MAX;
 
 /// Longest line that is read; ours are a tenth of it.
 const LINE_BYTES_MAX: usize = 1 << 20;
@@ -237,7 +239,11 @@ impl Reader {
         Ok(Some(line))
     }
 
-    fn take(&mut self, line: Line) -> Result<Option<Told>, FeedFault> {
+    /// Takes in a line that came by another way; what it tells, where that is whole.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn take(&mut self, line: Line) -> Result<Option<Told>, FeedFault> {
         let Some(worker) = &self.worker else {
             let Line::Hello { version, worker } = line else {
                 return Err(FeedFault::NoHello);

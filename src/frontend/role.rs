@@ -174,11 +174,16 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     serving.spawn("the keys", frontend.tenants.clone().follow(stop.clone()));
 
     let stale_after = config.discovery.stale_after();
-    let feeds = Feeds::new(router.clone(), &plan.name, stale_after, plan.client);
+    let feeds = Arc::new(Feeds::new(
+        router.clone(),
+        &plan.name,
+        stale_after,
+        plan.client,
+    ));
     let mut followers = Tasks::default();
     for url in plan.workers {
         let name = format!("the follower of {url}");
-        followers.spawn(name, feeds.clone().follow(url));
+        followers.spawn(name, feeds.clone().follow(url, CancellationToken::new()));
     }
     info!(
         public = %addresses.public,

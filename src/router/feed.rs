@@ -6,17 +6,27 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
+use crate::bus::Bus;
+use crate::discovery::WorkerRecord;
 use crate::dispatch::EngineClient;
 use crate::id::WorkerId;
 use crate::router::Router;
 use crate::router::held::Held;
+use crate::router::link::bus::BusLink;
 use crate::router::link::{Link, LinkError, OpenFeed};
 
 /// Waits between attempts to open a feed: doubled from the first up to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(2);
+
+/// The last of those while the agent is there and lines are lost: what is not known yet grows
+/// meanwhile, and a snapshot of much takes more out of the bus than is lost.
+const RESYNC_LAST: Duration = Duration::from_millis(500);
 
 /// A feed that lasted so long was a good one: the next attempt follows at once.
 const STEADY: Duration = Duration::from_secs(5);
@@ -30,9 +40,16 @@ pub struct Feeds {
     pub(crate) model: String,
     /// How long the blocks of a worker whose agent is away are believed in.
     pub(crate) stale_after: Duration,
+    /// Where agents that are found by their records tell; `None` where their listeners are asked.
+    pub(crate) bus: Option<Bus>,
+    /// Whether KV events are wanted, or records alone.
+    pub(crate) with_blocks: bool,
     /// The feed that tells of each worker.
     claims: Mutex<HashMap<WorkerId, String>>,
 }
+
+/// What discovery says of a worker: its record as registered, `None` once it is absent.
+pub type Registered = watch::Receiver<Option<Box<WorkerRecord>>>;
 
 impl Feeds {
     /// Feeds for `router`, of which workers of `model` are served. `client` shows the key that agents
@@ -42,57 +59,99 @@ impl Feeds {
         model: &str,
         stale_after: Duration,
         client: EngineClient,
-    ) -> Arc<Self> {
-        Arc::new(Self {
+    ) -> Self {
+        Self {
             router,
             client,
             model: model.to_owned(),
             stale_after,
+            bus: None,
+            with_blocks: true,
             claims: Mutex::default(),
-        })
+        }
     }
 
-    /// Follows the feed of the agent at `url`, as `http://127.0.0.1:8200`, for ever.
-    pub async fn follow(self: Arc<Self>, url: String) {
-        let link = Link {
+    /// The same for agents that tell on a bus, KV events or records alone.
+    #[must_use]
+    pub fn over(self, bus: Option<Bus>, with_blocks: bool) -> Self {
+        Self {
+            bus,
+            with_blocks,
+            ..self
+        }
+    }
+
+    /// Follows the feed of the agent at `url`, as `http://127.0.0.1:8200`, until `stop`: the worker is
+    /// then to finish what it has.
+    pub async fn follow(self: Arc<Self>, url: String, stop: CancellationToken) {
+        let link = Link::Http {
             url: url.clone(),
             client: self.client.clone(),
         };
         let mut held = Held::new(self, url);
-        let mut wait = RETRY_FIRST;
-        loop {
-            let opened = held.watching(link.open()).await;
-            let since = Instant::now();
-            let taken = opened.and_then(|(worker, snapshot, feed)| {
-                held.take_in(&worker, snapshot)?;
-                Ok(feed)
-            });
-            let error = match taken {
-                Ok(feed) => read(&mut held, feed).await,
-                Err(error) => error,
+        let followed = async {
+            let mut pace = Pace::default();
+            loop {
+                let error = attempt(&mut held, &link, &mut pace).await;
+                fail(&mut held, &error, &mut pace).await;
+            }
+        };
+        stop.run_until_cancelled::<_>(followed).await.unwrap_or(());
+        held.leave().await;
+    }
+
+    /// Follows the agent of a registered worker, until the worker is gone and registered no more.
+    pub async fn follow_registered(self: Arc<Self>, worker: WorkerId, mut registered: Registered) {
+        let source = format!("the record of {worker}");
+        let mut held = Held::new(self.clone(), source);
+        let mut pace = Pace::default();
+        while registered.borrow_and_update().is_some() || !held.is_empty() {
+            let record = registered.borrow().clone();
+            let error = match self.link(&worker, record.as_deref()) {
+                Some(link) => attempt(&mut held, &link, &mut pace).await,
+                None => LinkError::NoFeed,
             };
-            wait = match since.elapsed() >= STEADY {
-                true => RETRY_FIRST,
-                false => (wait * 2).min(RETRY_LAST),
-            };
-            held.lose(&error).await;
-            held.watching(sleep(wait)).await;
+            // The engine may answer though its agent is not heard.
+            if let (false, Some(record)) = (error.is_final(), &record)
+                && let Err(error) = held.take_registered(record)
+            {
+                debug!(%worker, %error, "registered worker not taken");
+            }
+            let waiting = fail(&mut held, &error, &mut pace);
+            tokio::select! {
+                () = waiting => {}
+                _ = registered.changed() => {}
+            }
         }
     }
 
-    /// Lets the feed at `url` alone tell of `worker`.
+    fn link(&self, worker: &WorkerId, record: Option<&WorkerRecord>) -> Option<Link> {
+        if let Some(bus) = &self.bus {
+            return Some(Link::Bus(BusLink {
+                bus: bus.clone(),
+                worker: worker.clone(),
+                with_blocks: self.with_blocks,
+            }));
+        }
+        Some(Link::Http {
+            url: record?.agent.clone()?,
+            client: self.client.clone(),
+        })
+    }
+
+    /// Lets the feed at `source` alone tell of `worker`.
     ///
     /// # Errors
     /// When another feed tells of it.
-    pub(crate) fn claim(&self, worker: &WorkerId, url: &str) -> Result<(), LinkError> {
+    pub(crate) fn claim(&self, worker: &WorkerId, source: &str) -> Result<(), LinkError> {
         match self.claims().entry(worker.clone()) {
-            Entry::Occupied(taken) if taken.get() != url => Err(LinkError::Taken {
+            Entry::Occupied(taken) if taken.get() != source => Err(LinkError::Taken {
                 worker: worker.clone(),
                 other: taken.get().clone(),
             }),
             Entry::Occupied(_) => Ok(()),
             Entry::Vacant(free) => {
-                free.insert(url.to_owned());
+                free.insert(source.to_owned());
                 Ok(())
             }
         }
@@ -109,10 +168,51 @@ impl Feeds {
     }
 }
 
+/// How long the next attempt waits.
+#[derive(Debug)]
+struct Pace {
+    wait: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { wait: RETRY_FIRST }
+    }
+}
+
+/// Opens a feed and takes in what it tells until it breaks off.
+async fn attempt(held: &mut Held, link: &Link, pace: &mut Pace) -> LinkError {
+    let opened = held.watching(link.open()).await;
+    let since = Instant::now();
+    let taken = opened.and_then(|(worker, snapshot, feed)| {
+        held.take_in(&worker, snapshot)?;
+        Ok(feed)
+    });
+    let error = match taken {
+        Ok(feed) => read(held, feed).await,
+        Err(error) => error,
+    };
+    if since.elapsed() >= STEADY {
+        *pace = Pace::default();
+    }
+    error
+}
+
+/// Goes on without the feed until the next attempt.
+async fn fail(held: &mut Held, error: &LinkError, pace: &mut Pace) {
+    let last = match error.is_gap() {
+        true => RESYNC_LAST,
+        false => RETRY_LAST,
+    };
+    held.lose(error).await;
+    held.watching(sleep(pace.wait.min(last))).await;
+    pace.wait = (pace.wait * 2).min(RETRY_LAST);
+}
+
 /// Takes in what a feed tells, until it breaks off.
 async fn read(held: &mut Held, mut feed: OpenFeed) -> LinkError {
     loop {
-        let taken = match feed.next().await {
+        let taken = match held.hearing(feed.next()).await {
             Ok(told) => held.take(told),
             Err(error) => Err(error),
         };

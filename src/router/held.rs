@@ -22,6 +22,17 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Longest wait for its answer. A busy engine answers `/health` late, not never.
 const LOOK_DEADLINE: Duration = Duration::from_secs(3);
 
+/// An agent that is silent for so long may be cut off together with its engine: three of its heartbeats
+/// are missing.
+const QUIET_MAX: Duration = Duration::from_millis(650);
+
+/// Longest wait for the word of such an engine. One that is there and busy is passed over meanwhile,
+/// which costs little; one that is not there must not be given anything.
+const GLANCE_DEADLINE: Duration = Duration::from_millis(300);
+
+/// How often it is asked.
+const GLANCE_EVERY: Duration = Duration::from_millis(500);
+
 /// Questions in a row without a good answer after which it gets nothing new. A refused connection
 /// needs none: nobody listens there.
 const FAILURES_MAX: u32 = 3;
@@ -36,12 +47,15 @@ const LEAVE_POLL: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Held {
     feeds: Arc<Feeds>,
-    url: String,
+    /// Where the feed is, for claims and logs.
+    source: String,
     /// As the agent said last.
     record: Option<WorkerRecord>,
     /// While the agent is not heard.
     away: Option<Away>,
     ticks: Interval,
+    /// Neither the agent nor the engine was heard when they were last listened to.
+    is_silent: bool,
     /// Whether the log says already that the feed cannot be read.
     is_told: bool,
 }
@@ -60,16 +74,17 @@ struct Away {
 }
 
 impl Held {
-    /// Nothing is known yet of the worker whose feed is at `url`.
-    pub(crate) fn new(feeds: Arc<Feeds>, url: String) -> Self {
+    /// Nothing is known yet of the worker whose feed is at `source`.
+    pub(crate) fn new(feeds: Arc<Feeds>, source: String) -> Self {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             feeds,
-            url,
+            source,
             record: None,
             away: None,
             ticks,
+            is_silent: false,
             is_told: false,
         }
     }
@@ -92,7 +107,7 @@ impl Held {
         worker: &WorkerId,
         snapshot: Snapshot,
     ) -> Result<(), LinkError> {
-        self.feeds.claim(worker, &self.url)?;
+        self.feeds.claim(worker, &self.source)?;
         if self
             .record
             .as_ref()
@@ -112,7 +127,7 @@ impl Held {
             return Err(LinkError::Unready);
         }
         if let Some(away) = self.away.take() {
-            info!(%worker, url = %self.url, waited = ?away.since.elapsed(), "agent is back");
+            info!(%worker, source = %self.source, waited = ?away.since.elapsed(), "agent is back");
         }
         self.is_told = false;
         let record = self.judged(*record);
@@ -141,31 +156,104 @@ impl Held {
 
     /// Notes that the feed broke off: the worker stays, unless its agent has taken it out.
     pub(crate) async fn lose(&mut self, error: &LinkError) {
-        let url = &self.url;
+        let source = &self.source;
         if matches!(error, LinkError::Deregistered) {
             return self.leave().await;
         }
+        if error.is_gap() {
+            info!(source, %error, "feed starts again with a snapshot");
+            self.feeds.router.feed_gap();
+            return;
+        }
         match (self.is_told, &self.record) {
-            _ if matches!(error, LinkError::Unready) => debug!(url, %error, "agent is not ready"),
-            (true, _) => debug!(url, %error, "feed still cannot be read"),
+            _ if matches!(error, LinkError::Unready) => {
+                debug!(source, %error, "agent is not ready")
+            }
+            (true, _) => debug!(source, %error, "feed still cannot be read"),
             (false, Some(record)) => {
                 let worker = &record.worker;
-                warn!(url, %worker, %error, "feed broke off, its worker stays");
+                warn!(source, %worker, %error, "feed broke off, its worker stays");
             }
-            (false, None) => warn!(url, %error, "feed cannot be read"),
+            (false, None) => warn!(source, %error, "feed cannot be read"),
         }
         self.is_told |= !matches!(error, LinkError::Unready);
         if self.record.is_some() && self.away.is_none() {
-            self.away = Some(Away {
-                since: Instant::now(),
-                since_text: Timestamp::now().strftime("%FT%TZ").to_string(),
-                failures: 0,
-                found: None,
-                is_indexed: true,
-            });
-            self.ticks.reset();
             self.feeds.router.feed_broke();
-            self.publish_away();
+            self.go_away();
+        }
+    }
+
+    /// Goes on without the agent.
+    fn go_away(&mut self) {
+        self.away = Some(Away {
+            since: Instant::now(),
+            since_text: Timestamp::now().strftime("%FT%TZ").to_string(),
+            failures: 0,
+            found: None,
+            is_indexed: true,
+        });
+        self.ticks.reset();
+        self.publish_away();
+    }
+
+    /// Takes a worker from its record alone, where the agent that told it is not heard.
+    ///
+    /// # Errors
+    /// When another feed tells of the worker.
+    pub(crate) fn take_registered(&mut self, record: &WorkerRecord) -> Result<(), LinkError> {
+        if self.record.is_some() {
+            return Ok(());
+        }
+        self.feeds.claim(&record.worker, &self.source)?;
+        self.record = Some(self.judged(record.clone()));
+        self.go_away();
+        Ok(())
+    }
+
+    /// Whether nothing is known of a worker, or no more.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.record.is_none()
+    }
+
+    /// Waits for what the feed tells; an engine whose agent is quiet is looked at meanwhile.
+    pub(crate) async fn hearing<T>(&mut self, next: impl Future<Output = T>) -> T {
+        let mut next = std::pin::pin!(next);
+        let mut quiet = QUIET_MAX;
+        loop {
+            tokio::select! {
+                biased;
+                told = &mut next => {
+                    self.note_silence(false);
+                    return told;
+                }
+                () = sleep(quiet) => self.glance().await,
+            }
+            quiet = GLANCE_EVERY;
+        }
+    }
+
+    /// Looks whether the engine answers at all.
+    async fn glance(&mut self) {
+        let Some(record) = &self.record else {
+            return;
+        };
+        let client = &self.feeds.client;
+        let answer = client
+            .get(&record.address, "/health", GLANCE_DEADLINE)
+            .await;
+        self.note_silence(answer.is_err());
+    }
+
+    fn note_silence(&mut self, is_silent: bool) {
+        if let Some(record) = &self.record
+            && std::mem::replace(&mut self.is_silent, is_silent) != is_silent
+        {
+            let worker = &record.worker;
+            match is_silent {
+                true => warn!(%worker, "neither agent nor engine is heard, nothing new goes there"),
+                false => info!(%worker, "worker is heard again"),
+            }
+            self.feeds.router.note_silence(worker, is_silent);
         }
     }
 
@@ -234,7 +322,7 @@ impl Held {
 
     /// Holds the heartbeat against the index.
     fn compare(&self, ranks: &[Standing]) -> Result<(), LinkError> {
-        let Some(record) = &self.record else {
+        let Some(record) = self.record.as_ref().filter(|_| self.feeds.with_blocks) else {
             return Ok(());
         };
         let standings = self.feeds.router.standings(&record.worker);
@@ -257,6 +345,7 @@ impl Held {
         };
         let client = &self.feeds.client;
         let answer = client.get(&record.address, "/health", LOOK_DEADLINE).await;
+        self.note_silence(answer.is_err());
         let is_well = matches!(answer, Ok((StatusCode::OK, _)));
         let mut away = before.clone();
         away.failures = if is_well { 0 } else { away.failures + 1 };
@@ -291,7 +380,7 @@ impl Held {
     }
 
     /// Lets a deregistered worker finish what it has, then takes it out.
-    async fn leave(&mut self) {
+    pub(crate) async fn leave(&mut self) {
         let Some(record) = self.record.clone() else {
             return;
         };
@@ -312,6 +401,7 @@ impl Held {
     /// Forgets the worker and all it holds.
     fn remove(&mut self) {
         self.away = None;
+        self.is_silent = false;
         if let Some(record) = self.record.take() {
             self.feeds.release(&record.worker);
             let down = Change::Down(record.worker);

@@ -1,18 +1,23 @@
 //! A connection to an agent's feed: opened, read to its first snapshot, then line by line.
 
+pub(crate) mod bus;
+
 use std::time::Duration;
 
 use ::http::StatusCode;
 
+use crate::bus::BusError;
+use crate::bus::wire::WireFault;
 use crate::discovery::feed::{FEED_PATH, FeedFault, HEARTBEAT, Reader, Snapshot, Standing, Told};
 use crate::dispatch::{DispatchError, EngineAnswer, EngineClient};
 use crate::id::WorkerId;
+use crate::router::link::bus::{BusFeed, BusLink};
 
 /// Longest wait for the feed's head: an agent that knows nothing yet lets us wait for a while.
 const HEAD_DEADLINE: Duration = Duration::from_secs(8);
 
 /// A feed that says nothing for so long has lost its agent, or the agent hangs.
-const SILENCE_MAX: Duration = HEARTBEAT.saturating_mul(6);
+const SILENCE_MAX: Duration = HEARTBEAT.saturating_mul(12);
 
 /// Most of an answer's text that is shown.
 const SHOWN_BYTES_MAX: usize = 300;
@@ -22,6 +27,10 @@ const SHOWN_BYTES_MAX: usize = 300;
 pub(crate) enum LinkError {
     #[error(transparent)]
     Dispatch(#[from] DispatchError),
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error(transparent)]
+    Wire(#[from] WireFault),
     #[error("feed answered {status}: {text}")]
     Status { status: StatusCode, text: String },
     #[error(transparent)]
@@ -30,6 +39,14 @@ pub(crate) enum LinkError {
     Silent { waited: Duration },
     #[error("feed ended")]
     Ended,
+    #[error("its agent's record names no listener, and there is no bus")]
+    NoFeed,
+    #[error("{missed} lines of the feed were lost")]
+    Gap { missed: u64 },
+    #[error("chunk {index} of a snapshot was lost")]
+    ChunkMissing { index: u32 },
+    #[error("another agent tells of the worker now")]
+    OtherLife,
     #[error("index stands at {held:?} where the agent stands at {told:?}")]
     Astray {
         held: Option<Standing>,
@@ -43,64 +60,101 @@ pub(crate) enum LinkError {
     Taken { worker: WorkerId, other: String },
 }
 
+impl LinkError {
+    /// Whether the agent itself has said that there is nothing to follow.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self, Self::Deregistered | Self::Taken { .. })
+    }
+
+    /// Whether the agent is there all the same, and a snapshot makes up for what was lost.
+    pub(crate) fn is_gap(&self) -> bool {
+        matches!(
+            self,
+            Self::Gap { .. } | Self::ChunkMissing { .. } | Self::OtherLife | Self::Astray { .. }
+        )
+    }
+}
+
 /// Where a feed is.
 #[derive(Clone, Debug)]
-pub(crate) struct Link {
+pub(crate) enum Link {
     /// The agent's listener, as `http://127.0.0.1:8200`.
-    pub(crate) url: String,
-    pub(crate) client: EngineClient,
+    Http {
+        url: String,
+        client: EngineClient,
+    },
+    Bus(BusLink),
 }
 
 /// An open feed.
 #[derive(Debug)]
-pub(crate) struct OpenFeed {
-    answer: EngineAnswer,
-    reader: Reader,
+pub(crate) enum OpenFeed {
+    Http {
+        answer: EngineAnswer,
+        reader: Reader,
+    },
+    Bus(Box<BusFeed>),
 }
 
 impl Link {
     /// Opens the feed and reads its snapshot.
     pub(crate) async fn open(&self) -> Result<(WorkerId, Snapshot, OpenFeed), LinkError> {
-        let asked = self.client.open(&self.url, FEED_PATH, HEAD_DEADLINE);
-        let answer = asked.await?;
-        if answer.status != StatusCode::OK {
-            let status = answer.status;
-            let text = tokio::time::timeout(HEAD_DEADLINE, answer.whole()).await;
-            let text = text.unwrap_or_else(|_| Ok(Default::default()))?;
-            let text = &text[..text.len().min(SHOWN_BYTES_MAX)];
-            let text = String::from_utf8_lossy(text).into_owned();
-            return Err(LinkError::Status { status, text });
+        match self {
+            Self::Http { url, client } => open(url, client).await,
+            Self::Bus(link) => {
+                let (worker, snapshot, feed) = link.open().await?;
+                Ok((worker, snapshot, OpenFeed::Bus(Box::new(feed))))
+            }
         }
-        let mut feed = OpenFeed {
-            answer,
-            reader: Reader::default(),
-        };
-        let mut snapshot = Snapshot::default();
-        while !snapshot.put(feed.next().await?)? {}
-        match feed.reader.worker() {
-            Some(worker) => Ok((worker.clone(), snapshot, feed)),
-            None => Err(FeedFault::NoHello.into()),
+    }
+}
+
+async fn open(
+    url: &str,
+    client: &EngineClient,
+) -> Result<(WorkerId, Snapshot, OpenFeed), LinkError> {
+    let answer = client.open(url, FEED_PATH, HEAD_DEADLINE).await?;
+    if answer.status != StatusCode::OK {
+        let status = answer.status;
+        let text = tokio::time::timeout(HEAD_DEADLINE, answer.whole()).await;
+        let text = text.unwrap_or_else(|_| Ok(Default::default()))?;
+        let text = &text[..text.len().min(SHOWN_BYTES_MAX)];
+        let text = String::from_utf8_lossy(text).into_owned();
+        return Err(LinkError::Status { status, text });
+    }
+    let (mut answer, mut reader) = (answer, Reader::default());
+    let mut snapshot = Snapshot::default();
+    while !snapshot.put(next(&mut answer, &mut reader).await?)? {}
+    match reader.worker().cloned() {
+        Some(worker) => Ok((worker, snapshot, OpenFeed::Http { answer, reader })),
+        None => Err(FeedFault::NoHello.into()),
+    }
+}
+
+async fn next(answer: &mut EngineAnswer, reader: &mut Reader) -> Result<Told, LinkError> {
+    loop {
+        if let Some(told) = reader.read()? {
+            return Ok(told);
+        }
+        let chunk = tokio::time::timeout(SILENCE_MAX, answer.chunk()).await;
+        match chunk {
+            Ok(Some(bytes)) => reader.push(&bytes?),
+            Ok(None) => return Err(LinkError::Ended),
+            Err(_) => {
+                return Err(LinkError::Silent {
+                    waited: SILENCE_MAX,
+                });
+            }
         }
     }
 }
 
 impl OpenFeed {
-    /// What is told next. Losing the future loses nothing.
+    /// What is told next. Losing the future loses nothing but the time waited.
     pub(crate) async fn next(&mut self) -> Result<Told, LinkError> {
-        loop {
-            if let Some(told) = self.reader.read()? {
-                return Ok(told);
-            }
-            let chunk = tokio::time::timeout(SILENCE_MAX, self.answer.chunk()).await;
-            match chunk {
-                Ok(Some(bytes)) => self.reader.push(&bytes?),
-                Ok(None) => return Err(LinkError::Ended),
-                Err(_) => {
-                    return Err(LinkError::Silent {
-                        waited: SILENCE_MAX,
-                    });
-                }
-            }
+        match self {
+            Self::Http { answer, reader } => next(answer, reader).await,
+            Self::Bus(feed) => feed.next().await,
         }
     }
 }

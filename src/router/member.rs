@@ -28,6 +28,8 @@ pub(crate) struct Member {
     pub(crate) confirm: Confirm,
     /// Whether it is tried, after it has failed.
     pub(crate) circuit: Circuit,
+    /// Neither its agent nor its engine is heard.
+    pub(crate) is_silent: bool,
     /// Cancelled when the worker is taken out or its engine is away.
     pub(crate) gone: CancellationToken,
 }
@@ -45,6 +47,7 @@ impl Member {
             record,
             confirm: Confirm::default(),
             circuit: Circuit::new(circuit),
+            is_silent: false,
             gone: CancellationToken::new(),
         }
     }
@@ -120,12 +123,20 @@ impl Member {
     pub(crate) fn not_eligible(&self, now: Instant) -> Option<&'static str> {
         match self.record.verdict {
             Verdict::Unknown | Verdict::Healthy | Verdict::Degraded => {
-                self.circuit.passage(now).barrier()
+                let silence = "neither its agent nor its engine is heard";
+                let barrier = self.circuit.passage(now).barrier();
+                barrier.or(self.is_silent.then_some(silence))
             }
             Verdict::Starting => Some("its engine is starting"),
             Verdict::Draining => Some("it finishes what it has"),
             Verdict::Failed => Some("it has failed, see its cause in the list of workers"),
         }
+    }
+
+    /// Whether nothing but silence speaks against it.
+    pub(crate) fn is_only_silent(&self, now: Instant) -> bool {
+        let is_open = self.circuit.passage(now).barrier().is_none();
+        self.is_silent && is_open && self.record.verdict.takes_requests()
     }
 
     /// The load of each rank.

@@ -52,6 +52,20 @@ impl Router {
         self.metrics.feed_breaks.inc();
     }
 
+    /// Counts lines of a feed that were lost on their way.
+    pub(crate) fn feed_gap(&self) {
+        self.metrics.feed_gaps.inc();
+    }
+
+    /// Notes whether neither a worker's agent nor its engine is heard.
+    pub(crate) fn note_silence(&self, worker: &WorkerId, is_silent: bool) {
+        self.change_workers(|state, _| {
+            if let Some(member) = state.workers.get_mut(worker) {
+                member.is_silent = is_silent;
+            }
+        });
+    }
+
     /// Whether nothing is in flight on a worker.
     pub fn is_idle(&self, worker: &WorkerId) -> bool {
         self.lock().is_idle(worker)

@@ -4,6 +4,8 @@ mod bookings;
 pub(crate) mod disproof;
 mod eligible;
 mod events;
+pub(crate) mod foreign;
+pub(crate) mod outbox;
 mod seats;
 mod views;
 
@@ -17,7 +19,7 @@ use crate::block::BlockSize;
 use crate::config::router::RouterConfig;
 use crate::discovery::{Completeness, ParityScope, WorkerRecord};
 use crate::health::Verdict;
-use crate::id::{DpRank, WorkerId};
+use crate::id::{DpRank, RouterId, WorkerId};
 use crate::index::Index;
 use crate::index::room::Losses;
 use crate::router::RouteError;
@@ -25,6 +27,8 @@ use crate::router::admission::Admission;
 use crate::router::basis::Basis;
 use crate::router::footprint::{Footprint, Wish};
 use crate::router::member::Member;
+use crate::router::state::foreign::Foreign;
+use crate::router::state::outbox::Outbox;
 use crate::router::state::seats::Seat;
 use crate::router::view::CandidateView;
 use crate::select::choose::select;
@@ -77,6 +81,10 @@ pub(crate) struct State {
     /// Which rank each booking in flight stands on.
     seats: HashMap<BookingKey, (WorkerId, DpRank)>,
     next_booking: u64,
+    /// What other routers have booked.
+    foreign: HashMap<RouterId, Foreign>,
+    /// `None` where nobody is told of our bookings.
+    outbox: Option<Outbox>,
     /// Counts placements.
     turn: u64,
     /// How often the caches of all ranks together were filled anew.
@@ -96,6 +104,8 @@ impl State {
             index: Index::capped(config.index_bytes_max),
             seats: HashMap::new(),
             next_booking: 0,
+            foreign: HashMap::new(),
+            outbox: None,
             turn: 0,
             turnovers: 0.0,
             admission: Admission::new(config),

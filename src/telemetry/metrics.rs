@@ -117,6 +117,12 @@ metrics! {
         "kv_event_gaps", "Times that events were found missing from an engine's sequence.";
     feed_breaks: Counter = Counter::default(),
         "feed_breaks", "Times that the feed of a known worker's agent broke off.";
+    feed_gaps: Counter = Counter::default(),
+        "feed_gaps", "Times that lines of an agent's feed were lost on their way, and its snapshot was asked for.";
+    bad_messages: Counter = Counter::default(),
+        "bad_messages", "Messages on the bus that cannot be read.";
+    other_routers: Gauge = Gauge::default(),
+        "other_routers", "Other routers whose bookings are known here.";
     ledger_alarms: Family<AlarmLabels, Counter> = Family::default(),
         "ledger_alarms", "What ledgers met that cannot be taken at face value, by kind.";
     approximate_workers: Gauge = Gauge::default(),

@@ -29,6 +29,9 @@ const SUBSCRIBERS_MAX: usize = 64;
 /// behind starts again with a snapshot, which is shorter.
 const QUEUE_LINES_MAX: usize = 4_096;
 
+/// Most lines that wait for the bus, as for one router.
+const BROADCAST_LINES_MAX: usize = QUEUE_LINES_MAX;
+
 /// How long a router may wait for the first record, rather than ask again and again.
 const FIRST_RECORD_MAX: Duration = Duration::from_secs(2);
 
@@ -48,6 +51,8 @@ pub enum FollowError {
 #[derive(Debug)]
 pub struct Feed {
     worker: WorkerId,
+    /// Tells this agent from others of its name.
+    life: u64,
     state: Mutex<State>,
     record: watch::Sender<Option<Box<WorkerRecord>>>,
 }
@@ -58,6 +63,9 @@ struct State {
     public_address: Option<String>,
     ranks: BTreeMap<DpRank, Rank>,
     subscribers: Vec<mpsc::Sender<Bytes>>,
+    /// Who tells it on the bus.
+    broadcast: Option<mpsc::Sender<Counted>>,
+    told: Told,
     end: End,
 }
 
@@ -69,6 +77,17 @@ struct Rank {
     hashes: Hashes,
     lower: Tiers<Hashes>,
 }
+
+/// How much was told so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    pub lines: u64,
+    /// Those of them that are no KV events, heartbeats left out.
+    pub records: u64,
+}
+
+/// A line, and how much was told with it.
+pub type Counted = (Told, Line);
 
 type Hashes = HashSet<SequenceHash, BuildHasherDefault<Uniform>>;
 
@@ -90,6 +109,7 @@ impl Feed {
     pub fn new(worker: WorkerId) -> Arc<Self> {
         Arc::new(Self {
             worker,
+            life: uuid::Uuid::new_v4().as_u64_pair().0,
             state: Mutex::default(),
             record: watch::Sender::new(None),
         })
@@ -157,20 +177,55 @@ impl Feed {
         }
         let (sender, queue) = mpsc::channel(QUEUE_LINES_MAX);
         state.subscribers.push(sender);
-        let events = state.snapshot(&self.worker);
-        let beat = state.heartbeat();
-        drop(state);
         // Written as they are read: the text of a million hashes is never held at once.
-        let lines = std::iter::once(Line::hello(&self.worker))
-            .chain(record.map(Line::Record))
-            .chain(events.into_iter().flat_map(parts))
-            .chain(std::iter::once(beat))
-            .map(|line| line.encode());
+        let lines = self.lines(&state, true).map(|line| line.encode());
+        drop(state);
         let queued = stream::unfold(queue, async |mut queue| {
             let line: Bytes = queue.recv().await?;
             Some((line, queue))
         });
         Ok(stream::iter(lines).chain(queued).map(Ok).boxed())
+    }
+
+    /// All that is told from now on, for the bus. One line too many in its queue is left out, as the
+    /// numbers show.
+    pub fn broadcast(&self) -> mpsc::Receiver<Counted> {
+        let (sender, queue) = mpsc::channel(BROADCAST_LINES_MAX);
+        self.lock().broadcast = Some(sender);
+        queue
+    }
+
+    /// Which worker it tells of.
+    pub fn worker(&self) -> &WorkerId {
+        &self.worker
+    }
+
+    /// Tells this agent from others of its name.
+    pub fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// What is known now, as lines that end with a heartbeat, and how much was told before them. A
+    /// worker of which nothing is known yet has none but the first and the last.
+    pub fn snapshot(&self, with_blocks: bool) -> (Told, impl Iterator<Item = Line> + Send + use<>) {
+        let state = self.lock();
+        (state.told, self.lines(&state, with_blocks))
+    }
+
+    fn lines(&self, state: &State, with_blocks: bool) -> impl Iterator<Item = Line> + Send + use<> {
+        let record = self.record.borrow().clone();
+        let events = match with_blocks {
+            true => state.snapshot(&self.worker),
+            false => Vec::new(),
+        };
+        let last = match state.end {
+            End::Deregistered => Line::Down,
+            End::Open | End::Closed => state.heartbeat(),
+        };
+        std::iter::once(Line::hello(&self.worker))
+            .chain(record.map(Line::Record))
+            .chain(events.into_iter().flat_map(parts))
+            .chain(std::iter::once(last))
     }
 
     /// Takes the worker out: routers give it nothing new, and forget it once it has nothing left.
@@ -197,6 +252,7 @@ impl Feed {
         if let Some(address) = &state.public_address {
             address.clone_into(&mut record.address);
         }
+        record.agent_life = self.life;
         let record = Box::new(record);
         self.record.send_replace(Some(record.clone()));
         state.send(&Line::Record(record));
@@ -237,6 +293,14 @@ impl State {
     }
 
     fn send(&mut self, line: &Line) {
+        self.told.lines += 1;
+        if matches!(line, Line::Record(_) | Line::Down) {
+            self.told.records += 1;
+        }
+        if let Some(broadcast) = &self.broadcast {
+            // Full or gone: the numbers show that it is missing.
+            broadcast.try_send((self.told, line.clone())).ok();
+        }
         if self.subscribers.is_empty() {
             return;
         }

@@ -70,6 +70,9 @@ impl State {
                     let tokens_max = self.config.media_affinity_tokens;
                     rank.affinity.sent(image.digest, image.tokens, tokens_max);
                 }
+                if let Some(outbox) = &mut self.outbox {
+                    outbox.booked(key, (&chosen.worker, chosen.rank), &share);
+                }
                 rank.book(key, share, now);
             }
         }
@@ -78,6 +81,9 @@ impl State {
     }
 
     pub(crate) fn prefill_done(&mut self, key: BookingKey, now: Instant) {
+        if let Some(outbox) = &mut self.outbox {
+            outbox.prefill_done(key);
+        }
         if let Some(rank) = self.rank_of(key) {
             rank.prefill_done(key, now);
         }
@@ -93,6 +99,9 @@ impl State {
     }
 
     pub(crate) fn free(&mut self, key: BookingKey) {
+        if let Some(outbox) = &mut self.outbox {
+            outbox.freed(key);
+        }
         if let Some(rank) = self.rank_of(key) {
             rank.free(key);
         }

@@ -39,6 +39,12 @@ impl State {
         if open.contains(&true) {
             return Ok(open);
         }
+        // Where nobody is heard it may be us who are cut off, or all may be too busy to answer soon.
+        let silent = |seat: &Seat| left(seat) && self.is_only_silent(seat, now);
+        let silent: Vec<bool> = seats.iter().map(silent).collect();
+        if silent.contains(&true) {
+            return Ok(silent);
+        }
         let barred = seats.iter().filter(|seat| left(seat));
         let tried = barred.filter_map(|seat| Some((self.tried(seat, now)?, &seat.worker)));
         if let Some((_, worker)) = tried.min() {
@@ -56,6 +62,11 @@ impl State {
                 workers: seats.len(),
             }),
         }
+    }
+
+    fn is_only_silent(&self, seat: &Seat, now: Instant) -> bool {
+        let member = self.workers.get(&seat.worker);
+        member.is_some_and(|member| member.is_only_silent(now))
     }
 
     /// When a worker that nothing but its open circuit bars was last tried.

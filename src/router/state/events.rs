@@ -46,6 +46,9 @@ impl State {
         answered: Answered,
         now: Instant,
     ) -> Option<ParityTurn> {
+        if let Some(outbox) = &mut self.outbox {
+            outbox.answered(key, answered);
+        }
         let (worker, rank) = self.seats.get(&key)?;
         let member = self.workers.get_mut(worker)?;
         let state = member.ranks.get(rank.0 as usize)?;

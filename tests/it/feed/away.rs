@@ -63,7 +63,11 @@ async fn a_worker_stays_while_its_agent_is_upgraded() {
     });
     let back = |worker: &WorkerView| worker.record.cause.is_none();
     let worker = follower.until("it is back", back).await;
-    assert_eq!(worker.record, record("w", &engine.url()));
+    let told = WorkerRecord {
+        agent_life: agent.feed.life(),
+        ..record("w", &engine.url())
+    };
+    assert_eq!(worker.record, told);
     follower.until_blocks(2).await;
     assert_eq!(follower.place(2).overlap_blocks, 0);
     assert_eq!(follower.place(11).overlap_blocks, 1);

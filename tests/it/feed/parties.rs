@@ -147,6 +147,7 @@ impl Follower {
     pub(crate) fn patient(urls: &[String], stale_after: Duration) -> Self {
         let router = Router::new(&RouterConfig::default(), Arc::new(Metrics::default()));
         let feeds = Feeds::new(router.clone(), "demo", stale_after, EngineClient::new());
+        let feeds = Arc::new(feeds);
         let mut follower = Self {
             router,
             feeds,
@@ -157,7 +158,11 @@ impl Follower {
     }
 
     pub(crate) fn follow(&mut self, url: &str) {
-        self.tasks.spawn(self.feeds.clone().follow(url.to_owned()));
+        self.tasks.spawn(
+            self.feeds
+                .clone()
+                .follow(url.to_owned(), CancellationToken::new()),
+        );
     }
 
     /// The one worker; `None` while there is none.

@@ -42,6 +42,7 @@ async fn routers_know_what_the_agent_knows() {
     let agent = Agent::start("127.0.0.1:0", "w").await;
     let mut known = record("w", "http://127.0.0.1:1");
     known.ranks = 2;
+    known.agent_life = agent.feed.life();
     agent.up(&known);
     agent.tell(KvEvent {
         stored: hashes(0..10_000),

@@ -1,0 +1,155 @@
+//! An agent's feed as it comes over the bus: a snapshot in chunks, then numbered lines.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+use crate::bus::{Bus, Listener, subjects, wire};
+use crate::discovery::broadcast::{Chunk, Numbered, SnapshotAsked};
+use crate::discovery::feed::{FeedFault, HEARTBEAT, Line, Reader, Snapshot, Told};
+use crate::id::WorkerId;
+use crate::router::link::{LinkError, SILENCE_MAX};
+
+/// Longest wait for a chunk of a snapshot.
+const CHUNK_MAX: Duration = Duration::from_secs(2);
+
+/// Another agent of the same name is the next life of ours once ours has been silent for so long.
+const SUCCESSION: Duration = HEARTBEAT.saturating_mul(3);
+
+/// Where the feed of a worker is on the bus.
+#[derive(Clone, Debug)]
+pub(crate) struct BusLink {
+    pub(crate) bus: Bus,
+    pub(crate) worker: WorkerId,
+    /// Not only records are wanted.
+    pub(crate) with_blocks: bool,
+}
+
+/// An open one.
+#[derive(Debug)]
+pub(crate) struct BusFeed {
+    lines: Listener,
+    reader: Reader,
+    with_blocks: bool,
+    life: u64,
+    /// Of the last line taken in.
+    number: u64,
+    /// When the agent was last heard.
+    heard: Instant,
+    /// Whether the log says already that another agent has its name.
+    is_told: bool,
+}
+
+impl BusLink {
+    /// Listens, then asks for the snapshot that goes before what is heard.
+    pub(crate) async fn open(&self) -> Result<(WorkerId, Snapshot, BusFeed), LinkError> {
+        let Self {
+            bus,
+            worker,
+            with_blocks,
+        } = self;
+        let subject = match with_blocks {
+            true => subjects::kv(worker),
+            false => subjects::record(worker),
+        };
+        let lines = bus.listen(subject).await?;
+        let asked = SnapshotAsked {
+            with_blocks: *with_blocks,
+        };
+        // Both go over one connection, so the server listens for us before it passes the question on.
+        let mut chunks = bus.ask(subjects::snapshot(worker), &asked).await?;
+        let mut feed = BusFeed {
+            lines,
+            reader: Reader::default(),
+            with_blocks: *with_blocks,
+            life: 0,
+            number: 0,
+            heard: Instant::now(),
+            is_told: false,
+        };
+        let mut snapshot = Snapshot::default();
+        let mut index = 0;
+        loop {
+            let payload = chunks.next(CHUNK_MAX).await?;
+            let chunk: Chunk = wire::decode("a chunk of a snapshot", &payload)?;
+            if index == 0 {
+                (feed.life, feed.number) = (chunk.life, chunk.number);
+            }
+            if chunk.life != feed.life {
+                feed.name_twin(worker);
+                continue;
+            }
+            if chunk.index != index {
+                return Err(LinkError::ChunkMissing { index });
+            }
+            index += 1;
+            let told = feed.reader.take(chunk.line)?;
+            let is_whole = told.map(|told| snapshot.put(told)).transpose()?;
+            if chunk.is_last || is_whole == Some(true) {
+                break;
+            }
+        }
+        match feed.reader.worker() {
+            Some(found) if found == worker => Ok((worker.clone(), snapshot, feed)),
+            Some(found) => Err(FeedFault::OtherWorker {
+                worker: worker.clone(),
+                found: found.clone(),
+            }
+            .into()),
+            None => Err(FeedFault::NoHello.into()),
+        }
+    }
+}
+
+impl BusFeed {
+    /// What is told next. Losing the future loses nothing.
+    pub(crate) async fn next(&mut self) -> Result<Told, LinkError> {
+        loop {
+            let heard = timeout(SILENCE_MAX, self.lines.next()).await;
+            let heard = heard.map_err(|_| LinkError::Silent {
+                waited: SILENCE_MAX,
+            })?;
+            let heard = heard.ok_or(LinkError::Ended)?;
+            let message: Numbered = wire::decode("a line of a feed", &heard.payload)?;
+            if !self.is_next(&message)? {
+                continue;
+            }
+            if let Some(told) = self.reader.take(message.line)? {
+                return Ok(told);
+            }
+        }
+    }
+
+    /// Whether a line is to be taken in; those that the snapshot has already are not.
+    fn is_next(&mut self, message: &Numbered) -> Result<bool, LinkError> {
+        if message.life != self.life {
+            if self.heard.elapsed() >= SUCCESSION {
+                return Err(LinkError::OtherLife);
+            }
+            let worker = self.reader.worker().cloned();
+            worker.iter().for_each(|worker| self.name_twin(worker));
+            return Ok(false);
+        }
+        self.heard = Instant::now();
+        // Where records alone are told, other lines repeat the number of the last.
+        let counts = self.with_blocks || matches!(message.line, Line::Record(_) | Line::Down);
+        let expected = self.number + u64::from(counts);
+        if message.number > expected {
+            let missed = message.number - expected;
+            return Err(LinkError::Gap { missed });
+        }
+        let is_new = message.number == expected;
+        if is_new {
+            self.number = message.number;
+        }
+        Ok(is_new)
+    }
+
+    /// Says that two agents have one name; only the one that is followed is listened to.
+    fn name_twin(&mut self, worker: &WorkerId) {
+        if !std::mem::replace(&mut self.is_told, true) {
+            warn!(%worker, "two agents tell of one worker, the later one is ignored");
+        }
+    }
+}
