@@ -1,5 +1,6 @@
 """Every process restarted in turn, as for an upgrade: no request notices."""
 
+import itertools
 import time
 
 import ask
@@ -12,17 +13,16 @@ BETWEEN_SECONDS = 1
 
 
 def rolling(row, cluster):
-    """All roles in turn, over and over, until enough requests were sent."""
-    begun = cluster.load.sent
-    restarts = 0
-    while cluster.load.sent - begun < REQUESTS or restarts == 0:
-        for turn in turns(cluster):
-            turn()
-            restarts += 1
-            whole_at_last(cluster)
-            time.sleep(BETWEEN_SECONDS)
-            if restarts > len(WORKERS) * 2 + 4 and cluster.load.sent - begun >= REQUESTS:
-                break
+    """All roles in turn, over and over, until each was restarted and enough requests were sent."""
+    begun, restarts = cluster.load.sent, 0
+    every = list(turns(cluster))
+    for turn in itertools.cycle(every):
+        if restarts >= len(every) and cluster.load.sent - begun >= REQUESTS:
+            break
+        turn()
+        restarts += 1
+        whole_at_last(cluster)
+        time.sleep(BETWEEN_SECONDS)
     caught_up(row, cluster)
     row.remark(f"{restarts} processes restarted")
 
