@@ -1,6 +1,8 @@
 //! The router: answers placements, and takes in what workers hold and which of them there are.
 
 pub(crate) mod admission;
+mod answers;
+mod asked;
 pub mod basis;
 pub mod booking;
 mod circuit;
@@ -12,11 +14,13 @@ mod link;
 mod member;
 mod outcome;
 mod rank_state;
+pub mod remote;
 pub mod sharing;
 mod snapshot;
 pub mod state;
 pub mod view;
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -35,6 +39,7 @@ use crate::index::{Applied, KvEvent};
 use crate::router::basis::Basis;
 use crate::router::booking::Booking;
 use crate::router::footprint::{Footprint, Wish};
+use crate::router::remote::Chooser;
 use crate::router::sharing::{Booked, Note, Told};
 use crate::router::state::disproof::Disproved;
 use crate::router::state::{BookingKey, Chosen, State};
@@ -78,6 +83,8 @@ pub struct Placement {
     pub parity_failed: Option<ParityScope>,
     /// From what its overlap is told.
     pub basis: Basis,
+    /// Who chose it.
+    pub chooser: Chooser,
     /// Cancelled when the worker is taken out: nothing more is to be expected of it.
     pub gone: CancellationToken,
     pub booking: Booking,
@@ -103,7 +110,7 @@ pub(crate) struct ParityTurn {
 }
 
 /// Why a request was not placed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum RouteError {
     #[error("no worker serves model {model:?}")]
     UnknownModel { model: String },
@@ -116,7 +123,7 @@ pub enum RouteError {
     #[error("worker {worker} takes no requests now: {reason}")]
     WorkerUnavailable {
         worker: WorkerId,
-        reason: &'static str,
+        reason: Cow<'static, str>,
     },
     #[error("requests must name a worker in this mode")]
     WorkerNotNamed,
@@ -167,6 +174,28 @@ impl Router {
         Ok(self.placement(chosen, Duration::ZERO))
     }
 
+    /// Gives a placement to the router that asked for it: its booking is that router's from now on,
+    /// under the name it has there.
+    pub(crate) fn hand_over(
+        &self,
+        placement: Placement,
+        to: &RouterId,
+        names: (u64, u64),
+    ) -> asked::Told {
+        let booking = placement.booking.hand_over();
+        self.lock().adopt(to, names, booking, Instant::now());
+        asked::Told {
+            worker: placement.worker,
+            rank: placement.rank,
+            overlap_blocks: placement.overlap_blocks,
+            lower_blocks: placement.lower_blocks,
+            cost: placement.cost,
+            queued: placement.queued,
+            parity_failed: placement.parity_failed,
+            basis: placement.basis,
+        }
+    }
+
     fn placement(self: &Arc<Self>, chosen: Chosen, queued: Duration) -> Placement {
         Placement {
             worker: chosen.worker,
@@ -183,6 +212,7 @@ impl Router {
             report_session: chosen.report_session,
             parity_failed: chosen.parity_failed,
             basis: chosen.basis,
+            chooser: Chooser::Here,
             gone: chosen.gone,
             booking: Booking::new(self.clone(), chosen.booking),
         }

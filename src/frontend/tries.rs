@@ -222,7 +222,7 @@ impl Frontend {
     /// What the client is told where it may not: it named its worker, or too many are retried.
     pub(crate) fn allow_retry(&self, outgoing: &Outgoing, tries: &Tries) -> Result<(), ApiError> {
         if let Some(worker) = &outgoing.wish.worker {
-            let reason = "it did not take the request";
+            let reason = "it did not take the request".into();
             let worker = worker.clone();
             return Err(tries.ended(RouteError::WorkerUnavailable { worker, reason }.into()));
         }

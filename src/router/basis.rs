@@ -1,9 +1,9 @@
 //! What is known of a rank's cache, and from whom.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// From what a rank's overlap is told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Basis {
     /// From the engine's own KV events.

@@ -11,11 +11,22 @@ use crate::router::{Answered, Router};
 pub struct Booking {
     router: Arc<Router>,
     key: BookingKey,
+    is_handed_over: bool,
 }
 
 impl Booking {
     pub(crate) fn new(router: Arc<Router>, key: BookingKey) -> Self {
-        Self { router, key }
+        Self {
+            router,
+            key,
+            is_handed_over: false,
+        }
+    }
+
+    /// Lets somebody else free it, by its name.
+    pub(crate) fn hand_over(mut self) -> BookingKey {
+        self.is_handed_over = true;
+        self.key
     }
 
     /// Frees the prefill share: the first token has come.
@@ -46,6 +57,8 @@ impl Booking {
 
 impl Drop for Booking {
     fn drop(&mut self) {
-        self.router.make_room(|state, _| state.free(self.key));
+        if !self.is_handed_over {
+            self.router.make_room(|state, _| state.free(self.key));
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::block::{BlockSize, SequenceHash};
 use crate::id::{DpRank, MediaDigest, WorkerId};
 use crate::select::RouterMode;
@@ -33,7 +35,7 @@ pub struct Footprint {
 }
 
 /// One image of a prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MediaShare {
     pub digest: MediaDigest,
     /// The position of its first token in the prompt.
@@ -43,7 +45,7 @@ pub struct MediaShare {
 }
 
 /// What a client says of its request's importance and length.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hints {
     /// Seconds by which it goes ahead of others in a queue.
     pub priority: u32,
@@ -54,7 +56,7 @@ pub struct Hints {
 }
 
 /// What is asked of one placement beyond the request's own needs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wish {
     /// Workers that must not be chosen.
     pub excluded: Vec<WorkerId>,

@@ -35,6 +35,17 @@ impl Router {
         }
     }
 
+    /// The workers that get nothing now, as seen from here alone: they failed, or are not heard.
+    pub(crate) fn barred(&self) -> Vec<WorkerId> {
+        let now = Instant::now();
+        let state = self.lock();
+        let barred = state
+            .workers
+            .values()
+            .filter(|member| member.is_silent || member.circuit.passage(now).barrier().is_some());
+        barred.map(|member| member.record.worker.clone()).collect()
+    }
+
     /// The verdict on a worker; `None` for one that is gone.
     pub fn verdict(&self, worker: &WorkerId) -> Option<Verdict> {
         let state = self.lock();

@@ -7,6 +7,7 @@ mod events;
 pub(crate) mod foreign;
 pub(crate) mod outbox;
 mod seats;
+mod told;
 mod views;
 
 use std::collections::{BTreeMap, HashMap};

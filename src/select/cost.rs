@@ -13,7 +13,7 @@ const CACHE_WEIGHT: f64 = 2.0;
 const DECODE_WEIGHT: f64 = 0.05;
 
 /// The terms of one candidate's cost, in tokens, so that workers of different block sizes compare.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Cost {
     /// Of this prompt, to be computed before the first token.
     pub uncached_tokens: f64,

@@ -26,6 +26,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::select::queue::line::{Line, Place};
 
 /// In which order the waiting requests of one tenant go.
@@ -86,7 +88,7 @@ pub struct Entry {
 }
 
 /// Why a request may not wait.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum QueueFull {
     #[error("{requests_max} requests wait already, as many as may")]
     Requests { requests_max: usize },

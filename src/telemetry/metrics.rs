@@ -119,6 +119,8 @@ metrics! {
         "feed_breaks", "Times that the feed of a known worker's agent broke off.";
     feed_gaps: Counter = Counter::default(),
         "feed_gaps", "Times that lines of an agent's feed were lost on their way, and its snapshot was asked for.";
+    router_fallbacks: Counter = Counter::default(),
+        "router_fallbacks", "Requests whose workers took turns because no router answered.";
     bad_messages: Counter = Counter::default(),
         "bad_messages", "Messages on the bus that cannot be read.";
     other_routers: Gauge = Gauge::default(),

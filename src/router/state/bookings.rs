@@ -27,8 +27,18 @@ impl State {
         footprint: &Footprint,
         now: Instant,
     ) -> Chosen {
-        let key = BookingKey(self.next_booking);
-        self.next_booking += 1;
+        let key = self.reserve();
+        self.book_as(key, (seat, cost), footprint, now)
+    }
+
+    /// The same under a name that was reserved.
+    pub(crate) fn book_as(
+        &mut self,
+        key: BookingKey,
+        (seat, cost): (Seat, Cost),
+        footprint: &Footprint,
+        now: Instant,
+    ) -> Chosen {
         let share = share(&seat, footprint, self.policy);
         let mut chosen = Chosen {
             worker: seat.worker,

@@ -55,7 +55,7 @@ impl State {
         match (&wish.worker, seats.iter().find_map(reason)) {
             (Some(worker), Some(reason)) => Err(RouteError::WorkerUnavailable {
                 worker: worker.clone(),
-                reason,
+                reason: reason.into(),
             }),
             _ => Err(RouteError::NoEligibleWorker {
                 model: footprint.model.to_string(),

@@ -207,13 +207,12 @@ impl State {
             }
             self.free(known);
         }
+        let key = self.reserve();
         let member = self.workers.get_mut(&place.0);
         let rank = member.and_then(|member| member.ranks.get_mut(place.1.0 as usize));
         let Some(rank) = rank else {
             return;
         };
-        let key = BookingKey(self.next_booking);
-        self.next_booking += 1;
         rank.book(key, share(&booked), now);
         self.seats.insert(key, place);
         if let Some(foreign) = self.foreign.get_mut(from) {
