@@ -115,7 +115,12 @@ class Cluster:
                 process.start()
             if name == "etcd":
                 process.ready()
-        until(self.what_lacks, self.is_whole, READY_SECONDS_MAX)
+        until(self.what_lacks_at_start, self.is_whole, READY_SECONDS_MAX)
+
+    def what_lacks_at_start(self):
+        """The same with what the processes have said that could not go on."""
+        ended = (f"{process.name} has ended: {process.tail(3)}" for process in self.ended())
+        return "\n".join([self.what_lacks(), *ended])
 
     def mend(self):
         """After a failed scenario: all runs again, and where that does not do, all is new."""

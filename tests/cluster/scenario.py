@@ -10,7 +10,7 @@ PATIENCE_SECONDS = 30
 STREAM_CUT = "streams ended with an error event"
 
 
-LINES_SHOWN = 8
+LINES_SHOWN = 4
 
 
 def run(report, cluster, name, case):
