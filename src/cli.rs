@@ -19,6 +19,7 @@ use crate::engine::role::{self, RoleError};
 use crate::frontend::{self, tenants::Tenants};
 use crate::lifecycle::{self, HangUp, StopSignals};
 use crate::mock;
+use crate::router;
 use crate::telemetry::{self, TelemetryError};
 use crate::up;
 use crate::worker;
@@ -50,6 +51,7 @@ enum Action {
     Up(up::Args),
     Engine(role::Args),
     Frontend(frontend::role::Args),
+    Router(router::role::Args),
     Worker(worker::role::Args),
     /// Runs a stand-in for `vllm serve` that needs no GPU: it computes all but the words
     MockEngine(mock::options::Options),
@@ -131,6 +133,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let plan = plan.map_err(bad_plan("frontend"))?;
             run_role("frontend", hang_up(&config), |stop| {
                 frontend::role::run(plan, config, stop)
+            })
+        }
+        Action::Router(args) => {
+            let config = prepare(sources, Values::default(), args.flags())?;
+            let plan = router::role::Plan::new(&args, &config);
+            let plan = plan.map_err(bad_plan("router"))?;
+            run_role("router", HangUp::Stops, |stop| {
+                router::role::run(plan, config, stop)
             })
         }
         Action::Worker(args) => {

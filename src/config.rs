@@ -8,6 +8,7 @@ pub mod frontend;
 mod layer;
 pub mod log;
 pub mod media;
+pub mod named_file;
 pub mod nats;
 pub mod openai;
 pub mod problem;
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::discovery::DiscoveryConfig;
 use crate::config::engine::EngineConfig;
 use crate::config::etcd::EtcdConfig;
-use crate::config::frontend::FrontendConfig;
+use crate::config::frontend::{FrontendConfig, RouterPlace};
 use crate::config::layer::Layer;
 use crate::config::log::LogConfig;
 use crate::config::media::MediaConfig;
@@ -182,6 +183,10 @@ impl Config {
                  there could take the worker out; name a key file (--key-file) or listen on 127.0.0.1",
             ),
             (
+                self.frontend.router == RouterPlace::Remote && !self.nats.is_used(),
+                "frontend.router is remote and nats.servers is unset: no router could be asked",
+            ),
+            (
                 self.router.bad_preference().is_some(),
                 "router.preferred_labels has an entry that is not label=weight",
             ),
@@ -199,12 +204,14 @@ impl Config {
                 "engine.backoff_first_millis is above engine.backoff_max_secs",
             ),
         ];
+        let rows = rows.into_iter().chain(self.etcd.contradictions());
+        let rows = rows.chain(self.nats.contradictions());
         let keys = schema::keys();
         let problem = |text: &'static str| Problem::Contradiction {
             text,
             places: places(text, &keys, figment),
         };
-        let wrong = rows.into_iter().filter(|(wrong, _)| *wrong);
+        let wrong = rows.filter(|(wrong, _)| *wrong);
         wrong.map(|(_, text)| problem(text)).collect()
     }
 }

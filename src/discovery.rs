@@ -1,9 +1,16 @@
 //! Membership: the record of each worker, and changes to the set.
 
+pub mod address;
 pub mod broadcast;
 pub mod engine_file;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod feed;
 pub mod flags;
+pub mod membership;
+pub mod plane;
+pub mod vanished;
+pub mod workers_file;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +22,12 @@ use crate::select::Device;
 
 /// Version of [`WorkerRecord`]'s form.
 pub const RECORD_VERSION: u32 = 1;
+
+/// Whether a reader that knows a form up to version `known` reads version `found`: its own, and the one
+/// before.
+pub fn is_readable(found: u32, known: u32) -> bool {
+    found == known || found.checked_add(1) == Some(known)
+}
 
 /// Whether a ledger names all that its engine holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +201,22 @@ impl WorkerRecord {
             },
             parity: Parity::default(),
             media_dir: None,
+        }
+    }
+
+    /// The record without what changes with every step of the engine, and is told elsewhere.
+    #[must_use]
+    pub fn lasting(&self) -> Self {
+        let ledger = LedgerState {
+            sequence: 0,
+            blocks: 0,
+            ..self.ledger.clone()
+        };
+        Self {
+            engine_load: Vec::new(),
+            engine_readings: 0,
+            ledger,
+            ..self.clone()
         }
     }
 

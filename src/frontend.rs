@@ -11,6 +11,7 @@ mod live;
 pub mod observe;
 mod overrides;
 pub mod pages;
+pub mod planes;
 pub mod prompt;
 pub mod recovery;
 pub mod relay;
@@ -31,6 +32,7 @@ use tokio::task::spawn_blocking;
 
 use crate::config::Config;
 use crate::dispatch::EngineClient;
+use crate::frontend::planes::Routing;
 use crate::frontend::recovery::Recovery;
 use crate::frontend::relay::Outgoing;
 use crate::frontend::tenants::Tenants;
@@ -41,8 +43,10 @@ use crate::media::{Media, PolicyError};
 use crate::model::Model;
 use crate::openai::error::ApiError;
 use crate::openai::request::RequestLimits;
-use crate::router::Router;
+use crate::router::footprint::{Footprint, Wish};
+use crate::router::remote::Remote;
 use crate::router::view::ModelView;
+use crate::router::{Placement, RouteError, Router};
 use crate::telemetry::labels::Endpoint;
 use crate::telemetry::metrics::Metrics;
 
@@ -62,6 +66,8 @@ pub struct Frontend {
     pub allow_overrides: bool,
     pub recovery: Recovery,
     pub router: Arc<Router>,
+    /// Routers that choose in its place; `None` where it chooses itself.
+    pub remote: Option<Arc<Remote>>,
     /// By base name: what renders and tokenises its prompts.
     pub models: HashMap<String, Arc<Model>>,
     /// `None` where images are not accepted.
@@ -96,9 +102,10 @@ impl Frontend {
     pub fn new(
         config: &Config,
         models: HashMap<String, Arc<Model>>,
-        router: Arc<Router>,
+        routing: impl Into<Routing>,
         (client, metrics, tenants): (EngineClient, Arc<Metrics>, Tenants),
     ) -> Result<Arc<Self>, PolicyError> {
+        let Routing { local, remote } = routing.into();
         let media = config.media.enabled;
         let media = media.then(|| Media::new(config.media.clone()));
         Ok(Arc::new(Self {
@@ -111,13 +118,38 @@ impl Frontend {
             expose_routing: config.frontend.expose_routing,
             allow_overrides: config.router.allow_overrides,
             recovery: Recovery::new(&config.frontend),
-            router,
+            router: local,
+            remote,
             models,
             media: media.transpose()?,
             client,
             metrics,
             tenants: Arc::new(tenants),
         }))
+    }
+
+    /// Places a request, after a wait for room where it must; see [`Router::admit`].
+    pub(crate) async fn admit(
+        &self,
+        footprint: &Footprint,
+        wish: &Wish,
+    ) -> Result<Placement, RouteError> {
+        match &self.remote {
+            Some(remote) => remote.admit(footprint, wish).await,
+            None => self.router.admit(footprint, wish).await,
+        }
+    }
+
+    /// Places a request at once; see [`Router::place`].
+    pub(crate) async fn place(
+        &self,
+        footprint: &Footprint,
+        wish: &Wish,
+    ) -> Result<Placement, RouteError> {
+        match &self.remote {
+            Some(remote) => remote.place(footprint, wish).await,
+            None => self.router.place(footprint, wish),
+        }
     }
 
     /// The routes of the public listener. Where keys are asked for, all but the health pages need

@@ -9,6 +9,7 @@ pub mod feed;
 pub mod follow;
 mod pages;
 pub mod parity;
+mod planes;
 pub mod probe;
 pub mod rank;
 pub mod ranks;

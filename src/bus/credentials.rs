@@ -1,36 +1,35 @@
 //! By what we show the bus who we are: files that nobody else can read.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use async_nats::ConnectOptions;
 
+use crate::config::named_file::{NamedFileError, read_secret};
 use crate::config::nats::NatsConfig;
-use crate::http::keys::{KeyFileError, secret};
+
+/// Largest file: some times what `nsc` writes.
+const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Why credentials cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialError {
     #[error(transparent)]
-    File(#[from] KeyFileError),
+    File(#[from] NamedFileError),
     #[error("{path} is not a file of NATS credentials")]
     Creds {
         path: String,
         source: std::io::Error,
     },
-    #[error("nats.user and nats.password_file are set together or not at all")]
-    HalfUser,
-    #[error("nats.cert_file and nats.cert_key_file are set together or not at all")]
-    HalfCertificate,
 }
 
 /// What a connection shows and trusts.
 pub(super) fn options(config: &NatsConfig) -> Result<ConnectOptions, CredentialError> {
     let mut options = ConnectOptions::new();
     if let Some(path) = &config.nkey_file {
-        options = options.nkey(first_line(path)?);
+        options = options.nkey(first_line("nkey file", path)?);
     }
     if let Some(path) = &config.creds_file {
-        let text = secret(path)?;
+        let text = read_secret("credentials file", path, FILE_BYTES_MAX)?;
         options = options
             .credentials(&text)
             .map_err(|source| CredentialError::Creds {
@@ -38,28 +37,22 @@ pub(super) fn options(config: &NatsConfig) -> Result<ConnectOptions, CredentialE
                 source,
             })?;
     }
-    options = match (&config.user, &config.password_file) {
-        (None, None) => options,
-        (Some(user), Some(path)) => options.user_and_password(user.clone(), first_line(path)?),
-        _ => return Err(CredentialError::HalfUser),
-    };
+    if let (Some(user), Some(path)) = (&config.user, &config.password_file) {
+        options = options.user_and_password(user.clone(), first_line("password file", path)?);
+    }
     if let Some(path) = &config.ca_file {
         options = options
             .add_root_certificates(path.clone())
             .require_tls(true);
     }
-    match (&config.cert_file, &config.cert_key_file) {
-        (None, None) => Ok(options),
-        (Some(certificate), Some(key)) => {
-            secret(key)?;
-            let (certificate, key) = (PathBuf::from(certificate), PathBuf::from(key));
-            Ok(options.add_client_certificate(certificate, key))
-        }
-        _ => Err(CredentialError::HalfCertificate),
+    if let (Some(certificate), Some(key)) = (&config.cert_file, &config.cert_key_file) {
+        read_secret("certificate's key file", key, FILE_BYTES_MAX)?;
+        options = options.add_client_certificate(certificate.clone(), key.clone());
     }
+    Ok(options)
 }
 
-fn first_line(path: &Path) -> Result<String, KeyFileError> {
-    let text = secret(path)?;
+fn first_line(what: &'static str, path: &Path) -> Result<String, NamedFileError> {
+    let text = read_secret(what, path, FILE_BYTES_MAX)?;
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }

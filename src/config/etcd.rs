@@ -54,4 +54,34 @@ impl EtcdConfig {
     pub fn lease(&self) -> Duration {
         Duration::from_secs(self.lease_secs)
     }
+
+    /// What cannot hold together, and whether it is so.
+    pub(crate) fn contradictions(&self) -> [(bool, &'static str); 5] {
+        let is_url = |url: &String| url.starts_with("http://") || url.starts_with("https://");
+        [
+            (
+                self.is_used() && !cfg!(feature = "etcd"),
+                "etcd.endpoints is set, and this program was built without etcd: unset it, or build \
+                 with --features etcd",
+            ),
+            (
+                !self.endpoints.iter().all(is_url),
+                "etcd.endpoints has an entry that is neither http://host:port nor https://host:port",
+            ),
+            (
+                self.user.is_some() != self.password_file.is_some(),
+                "etcd.user and etcd.password_file go together, and one of them is unset",
+            ),
+            (
+                self.cert_file.is_some() != self.cert_key_file.is_some(),
+                "etcd.cert_file and etcd.cert_key_file go together, and one of them is unset",
+            ),
+            (
+                (self.ca_file.is_some() || self.cert_file.is_some())
+                    && !self.endpoints.iter().all(|url| url.starts_with("https://")),
+                "etcd.ca_file or etcd.cert_file is set, and etcd.endpoints has an entry that is not \
+                 https://…: nothing there would be encrypted",
+            ),
+        ]
+    }
 }

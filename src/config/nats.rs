@@ -34,4 +34,22 @@ impl NatsConfig {
     pub fn is_used(&self) -> bool {
         !self.servers.is_empty()
     }
+
+    /// Keys that cannot hold together.
+    pub(crate) fn contradictions(&self) -> [(bool, &'static str); 3] {
+        [
+            (
+                self.user.is_some() != self.password_file.is_some(),
+                "nats.user and nats.password_file go together, and one of them is unset",
+            ),
+            (
+                self.cert_file.is_some() != self.cert_key_file.is_some(),
+                "nats.cert_file and nats.cert_key_file go together, and one of them is unset",
+            ),
+            (
+                self.nkey_file.is_some() && self.creds_file.is_some(),
+                "nats.nkey_file and nats.creds_file are both set: one of them says who we are",
+            ),
+        ]
+    }
 }

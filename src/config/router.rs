@@ -1,5 +1,6 @@
 //! `[router]`: how a worker is chosen.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -27,6 +28,8 @@ pub enum ApproximatePolicy {
 pub struct RouterConfig {
     /// How a worker is chosen.
     pub mode: RouterMode,
+    /// Address and port of the admin listener of a router in a process of its own.
+    pub admin: SocketAddr,
     /// How much what must be computed counts against load; 0 ignores the caches.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub overlap_score_weight: f64,
@@ -101,6 +104,7 @@ impl Default for RouterConfig {
         let policy = Policy::default();
         Self {
             mode: policy.mode,
+            admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 8300)),
             overlap_score_weight: policy.overlap_weight,
             temperature: policy.temperature,
             seed: policy.seed,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::SequenceHash;
 use crate::bus::wire::MESSAGE_HASHES_MAX;
-use crate::discovery::{RECORD_VERSION, WorkerRecord};
+use crate::discovery::{RECORD_VERSION, WorkerRecord, is_readable};
 use crate::id::{DpRank, Incarnation, WorkerId};
 use crate::index::{KvEvent, SLOT_BLOCKS_MAX};
 use crate::ledger::change::Changes;
@@ -348,7 +348,7 @@ fn bounded(hashes: usize) -> Result<(), FeedFault> {
 }
 
 fn readable(what: &'static str, found: u32, known: u32) -> Result<(), FeedFault> {
-    match found == known || found.checked_add(1) == Some(known) {
+    match is_readable(found, known) {
         true => Ok(()),
         false => Err(FeedFault::Version { what, found, known }),
     }

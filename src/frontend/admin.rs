@@ -65,15 +65,27 @@ impl Frontend {
             Exactness::Exact => "exact",
             Exactness::TextOnly { .. } => "text_only",
         };
-        let mut body = json!({
+        let placed = match &self.remote {
+            Some(remote) => remote.explain(&chat.footprint, &wish).await,
+            None => None,
+        };
+        let placed = placed.and_then(|text| serde_json::from_str(&text).ok());
+        let mut body = placed.unwrap_or_else(|| {
+            json!({
+                "mode": wish.mode.unwrap_or(self.router.mode()),
+                "formula": self.router.formula(),
+                "candidates": self.router.explain(&chat.footprint, &wish),
+            })
+        });
+        let request = json!({
             "model": &*chat.footprint.model,
-            "mode": wish.mode.unwrap_or(self.router.mode()),
             "prompt_tokens": chat.footprint.prompt_tokens,
             "mm": exactness,
             "images": images(&chat),
-            "formula": self.router.formula(),
-            "candidates": self.router.explain(&chat.footprint, &wish),
         });
+        if let (Value::Object(body), Value::Object(request)) = (&mut body, request) {
+            body.extend(request);
+        }
         if chat.request.options.passed.get("return_token_ids") == Some(&Value::Bool(true)) {
             body["prompt_token_ids"] = json!(chat.prompt.tokens);
         }

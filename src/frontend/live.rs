@@ -126,11 +126,8 @@ impl Live {
                 return None;
             }
             let wish = self.tries.wish(&outgoing.wish);
-            let placement = self
-                .frontend
-                .router
-                .place(&outgoing.footprint, &wish)
-                .ok()?;
+            let placed = self.frontend.place(&outgoing.footprint, &wish).await;
+            let placement = placed.ok()?;
             let (worker, gone) = (placement.worker.clone(), placement.gone.clone());
             let number = self.tries.workers.len() + 1;
             let opened = self.frontend.open(outgoing, placement, number);

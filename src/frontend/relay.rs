@@ -27,11 +27,14 @@ use crate::openai::error::ApiError;
 use crate::openai::nvext::Nvext;
 use crate::router::Placement;
 use crate::router::footprint::{Footprint, Wish};
+use crate::router::remote::Chooser;
+use crate::select::RouterMode;
 use crate::telemetry::labels::ModeLabels;
 
 const WORKER: HeaderName = HeaderName::from_static("x-kvlens-worker");
 const OVERLAP: HeaderName = HeaderName::from_static("x-kvlens-overlap");
 const BASIS: HeaderName = HeaderName::from_static("x-kvlens-basis");
+const ROUTER: HeaderName = HeaderName::from_static("x-kvlens-router");
 const MM: HeaderName = HeaderName::from_static("x-kvlens-mm");
 
 /// A request that is ready to be placed and sent.
@@ -83,7 +86,7 @@ impl Frontend {
         let mut tries = Tries::of(&outgoing);
         let (answer, headers) = loop {
             let wish = tries.wish(&outgoing.wish);
-            let placement = match self.router.admit(&outgoing.footprint, &wish).await {
+            let placement = match self.admit(&outgoing.footprint, &wish).await {
                 Ok(placement) => placement,
                 Err(error) => return Err(self.not_placed(error, &tries)),
             };
@@ -107,9 +110,12 @@ impl Frontend {
     }
 
     fn log_placement(&self, outgoing: &Outgoing, placement: &Placement, attempt: usize) {
-        let labels = ModeLabels {
-            mode: outgoing.wish.mode.unwrap_or(self.router.mode()),
+        let own = match placement.chooser {
+            Chooser::Fallback { .. } => RouterMode::RoundRobin,
+            Chooser::Here | Chooser::Remote(_) => self.router.mode(),
         };
+        let mode = outgoing.wish.mode.unwrap_or(own);
+        let labels = ModeLabels { mode };
         self.metrics.placements.get_or_create(&labels).inc();
         self.metrics
             .prompt_blocks
@@ -225,12 +231,19 @@ impl Frontend {
             Some(reason) => format!("assumed; reason={reason}"),
         };
         let overlap = format!("{}/{}", placement.overlap_blocks, placement.prompt_blocks);
-        vec![
+        let router = match &placement.chooser {
+            Chooser::Here => None,
+            Chooser::Remote(router) => Some(router.to_string()),
+            Chooser::Fallback { reason } => Some(format!("fallback; reason={reason}")),
+        };
+        let router = router.map(|router| (ROUTER, router));
+        let headers = [
             (WORKER, placement.worker.to_string()),
             (OVERLAP, overlap),
             (BASIS, basis),
             (MM, exactness),
-        ]
+        ];
+        headers.into_iter().chain(router).collect()
     }
 }
 

@@ -10,6 +10,7 @@ use clap::ValueHint;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::bus::BusError;
 use crate::config::frontend::RouterPlace;
 use crate::config::{Config, Values};
 use crate::discovery::flags::PlaneFlags;
@@ -17,15 +18,16 @@ use crate::dispatch::EngineClient;
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
 use crate::frontend::listeners::{self, ListenError, Listeners};
+use crate::frontend::planes::Planes;
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::{KeyFileError, first_key};
 use crate::lifecycle;
-use crate::lifecycle::tasks::{TaskEnd, Tasks};
+use crate::lifecycle::tasks::TaskEnd;
 use crate::media::PolicyError;
 use crate::model::named::Named;
 use crate::model::{Model, ModelError};
 use crate::router::Router;
-use crate::router::feed::Feeds;
+use crate::router::members::{BadSources, Sources};
 use crate::router::view::WorkerView;
 use crate::telemetry::metrics::Metrics;
 
@@ -73,7 +75,7 @@ impl Args {
 pub struct Plan {
     name: String,
     model: Arc<Model>,
-    workers: Vec<String>,
+    sources: Sources,
     /// Shows the key that agents and gates ask for.
     client: EngineClient,
     tenants: Tenants,
@@ -82,14 +84,8 @@ pub struct Plan {
 /// Why a frontend cannot be started so.
 #[derive(Debug, thiserror::Error)]
 pub enum BadPlan {
-    #[error(
-        "no worker is named; name the listener of each agent with --worker-url or discovery.workers"
-    )]
-    NoWorker,
-    #[error("{url:?} is not the address of an agent's listener, as http://127.0.0.1:8200")]
-    Url { url: String },
-    #[error("{url:?} is named twice")]
-    Twice { url: String },
+    #[error(transparent)]
+    Sources(#[from] BadSources),
     #[error(transparent)]
     Keys(#[from] KeyFileError),
     #[error(transparent)]
@@ -102,6 +98,8 @@ pub enum FrontendError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error(transparent)]
     Media(#[from] PolicyError),
     #[error(transparent)]
     Ended(#[from] TaskEnd),
@@ -113,38 +111,16 @@ impl Plan {
     /// # Errors
     /// When the role could never serve with them.
     pub fn new(args: &Args, config: &Config) -> Result<Self, BadPlan> {
-        let discovery = &config.discovery;
-        let workers = agents(&discovery.workers)?;
-        let key = discovery.key_file.as_deref().map(first_key).transpose()?;
+        let key = config.discovery.key_file.as_deref();
+        let key = key.map(first_key).transpose()?;
         let named = Named::read_or_demo(&args.model)?;
         Ok(Self {
             name: args.name.clone().unwrap_or(named.name),
             model: Arc::new(named.model),
-            workers,
+            sources: Sources::new(config)?,
             client: EngineClient::with_key(key.as_deref()),
             tenants: Tenants::read(config.frontend.key_file.as_deref())?,
         })
-    }
-}
-
-/// The agents' addresses, none of them twice.
-fn agents(urls: &[String]) -> Result<Vec<String>, BadPlan> {
-    let mut agents: Vec<String> = Vec::new();
-    for url in urls {
-        let address = url.trim_end_matches('/').to_owned();
-        let authority = address.strip_prefix("http://").unwrap_or_default();
-        let is_http = !authority.is_empty() && authority.parse::<::http::uri::Authority>().is_ok();
-        if !is_http && !address.starts_with("unix:/") {
-            return Err(BadPlan::Url { url: url.clone() });
-        }
-        if agents.contains(&address) {
-            return Err(BadPlan::Twice { url: url.clone() });
-        }
-        agents.push(address);
-    }
-    match agents.is_empty() {
-        true => Err(BadPlan::NoWorker),
-        false => Ok(agents),
     }
 }
 
@@ -156,13 +132,15 @@ fn agents(urls: &[String]) -> Result<Vec<String>, BadPlan> {
 pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<(), FrontendError> {
     let listeners = Listeners::bind(&config.frontend).await?;
     let metrics = Arc::new(Metrics::default());
-    let router = Router::new(&config.router, metrics.clone());
+    let agents = (plan.sources, plan.client.clone());
+    let planes = Planes::start(&config, Some(&plan.name), agents, &metrics).await?;
+    let router = planes.routing.local.clone();
     let models = HashMap::from([(plan.name.clone(), plan.model)]);
     let frontend = Frontend::new(
         &config,
         models,
-        router.clone(),
-        (plan.client.clone(), metrics, plan.tenants),
+        planes.routing,
+        (plan.client, metrics, plan.tenants),
     )?;
     let addresses = listeners.addresses;
     let mut serving = listeners.serve(
@@ -173,18 +151,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     );
     serving.spawn("the keys", frontend.tenants.clone().follow(stop.clone()));
 
-    let stale_after = config.discovery.stale_after();
-    let feeds = Arc::new(Feeds::new(
-        router.clone(),
-        &plan.name,
-        stale_after,
-        plan.client,
-    ));
-    let mut followers = Tasks::default();
-    for url in plan.workers {
-        let name = format!("the follower of {url}");
-        followers.spawn(name, feeds.clone().follow(url, CancellationToken::new()));
-    }
+    let mut followers = planes.tasks;
     info!(
         public = %addresses.public,
         admin = %addresses.admin,
@@ -221,33 +188,5 @@ async fn show_workers(router: &Router) -> Infallible {
             shown = Some((ready, all));
         }
         tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_agents_address_is_a_host_and_a_port() {
-        for (urls, refused) in [
-            (&["http://127.0.0.1:8200/", "http://a:1"] as &[_], None),
-            (&["unix:/run/agent.sock"], None),
-            (&[], Some("no worker is named")),
-            (&["127.0.0.1:8200"], Some("is not the address")),
-            (&["http://"], Some("is not the address")),
-            (&["http://a:1/path"], Some("is not the address")),
-            (&["http://a:1", "http://a:1/"], Some("is named twice")),
-        ] {
-            let urls: Vec<String> = urls.iter().map(|url: &&str| (*url).to_owned()).collect();
-            let outcome = agents(&urls).map_err(|error| error.to_string());
-            match refused {
-                None => assert_eq!(outcome.unwrap().len(), urls.len()),
-                Some(part) => {
-                    let error = outcome.unwrap_err();
-                    assert!(error.contains(part), "{error}");
-                }
-            }
-        }
     }
 }

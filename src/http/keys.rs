@@ -1,8 +1,5 @@
 //! Bearer keys: who may use a listener that other hosts reach. Kept as hashes.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +7,7 @@ use ::http::HeaderMap;
 use ::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use sha2::{Digest, Sha256};
 
+use crate::config::named_file::{NamedFileError, read_secret};
 use crate::http::reply::Reply;
 use crate::http::{Answer, Call};
 use crate::openai::error::{ApiError, ErrorKind};
@@ -21,20 +19,11 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 /// need no slow hash, and `sha256sum` is everywhere.
 const HASH_PREFIX: &str = "sha256:";
 
-/// What users beyond the owner and its group may not do with the file.
-const WORLD: u32 = 0o007;
-
 /// Why a key file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    #[error("cannot read key file {path}")]
-    Unreadable { path: String, source: io::Error },
-    #[error(
-        "key file {path} has mode {mode:o}: every user here could use its keys; run chmod o= {path}"
-    )]
-    World { path: String, mode: u32 },
-    #[error("key file {path} is over {max} bytes")]
-    TooLarge { path: String, max: u64 },
+    #[error(transparent)]
+    File(NamedFileError),
     #[error("line {line} of key file {path} has no key, or one that no header can carry")]
     Line { path: String, line: usize },
     #[error(
@@ -181,7 +170,7 @@ pub fn unauthorised() -> Reply {
 /// The names and keys of a file, at least one.
 fn lines(path: &Path) -> Result<Vec<Key>, KeyFileError> {
     let shown = || path.display().to_string();
-    let text = secret(path)?;
+    let text = read_secret("key file", path, FILE_BYTES_MAX).map_err(KeyFileError::File)?;
     let mut keys = Vec::new();
     for (line, text) in (1..).zip(text.lines().map(str::trim)) {
         if text.is_empty() || text.starts_with('#') {
@@ -214,34 +203,6 @@ fn lines(path: &Path) -> Result<Vec<Key>, KeyFileError> {
         true => Err(KeyFileError::Empty { path: shown() }),
         false => Ok(keys),
     }
-}
-
-/// The text of a file that only its owner and its group may read.
-///
-/// # Errors
-/// When it cannot be read, anybody else can read it, or it is too large.
-pub fn secret(path: &Path) -> Result<String, KeyFileError> {
-    let shown = || path.display().to_string();
-    let unreadable = |source| KeyFileError::Unreadable {
-        path: shown(),
-        source,
-    };
-    let file = File::open(path).map_err(unreadable)?;
-    let mode = file.metadata().map_err(unreadable)?.mode() & 0o7777;
-    if mode & WORLD != 0 {
-        let path = shown();
-        return Err(KeyFileError::World { path, mode });
-    }
-    let mut text = String::new();
-    let limited = &mut file.take(FILE_BYTES_MAX + 1);
-    limited.read_to_string(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(KeyFileError::TooLarge {
-            path: shown(),
-            max: FILE_BYTES_MAX,
-        });
-    }
-    Ok(text)
 }
 
 impl std::fmt::Debug for Keys {

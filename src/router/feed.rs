@@ -36,8 +36,8 @@ const STEADY: Duration = Duration::from_secs(5);
 pub struct Feeds {
     pub(crate) router: Arc<Router>,
     pub(crate) client: EngineClient,
-    /// The base name of the model that is served here.
-    pub(crate) model: String,
+    /// The base name of the model that is served here; `None` serves all.
+    pub(crate) model: Option<String>,
     /// How long the blocks of a worker whose agent is away are believed in.
     pub(crate) stale_after: Duration,
     /// Where agents that are found by their records tell; `None` where their listeners are asked.
@@ -56,14 +56,14 @@ impl Feeds {
     /// and gates ask for.
     pub fn new(
         router: Arc<Router>,
-        model: &str,
+        model: Option<&str>,
         stale_after: Duration,
         client: EngineClient,
     ) -> Self {
         Self {
             router,
             client,
-            model: model.to_owned(),
+            model: model.map(str::to_owned),
             stale_after,
             bus: None,
             with_blocks: true,

@@ -266,10 +266,14 @@ impl Held {
 
     /// A record as it counts here: a worker of another model is listed, and not served.
     fn judged(&self, record: WorkerRecord) -> WorkerRecord {
-        let ours = &self.feeds.model;
-        if record.model == *ours {
+        let Some(ours) = self
+            .feeds
+            .model
+            .as_ref()
+            .filter(|ours| record.model != **ours)
+        else {
             return record;
-        }
+        };
         let cause = format!(
             "serves model {:?}, and this frontend {ours:?}",
             record.model

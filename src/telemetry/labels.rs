@@ -121,6 +121,23 @@ label! {
     }
 }
 
+label! {
+    /// Why a worker's record cannot be used.
+    BadRecord {
+        /// Its key names no worker.
+        Key = "key",
+        TooLarge = "too_large",
+        /// It is no JSON, or another value than a record.
+        NotARecord = "not_a_record",
+        /// It is of a version that we cannot read.
+        Version = "version",
+        /// It is of another worker than its key.
+        OtherWorker = "other_worker",
+        /// An address in it is none.
+        Address = "address",
+    }
+}
+
 impl EncodeLabelValue for RouterMode {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
         encoder.write_str(match self {
@@ -240,4 +257,10 @@ pub struct LedgerLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct QueueLabels {
     pub reason: QueueRefusal,
+}
+
+/// Why a worker's record cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BadRecordLabels {
+    pub kind: BadRecord,
 }

@@ -9,9 +9,9 @@ use prometheus_client::registry::Registry;
 
 use crate::ledger::counts::Alarm;
 use crate::telemetry::labels::{
-    AlarmLabels, ContinuationLabels, EndpointLabels, KvEventLabels, LedgerLabels, MediaLabels,
-    ModeLabels, ParityCheck, ParityLabels, QueueLabels, QueueRefusal, RequestLabels,
-    TransferLabels, VerdictLabels,
+    AlarmLabels, BadRecord, BadRecordLabels, ContinuationLabels, EndpointLabels, KvEventLabels,
+    LedgerLabels, MediaLabels, ModeLabels, ParityCheck, ParityLabels, QueueLabels, QueueRefusal,
+    RequestLabels, TransferLabels, VerdictLabels,
 };
 
 /// The media type of [`Metrics::encode`]'s text.
@@ -139,6 +139,12 @@ metrics! {
         "index_evicted_blocks", "Blocks of workers that the index gave up to make room for newer ones.";
     index_left_out_blocks: Counter = Counter::default(),
         "index_left_out_blocks", "Blocks that workers stored and the index had no room for.";
+    bad_records: Family<BadRecordLabels, Counter> = Family::default(),
+        "bad_records", "Records of workers read from etcd that cannot be used, by what is wrong with them.";
+    membership_alarms: Counter = Counter::default(),
+        "membership_alarms", "Times that more than half of the workers vanished from etcd within one lease; all of them are kept.";
+    taken_worker_ids: Counter = Counter::default(),
+        "taken_worker_ids", "Times that an agent found the id of its worker taken by another agent.";
     workers: Family<VerdictLabels, Gauge> = Family::default(),
         "workers", "Workers known, by verdict.";
     engine_restarts: Counter = Counter::default(),
@@ -164,6 +170,10 @@ impl Metrics {
         }
         for check in [ParityCheck::Registration, ParityCheck::Operation] {
             drop(self.parity_failures.get_or_create(&ParityLabels { check }));
+        }
+        use BadRecord::{Address, Key, NotARecord, OtherWorker, TooLarge, Version};
+        for kind in [Key, TooLarge, NotARecord, Version, OtherWorker, Address] {
+            drop(self.bad_records.get_or_create(&BadRecordLabels { kind }));
         }
         use QueueRefusal::{Expired, NoWorker, Requests, Tenant, Tokens};
         for reason in [Requests, Tokens, Tenant, Expired, NoWorker] {

@@ -11,6 +11,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::block::{SequenceHash, Uniform};
@@ -55,6 +56,8 @@ pub struct Feed {
     life: u64,
     state: Mutex<State>,
     record: watch::Sender<Option<Box<WorkerRecord>>>,
+    /// Cancelled once the worker is taken out.
+    deregistered: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -112,6 +115,7 @@ impl Feed {
             life: uuid::Uuid::new_v4().as_u64_pair().0,
             state: Mutex::default(),
             record: watch::Sender::new(None),
+            deregistered: CancellationToken::new(),
         })
     }
 
@@ -195,6 +199,11 @@ impl Feed {
         queue
     }
 
+    /// Cancelled once the worker is taken out.
+    pub fn deregistered(&self) -> CancellationToken {
+        self.deregistered.clone()
+    }
+
     /// Which worker it tells of.
     pub fn worker(&self) -> &WorkerId {
         &self.worker
@@ -235,6 +244,7 @@ impl Feed {
             info!(worker = %self.worker, "worker deregistered");
             state.send(&Line::Down);
             state.finish(End::Deregistered);
+            self.deregistered.cancel();
         }
     }
 

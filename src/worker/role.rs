@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::bus::BusError;
 use crate::config::{Config, Values};
 use crate::discovery::flags::PlaneFlags;
 use crate::discovery::{Completeness, Update, WorkerRecord};
@@ -28,6 +29,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::worker::beside::{Beside, Engine};
 use crate::worker::feed::{self, Feed};
 use crate::worker::pages::{self, Agent};
+use crate::worker::planes;
 use crate::worker::reset;
 
 /// Updates of the agent that wait for the feed; the agent then waits too, and loses nothing.
@@ -131,6 +133,8 @@ pub enum WorkerError {
         address: SocketAddr,
         source: io::Error,
     },
+    #[error(transparent)]
+    Bus(#[from] BusError),
     #[error(transparent)]
     Ended(#[from] TaskEnd),
 }
@@ -239,6 +243,8 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     );
     tasks.spawn("the feed", feed::run(feed.clone(), told));
     let agent_stop = CancellationToken::new();
+    let telling = (&mut tasks, &agent_stop);
+    planes::start(&config, &feed, &metrics, telling).await?;
     let shown = show(feed.record(), metrics.clone(), agent_stop.clone());
     tasks.spawn("the status", shown);
     let beside = plan.beside;

@@ -12,6 +12,8 @@ mod config;
 mod end_to_end;
 mod engine;
 mod engine_role;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod fake_engine;
 mod feed;
 mod gate;

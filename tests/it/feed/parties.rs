@@ -146,7 +146,12 @@ impl Follower {
     /// One that believes in blocks no agent tells of for so long.
     pub(crate) fn patient(urls: &[String], stale_after: Duration) -> Self {
         let router = Router::new(&RouterConfig::default(), Arc::new(Metrics::default()));
-        let feeds = Feeds::new(router.clone(), "demo", stale_after, EngineClient::new());
+        let feeds = Feeds::new(
+            router.clone(),
+            Some("demo"),
+            stale_after,
+            EngineClient::new(),
+        );
         let feeds = Arc::new(feeds);
         let mut follower = Self {
             router,

@@ -1,0 +1,245 @@
+//! `kvlens router`: a router in a process of its own, asked by frontends over NATS.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ::http::StatusCode;
+use clap::ValueHint;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::bus::{Bus, BusError};
+use crate::config::frontend::LimitsConfig;
+use crate::config::{Config, Values};
+use crate::discovery::flags::PlaneFlags;
+use crate::discovery::plane::PlaneState;
+use crate::dispatch::EngineClient;
+use crate::http::keys::{KeyFileError, first_key};
+use crate::http::reply::Reply;
+use crate::http::serve::{bind, panics_total, serve};
+use crate::http::{Answer, Call, Limits, Routes};
+use crate::id::{InvalidRouterId, RouterId};
+use crate::lifecycle;
+use crate::lifecycle::tasks::{TaskEnd, Tasks};
+use crate::openai::error::{ApiError, ErrorKind};
+use crate::router::Router;
+use crate::router::answers::Answers;
+use crate::router::feed::Feeds;
+use crate::router::members::{self, BadSources, Sources};
+use crate::router::sharing;
+use crate::telemetry::metrics::{self, Metrics};
+
+/// Chooses workers for frontends in other processes, which ask over NATS.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Name of the router: 1 to 63 of a-z, 0-9 and -. Frontends ask the first by name that is there
+    #[arg(long, value_parser = RouterId::new)]
+    id: RouterId,
+    #[command(flatten)]
+    planes: PlaneFlags,
+    /// Listener of a worker's agent, as http://127.0.0.1:8200; may be repeated
+    #[arg(long, value_name = "URL")]
+    worker_url: Vec<String>,
+    /// File whose first bearer key is shown to the agents and to their engines' gates
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    worker_key_file: Option<PathBuf>,
+    /// Address and port of the admin listener: metrics, workers
+    #[arg(long, value_name = "ADDR:PORT")]
+    admin: Option<SocketAddr>,
+}
+
+impl Args {
+    /// The configuration that was given as flags.
+    pub fn flags(&self) -> Values {
+        let workers = (!self.worker_url.is_empty()).then_some(&self.worker_url);
+        self.planes
+            .values(Values::default())
+            .set_given("discovery.workers", workers)
+            .set_given("discovery.key_file", self.worker_key_file.as_ref())
+            .set_given("router.admin", self.admin)
+    }
+}
+
+/// Whom to follow and to answer, checked.
+#[derive(Debug)]
+pub struct Plan {
+    id: RouterId,
+    sources: Sources,
+    client: EngineClient,
+}
+
+/// Why a router cannot be started so.
+#[derive(Debug, thiserror::Error)]
+pub enum BadPlan {
+    #[error("no NATS server is named, over which frontends could ask; name one with --nats")]
+    NoBus,
+    #[error(transparent)]
+    Id(#[from] InvalidRouterId),
+    #[error(transparent)]
+    Sources(#[from] BadSources),
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+}
+
+/// Why a router ends.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error("the admin listener cannot listen on {address}; choose another with --admin")]
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Ended(#[from] TaskEnd),
+}
+
+impl Plan {
+    /// Checks the flags.
+    ///
+    /// # Errors
+    /// When the role could never do its work with them.
+    pub fn new(args: &Args, config: &Config) -> Result<Self, BadPlan> {
+        if !config.nats.is_used() {
+            return Err(BadPlan::NoBus);
+        }
+        let key = config.discovery.key_file.as_deref();
+        let key = key.map(first_key).transpose()?;
+        Ok(Self {
+            id: args.id.clone(),
+            sources: Sources::new(config)?,
+            client: EngineClient::with_key(key.as_deref()),
+        })
+    }
+}
+
+/// Answers until `stop`, and those who have asked by then to the end.
+///
+/// # Errors
+/// When the listener or the bus cannot be had, or a part ended by itself.
+pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<(), RouterError> {
+    let address = config.router.admin;
+    let refused = |source| RouterError::Listen { address, source };
+    let listener = bind(address).await.map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+    let bus = Bus::connect(&config.nats, plan.id.as_str()).await?;
+    let metrics = Arc::new(Metrics::default());
+    let router = Router::new(&config.router, metrics.clone());
+    let (plane, etcd) = watch::channel(PlaneState::untried());
+    let pages = Pages {
+        router: router.clone(),
+        metrics: metrics.clone(),
+        id: plan.id.clone(),
+        bus: bus.clone(),
+        etcd: config.etcd.is_used().then_some(etcd),
+    };
+    let mut tasks = Tasks::default();
+    let limits = Limits::from(&LimitsConfig::default());
+    let routes = Arc::new(pages).routes();
+    tasks.spawn(
+        "the listener",
+        serve(listener, routes, limits, stop.clone()),
+    );
+
+    let stale_after = config.discovery.stale_after();
+    let feeds = Feeds::new(router.clone(), None, stale_after, plan.client);
+    let feeds = Arc::new(feeds.over(Some(bus.clone()), true));
+    let mut followers = Tasks::default();
+    followers.spawn(
+        "the followers",
+        members::follow(feeds, plan.sources, metrics, plane),
+    );
+    let (id, end) = (plan.id.clone(), CancellationToken::new());
+    let others = sharing::hear(router.clone(), bus.clone(), id.clone(), end.clone());
+    followers.spawn("other routers' bookings", others);
+    let answers = Answers { router, bus, id };
+    let answering = answers.run(config.router.queue_requests_max, stop.clone());
+    tasks.spawn("the answers", answering);
+    info!(id = %plan.id, admin = %address, "router ready");
+    lifecycle::notify_ready();
+    let running = tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        end = tasks.next_end() => Err(end),
+        end = followers.next_end() => Err(end),
+    };
+    stop.cancel();
+    let ended = tasks.end().await;
+    drop(followers);
+    info!(id = %plan.id, "router stopped");
+    Ok(running.and(ended)?)
+}
+
+/// What the admin listener shows.
+struct Pages {
+    router: Arc<Router>,
+    metrics: Arc<Metrics>,
+    id: RouterId,
+    bus: Bus,
+    /// `None` where it is not used.
+    etcd: Option<watch::Receiver<PlaneState>>,
+}
+
+impl Pages {
+    fn routes(self: Arc<Self>) -> Routes {
+        Routes::default()
+            .get("/metrics", self.page(Self::metrics))
+            .get("/kvlens/v1/workers", self.page(Self::workers))
+            .get("/live", self.page(|_| Ok(shown("live"))))
+            .get("/ready", self.page(Self::ready))
+    }
+
+    fn page(
+        self: &Arc<Self>,
+        show: fn(&Self) -> Result<Reply, ApiError>,
+    ) -> impl Fn(Call) -> Answer + Send + Sync + 'static {
+        let pages = self.clone();
+        move |_| {
+            let reply = show(&pages).unwrap_or_else(Reply::from);
+            Box::pin(std::future::ready(reply))
+        }
+    }
+
+    fn metrics(&self) -> Result<Reply, ApiError> {
+        // Counted elsewhere: set, not added, so that two readers at once count nothing twice.
+        let panics = self.metrics.panics.inner();
+        panics.store(panics_total(), std::sync::atomic::Ordering::Relaxed);
+        self.router.show();
+        let text = self.metrics.encode();
+        Ok(Reply::full(StatusCode::OK, metrics::CONTENT_TYPE, text))
+    }
+
+    fn workers(&self) -> Result<Reply, ApiError> {
+        let body = json!({"router": self.id, "workers": self.router.workers()});
+        Ok(Reply::json(StatusCode::OK, &body))
+    }
+
+    /// 200 while frontends can ask and a worker takes requests.
+    fn ready(&self) -> Result<Reply, ApiError> {
+        if !self.bus.is_up() {
+            return Err(unready("NATS is away"));
+        }
+        let workers = self.router.workers();
+        let takes = workers.iter().filter(|w| w.record.verdict.takes_requests());
+        match (takes.count(), &self.etcd) {
+            (0, Some(etcd)) if let PlaneState::Down { cause, .. } = &*etcd.borrow() => Err(
+                unready(&format!("no worker is known, and etcd is away: {cause}")),
+            ),
+            (0, _) => Err(unready("no worker takes requests")),
+            _ => Ok(shown("ready")),
+        }
+    }
+}
+
+fn shown(status: &str) -> Reply {
+    Reply::json(StatusCode::OK, &json!({"status": status}))
+}
+
+fn unready(message: &str) -> ApiError {
+    ApiError::new(503, ErrorKind::ServiceUnavailable, "not_ready", message).retry_after(1)
+}
