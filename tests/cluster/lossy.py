@@ -35,9 +35,17 @@ class Lossy:
         return self
 
     def __exit__(self, *_):
-        self.loop.call_soon_threadsafe(self.listener.close)
+        asyncio.run_coroutine_threadsafe(self.end(), self.loop).result(5)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(5)
+
+    async def end(self):
+        """Ends all connections."""
+        self.listener.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     async def join(self, reader, writer):
         """One connection of an agent."""
@@ -48,11 +56,13 @@ class Lossy:
             return
         ways = [self.tell(reader, upstream[1]), copy(upstream[0], writer)]
         tasks = [self.loop.create_task(way) for way in ways]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        for end in (writer, upstream[1]):
-            end.close()
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            for end in (writer, upstream[1]):
+                end.close()
 
     async def tell(self, reader, writer):
         """Passes on what the agent says, without the messages that are lost."""
