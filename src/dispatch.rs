@@ -64,6 +64,13 @@ pub enum DispatchError {
     },
 }
 
+/// By which codes an engine's gate says that there is no answer of the engine's own, for those who
+/// cannot see its connections themselves: it broke off, and may have died of the request.
+pub const GATE_BROKEN_OFF: &str = "engine_failed";
+
+/// It does not run, and never got the request.
+pub const GATE_REFUSED: &str = "engine_unavailable";
+
 /// What goes to an engine.
 #[derive(Debug)]
 pub struct EngineRequest<'a> {

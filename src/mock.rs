@@ -112,6 +112,7 @@ impl MockEngine {
             bounds,
             context_tokens_max,
             fault: options.fault,
+            deadly_text: options.deadly_text.clone(),
             media_dir: local_media(&options)?,
             media_domains: options.allowed_media_domains.clone(),
         };

@@ -14,7 +14,7 @@ use futures_util::stream;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::dispatch::{DispatchError, EngineAnswer, EngineClient};
+use crate::dispatch::{DispatchError, EngineAnswer, EngineClient, GATE_BROKEN_OFF, GATE_REFUSED};
 use crate::http::keys::Keys;
 use crate::http::reply::{Reply, ReplyBody};
 use crate::http::serve::REQUEST_ID;
@@ -217,12 +217,12 @@ fn unanswered(error: &DispatchError) -> Reply {
         DispatchError::Refused { .. } => {
             let message = "the engine does not run now";
             let kind = ErrorKind::ServiceUnavailable;
-            let error = ApiError::new(503, kind, "engine_unavailable", message);
+            let error = ApiError::new(503, kind, GATE_REFUSED, message);
             error.retry_after(RETRY_SECS).into()
         }
         _ => {
             let message = "the engine broke off before its answer";
-            ApiError::new(502, ErrorKind::ServerError, "engine_failed", message).into()
+            ApiError::new(502, ErrorKind::ServerError, GATE_BROKEN_OFF, message).into()
         }
     }
 }

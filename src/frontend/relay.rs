@@ -12,7 +12,7 @@ use tracing::info;
 
 use crate::dispatch::request::EngineBody;
 use crate::dispatch::stream::Usage;
-use crate::dispatch::{DispatchError, EngineAnswer, EngineRequest};
+use crate::dispatch::{DispatchError, EngineAnswer, EngineRequest, GATE_BROKEN_OFF, GATE_REFUSED};
 use crate::frontend::answer::{Answer, Counts, with_nvext};
 use crate::frontend::continuation::Continuable;
 use crate::frontend::live::Live;
@@ -253,7 +253,8 @@ async fn accepted(
     let status = answer.status;
     match status.as_u16() {
         200..=299 => Ok(answer),
-        408 | 429 | 503 => Err(Failure::Busy(status)),
+        408 | 429 => Err(Failure::Busy(status)),
+        502 | 503 => Err(unanswered(answer).await),
         // The key that is missing is ours, not the client's.
         401 | 403 => Err(Failure::Barred(status)),
         400..=599 => {
@@ -273,6 +274,27 @@ async fn accepted(
             })
         }
         _ => Err(Failure::Faulty(format!("status {status}"))),
+    }
+}
+
+/// What it means that nothing came from an engine, or that it has too much to do: its gate says which.
+async fn unanswered(answer: EngineAnswer) -> Failure {
+    #[derive(Deserialize)]
+    struct Told {
+        error: Coded,
+    }
+    #[derive(Deserialize)]
+    struct Coded {
+        code: String,
+    }
+    let status = answer.status;
+    let body = answer.whole().await.unwrap_or_default();
+    let told = serde_json::from_slice::<Told>(&body);
+    match told.as_ref().map_or("", |told| &told.error.code) {
+        GATE_BROKEN_OFF => Failure::Died("its gate says that it broke off".to_owned()),
+        GATE_REFUSED => Failure::Away("its gate says that it does not run".to_owned()),
+        _ if status == StatusCode::SERVICE_UNAVAILABLE => Failure::Busy(status),
+        _ => Failure::Faulty(format!("status {status}")),
     }
 }
 

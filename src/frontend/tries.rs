@@ -28,6 +28,8 @@ const FAILURES_MAX: usize = 2;
 pub(crate) enum Failure {
     /// It never got the request.
     Refused(DispatchError),
+    /// It does not run, as its gate says, which never passed the request on.
+    Away(String),
     /// It has too much to do.
     Busy(StatusCode),
     /// It does not let us in.
@@ -50,7 +52,8 @@ impl Failure {
         match self {
             Self::Refused(error) => error.to_string(),
             Self::Busy(status) | Self::Barred(status) => status.to_string(),
-            Self::Died(reason)
+            Self::Away(reason)
+            | Self::Died(reason)
             | Self::Faulty(reason)
             | Self::Unread(reason)
             | Self::Left(reason) => reason.clone(),
@@ -188,6 +191,10 @@ impl Frontend {
             Failure::Refused(error) => {
                 self.router.refused(worker);
                 warn!(%request_id, %worker, %error, "dispatch failed");
+            }
+            Failure::Away(reason) => {
+                self.router.refused(worker);
+                warn!(%request_id, %worker, reason, "dispatch failed");
             }
             Failure::Barred(status) => {
                 self.router.failed(worker);

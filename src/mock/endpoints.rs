@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ::http::StatusCode;
 use serde_json::{Map, Value, json};
+use tracing::error;
 
 use crate::http::reply::Reply;
 use crate::http::{Answer, Call, Routes};
@@ -87,6 +88,10 @@ where
 
 async fn chat(server: Arc<Server>, call: Call) -> Result<Reply, Refusal> {
     let mut body = object(&call)?;
+    if server.dies_of(&body) {
+        error!("a chat holds the deadly text");
+        std::process::abort();
+    }
     let terms = server.terms(&call.headers, &body)?;
     fetch_images(&mut body, &server.media_domains).await?;
     let prompt = Prompt::chat(&server.model, &server.images, &mut body, server.fault)?;

@@ -103,6 +103,9 @@ pub struct Options {
     /// Makes prompts wrongly, for tests of those who must notice it.
     #[arg(long, value_enum)]
     pub fault: Option<Fault>,
+    /// A text of which the engine dies, before it answers a chat that holds it.
+    #[arg(long, value_name = "TEXT")]
+    pub deadly_text: Option<String>,
     /// Stops when standard input closes, so that none is left behind by a killed parent.
     #[arg(long)]
     pub exit_with_stdin: bool,

@@ -31,6 +31,7 @@ pub struct Server {
     pub bounds: Bounds,
     pub context_tokens_max: usize,
     pub fault: Option<Fault>,
+    deadly_text: Option<String>,
     /// Answer of `/kv_event_sources`.
     pub sources: Value,
     /// Unix seconds at which it started.
@@ -47,6 +48,8 @@ pub struct Setting {
     pub bounds: Bounds,
     pub context_tokens_max: usize,
     pub fault: Option<Fault>,
+    /// See [`Server::dies_of`].
+    pub deadly_text: Option<String>,
     /// Images may be read from files below it.
     pub media_dir: Option<PathBuf>,
     /// Hosts from which images are fetched.
@@ -90,6 +93,7 @@ impl Server {
             bounds: setting.bounds,
             context_tokens_max: setting.context_tokens_max,
             fault: setting.fault,
+            deadly_text: setting.deadly_text,
             sources,
             started: unix_seconds(),
             next_rank: AtomicUsize::new(0),
@@ -100,6 +104,13 @@ impl Server {
     /// A name no other request has.
     pub fn next_sequence(&self) -> SequenceId {
         SequenceId(self.next_sequence.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Whether a chat holds the text of which this engine dies.
+    pub fn dies_of(&self, body: &Map<String, Value>) -> bool {
+        let messages = || body.get("messages").map(Value::to_string);
+        let holds = |text: &String| messages().is_some_and(|messages| messages.contains(text));
+        self.deadly_text.as_ref().is_some_and(holds)
     }
 
     /// Reads what is not the prompt.
