@@ -25,6 +25,16 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// An engine on loopback or in the next rack that has not accepted by then will not.
 const CONNECT: Duration = Duration::from_secs(3);
 
+/// A connection on which nothing comes is asked for a sign from then on: a host that is cut off while
+/// it answers shows within ten seconds, and an engine that computes for long does not mind.
+const QUIET_MAX: Duration = Duration::from_secs(3);
+const SIGN_EVERY: Duration = Duration::from_secs(2);
+const SIGNS_MAX: u32 = 3;
+
+/// Longest time for what was sent to be taken by the other host, whose word for that needs no process
+/// there.
+const UNTAKEN_MAX: Duration = Duration::from_secs(10);
+
 /// Idle connections kept per engine: enough that a busy frontend never waits for a handshake.
 const IDLE_CONNECTIONS_MAX: usize = 256;
 
@@ -112,6 +122,10 @@ impl EngineClient {
         let mut tcp = HttpConnector::new();
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT));
+        tcp.set_keepalive(Some(QUIET_MAX));
+        tcp.set_keepalive_interval(Some(SIGN_EVERY));
+        tcp.set_keepalive_retries(Some(SIGNS_MAX));
+        tcp.set_tcp_user_timeout(Some(UNTAKEN_MAX));
         let mut builder = Client::builder(TokioExecutor::new());
         builder
             .pool_timer(TokioTimer::new())

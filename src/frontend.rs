@@ -184,6 +184,22 @@ impl Frontend {
         }
     }
 
+    /// Places a request again, apart from the hosts of those it was tried on; `None` where nobody
+    /// elsewhere takes it at once.
+    pub(crate) async fn place_apart(
+        &self,
+        footprint: &Footprint,
+        wish: &Wish,
+    ) -> Option<Placement> {
+        let near = self.router.neighbours(&wish.excluded);
+        if near.is_empty() || wish.worker.is_some() {
+            return None;
+        }
+        let mut apart = wish.clone();
+        apart.excluded.extend(near);
+        self.place(footprint, &apart).await.ok()
+    }
+
     /// The routes of the public listener. Where keys are asked for, all but the health pages need
     /// one, and who shows none is refused before the body is read.
     pub fn routes(self: &Arc<Self>) -> Routes {

@@ -126,8 +126,11 @@ impl Live {
                 return None;
             }
             let wish = self.tries.wish(&outgoing.wish);
-            let placed = self.frontend.place(&outgoing.footprint, &wish).await;
-            let placement = placed.ok()?;
+            let footprint = &outgoing.footprint;
+            let placement = match self.frontend.place_apart(footprint, &wish).await {
+                Some(placement) => placement,
+                None => self.frontend.place(footprint, &wish).await.ok()?,
+            };
             let (worker, gone) = (placement.worker.clone(), placement.gone.clone());
             let number = self.tries.workers.len() + 1;
             let opened = self.frontend.open(outgoing, placement, number);

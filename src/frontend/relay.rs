@@ -86,9 +86,12 @@ impl Frontend {
         let mut tries = Tries::of(&outgoing);
         let (answer, headers) = loop {
             let wish = tries.wish(&outgoing.wish);
-            let placement = match self.admit(&outgoing.footprint, &wish).await {
-                Ok(placement) => placement,
-                Err(error) => return Err(self.not_placed(error, &tries)),
+            let placement = match self.place_apart(&outgoing.footprint, &wish).await {
+                Some(placement) => placement,
+                None => {
+                    let admitted = self.admit(&outgoing.footprint, &wish).await;
+                    admitted.map_err(|error| self.not_placed(error, &tries))?
+                }
             };
             let (worker, gone) = (placement.worker.clone(), placement.gone.clone());
             let attempt = self.attempt(&outgoing, placement, tries.workers.len() + 1);

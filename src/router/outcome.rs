@@ -46,6 +46,21 @@ impl Router {
         barred.map(|member| member.record.worker.clone()).collect()
     }
 
+    /// The workers on the hosts of these ones, themselves left out: what has befallen one of a host may
+    /// have befallen the host. This host's own are not meant.
+    pub(crate) fn neighbours(&self, workers: &[WorkerId]) -> Vec<WorkerId> {
+        let state = self.lock();
+        let hosts: Vec<&str> = workers
+            .iter()
+            .filter_map(|worker| host(&state.workers.get(worker)?.record.address))
+            .collect();
+        let near = state.workers.values().filter(|member| {
+            let at = host(&member.record.address);
+            at.is_some_and(|at| hosts.contains(&at)) && !workers.contains(&member.record.worker)
+        });
+        near.map(|member| member.record.worker.clone()).collect()
+    }
+
     /// The verdict on a worker; `None` for one that is gone.
     pub fn verdict(&self, worker: &WorkerId) -> Option<Verdict> {
         let state = self.lock();
@@ -77,6 +92,13 @@ impl State {
     }
 }
 
+/// The host of an address; `None` for this one.
+fn host(address: &str) -> Option<&str> {
+    let (host, _) = address.strip_prefix("http://")?.rsplit_once(':')?;
+    let is_here = host.starts_with("127.") || host == "localhost" || host == "[::1]";
+    (!is_here).then_some(host)
+}
+
 /// A circuit as operators see it, its times on their clock.
 pub(crate) fn shown(circuit: &Circuit, now: Instant) -> CircuitView {
     let clock = Timestamp::now();
@@ -100,5 +122,23 @@ pub(crate) fn shown(circuit: &Circuit, now: Instant) -> CircuitView {
             since: text(opening.since),
             cause: opening.cause.text(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_host_has_a_name() {
+        for (address, wanted) in [
+            ("http://10.0.0.5:8100", Some("10.0.0.5")),
+            ("http://[fd00::1]:8100", Some("[fd00::1]")),
+            ("http://127.0.0.1:8100", None),
+            ("http://[::1]:8100", None),
+            ("unix:/run/http.sock", None),
+        ] {
+            assert_eq!(host(address), wanted);
+        }
     }
 }

@@ -37,7 +37,9 @@ pub(crate) struct BusFeed {
     number: u64,
     /// When the agent was last heard.
     heard: Instant,
-    /// Whether the log says already that another agent has its name.
+    /// Another agent of its name was heard since.
+    has_other: bool,
+    /// Whether the log says already that two agents have one name.
     is_told: bool,
 }
 
@@ -66,6 +68,7 @@ impl BusLink {
             life: 0,
             number: 0,
             heard: Instant::now(),
+            has_other: false,
             is_told: false,
         };
         let mut snapshot = Snapshot::default();
@@ -77,7 +80,7 @@ impl BusLink {
                 (feed.life, feed.number) = (chunk.life, chunk.number);
             }
             if chunk.life != feed.life {
-                feed.name_twin(worker);
+                feed.name_twin();
                 continue;
             }
             if chunk.index != index {
@@ -127,11 +130,14 @@ impl BusFeed {
             if self.heard.elapsed() >= SUCCESSION {
                 return Err(LinkError::OtherLife);
             }
-            let worker = self.reader.worker().cloned();
-            worker.iter().for_each(|worker| self.name_twin(worker));
+            // Mostly it is the next life of ours, which will say no more.
+            self.has_other = true;
             return Ok(false);
         }
         self.heard = Instant::now();
+        if self.has_other {
+            self.name_twin();
+        }
         // Where records alone are told, other lines repeat the number of the last.
         let counts = self.with_blocks || matches!(message.line, Line::Record(_) | Line::Down);
         let expected = self.number + u64::from(counts);
@@ -147,9 +153,13 @@ impl BusFeed {
     }
 
     /// Says that two agents have one name; only the one that is followed is listened to.
-    fn name_twin(&mut self, worker: &WorkerId) {
+    fn name_twin(&mut self) {
         if !std::mem::replace(&mut self.is_told, true) {
-            warn!(%worker, "two agents tell of one worker, the later one is ignored");
+            let worker = self.reader.worker().map(WorkerId::as_str);
+            warn!(
+                worker,
+                "two agents tell of one worker, the later one is ignored"
+            );
         }
     }
 }
