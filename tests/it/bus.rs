@@ -3,3 +3,4 @@
 mod feeds;
 mod placements;
 mod server;
+mod trust;
