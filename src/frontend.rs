@@ -192,8 +192,8 @@ impl Frontend {
         }
     }
 
-    /// Places a request again, apart from the hosts of those it was tried on; `None` where nobody
-    /// elsewhere takes it at once.
+    /// Places a request again, apart from hosts on which it was tried and that are not heard; `None` where
+    /// there are none, or nobody elsewhere takes it at once.
     pub(crate) async fn place_apart(
         &self,
         footprint: &Footprint,
