@@ -60,6 +60,9 @@ pub(crate) fn print(nats: &Server, frontend: &Frontend, shared: &[SequenceHash])
     table(&title, &rows);
     let ratio = due.percentile(99).as_secs_f64() / floor_due.percentile(99).as_secs_f64();
     println!("  p99 is {ratio:.1} times the floor");
+    if floor_due.percentile(99) > P99_MAX {
+        println!("  the floor alone is over the target: the machine has other work");
+    }
     let what = format!("p99 from when it was due <= {P99_MAX:?}, all placed by the router");
     target(&what, due.percentile(99) <= P99_MAX && elsewhere == 0);
 }
