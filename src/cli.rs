@@ -80,7 +80,7 @@ enum Failure {
     },
     #[error("explain")]
     Explain(#[from] ExplainError),
-    #[error("doctor: {failed} checks failed")]
+    #[error("doctor: {failed} of the checks failed")]
     Unwell { failed: usize, is_config: bool },
     #[error("standard output cannot be written")]
     Output(#[from] io::Error),

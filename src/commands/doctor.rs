@@ -37,8 +37,9 @@ use crate::discovery::hash_key::hash_key;
 use crate::dispatch::EngineClient;
 use crate::http::keys::first_key;
 
-/// Longest waits. Workers are asked once etcd has named them, an agent that nobody registered before
-/// its engine, so that the first, and twice the next two, are one after the other: 5 s in all.
+/// Longest waits. Workers are asked once etcd has named them, and an engine that nobody registered
+/// once its agent has: the three are one after the other, 5 s in all.
+#[cfg(feature = "etcd")]
 const ETCD_MAX: Duration = Duration::from_secs(2);
 const AGENT_MAX: Duration = Duration::from_millis(1_500);
 const ENGINE_MAX: Duration = Duration::from_millis(1_500);
@@ -47,7 +48,7 @@ const NATS_MAX: Duration = Duration::from_secs(4);
 /// For what only this host does: a model's files are read whole, and a driver may hang.
 const LOCAL_MAX: Duration = Duration::from_secs(5);
 
-/// Checks this host, etcd, NATS, agents and engines: what is wrong, and the next step
+/// Checks this host, etcd, NATS, agents and engines: what is wrong, and the next step.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -10,6 +10,12 @@ const SKEW_SECS_MAX: i64 = 5;
 
 const SUBJECT: &str = "our clock";
 
+/// What a clock that is off does.
+const EFFECT: &str = "the times of logs do not fit together, and TLS certificates may count as out of \
+                      date; leases and time-outs do not depend on it";
+
+const NEXT: &str = "`timedatectl` on both hosts, and turn time synchronisation on where it is off";
+
 /// How far another host's clock is ahead of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Skew {
@@ -36,24 +42,34 @@ pub(super) fn check(skews: &[Skew]) -> Vec<Finding> {
         return vec![Finding::skip(Check::Clock, SUBJECT, seen)];
     }
     let is_off = |skew: &&Skew| skew.secs.abs() > SKEW_SECS_MAX;
-    let off: Vec<_> = skews.iter().filter(is_off).map(apart).collect();
+    let off: Vec<_> = skews.iter().filter(is_off).collect();
     if off.is_empty() {
         let seen = format!("{} hosts agree within {SKEW_SECS_MAX} s", skews.len());
         return vec![Finding::ok(Check::Clock, SUBJECT, seen)];
     }
-    off
+    // Where all others are off the same way, it is ours that is.
+    let nearest = skews.iter().map(|skew| skew.secs.abs()).min();
+    let are_ahead = skews.iter().all(|skew| skew.secs > SKEW_SECS_MAX);
+    let are_behind = skews.iter().all(|skew| skew.secs < -SKEW_SECS_MAX);
+    match (skews, nearest) {
+        ([_, _, ..], Some(secs)) if are_ahead || are_behind => {
+            let which = if are_ahead { "behind" } else { "ahead of" };
+            let seen = format!(
+                "{secs} s or more {which} all {} others: {EFFECT}",
+                skews.len()
+            );
+            vec![Finding::warn(Check::Clock, SUBJECT, seen, NEXT)]
+        }
+        _ => off.into_iter().map(apart).collect(),
+    }
 }
 
 fn apart(skew: &Skew) -> Finding {
     let Skew { host, secs } = skew;
     let which = if *secs > 0 { "ahead of" } else { "behind" };
-    let seen = format!(
-        "its clock is {} s {which} ours: the times of logs do not fit together, and TLS certificates \
-         may count as out of date; leases and time-outs do not depend on it",
-        secs.unsigned_abs()
-    );
-    let next = "`timedatectl` on both hosts, and turn time synchronisation on where it is off";
-    Finding::warn(Check::Clock, host, seen, next)
+    let secs = secs.unsigned_abs();
+    let seen = format!("its clock is {secs} s {which} ours: {EFFECT}");
+    Finding::warn(Check::Clock, host, seen, NEXT)
 }
 
 #[cfg(test)]
@@ -92,6 +108,15 @@ mod tests {
             assert_eq!(found[0].status, Status::Warn);
             assert!(found[0].seen.contains(part), "{found:?}");
             assert!(found[0].seen.contains("leases and time-outs do not"));
+        }
+        for (secs, part) in [
+            (6, "6 s or more behind all 2"),
+            (-6, "6 s or more ahead of all 2"),
+        ] {
+            let found = check(&[skew(secs), skew(secs * 2)]);
+            assert_eq!(found.len(), 1);
+            assert_eq!(found[0].subject, SUBJECT);
+            assert!(found[0].seen.contains(part), "{found:?}");
         }
     }
 }

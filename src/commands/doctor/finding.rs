@@ -51,11 +51,11 @@ pub struct Finding {
 
 impl Finding {
     pub(crate) fn ok(check: Check, subject: &str, seen: impl Into<String>) -> Self {
-        Self::new((check, Status::Ok), subject, seen.into(), None)
+        Self::new((check, Status::Ok), subject, &seen.into(), None)
     }
 
     pub(crate) fn skip(check: Check, subject: &str, seen: impl Into<String>) -> Self {
-        Self::new((check, Status::Skip), subject, seen.into(), None)
+        Self::new((check, Status::Skip), subject, &seen.into(), None)
     }
 
     pub(crate) fn warn(
@@ -64,8 +64,12 @@ impl Finding {
         seen: impl Into<String>,
         next: impl Into<String>,
     ) -> Self {
-        let next = Some(next.into());
-        Self::new((check, Status::Warn), subject, seen.into(), next)
+        Self::new(
+            (check, Status::Warn),
+            subject,
+            &seen.into(),
+            Some(&next.into()),
+        )
     }
 
     pub(crate) fn fail(
@@ -74,22 +78,26 @@ impl Finding {
         seen: impl Into<String>,
         next: impl Into<String>,
     ) -> Self {
-        let next = Some(next.into());
-        Self::new((check, Status::Fail), subject, seen.into(), next)
+        Self::new(
+            (check, Status::Fail),
+            subject,
+            &seen.into(),
+            Some(&next.into()),
+        )
     }
 
     fn new(
         (check, status): (Check, Status),
         subject: &str,
-        seen: String,
-        next: Option<String>,
+        seen: &str,
+        next: Option<&str>,
     ) -> Self {
         Self {
             check,
             subject: shown(subject),
             status,
-            seen: shown(&seen),
-            next: next.as_deref().map(shown),
+            seen: shown(seen),
+            next: next.map(shown),
         }
     }
 
@@ -244,7 +252,7 @@ mod tests {
             (Status::Ok, Check::Configuration, false),
             (Status::Fail, Check::Etcd, false),
         ] {
-            let finding = Finding::new((check, status), "s", String::new(), None);
+            let finding = Finding::new((check, status), "s", "", None);
             assert_eq!(is_unusable(&[finding]), unusable, "{status:?} {check:?}");
         }
     }

@@ -45,6 +45,11 @@ fn judge(server: &str, facts: &ServerFacts, is_asked: bool) -> Vec<Finding> {
     let fail = |seen: String, next: &str| Finding::fail(Check::Nats, server, seen, next);
     let bytes_max = facts.message_bytes_max;
     let version = &facts.version;
+    // An agent's user need not be let hear routers or ask: whoever asks them must.
+    let refused = |seen: String, next: &str| match is_asked || facts.refusals.is_empty() {
+        true => fail(seen, next),
+        false => warn(seen, next),
+    };
     let mut findings = match facts.round_trip {
         Some(took) => {
             let took = millis(took);
@@ -52,15 +57,16 @@ fn judge(server: &str, facts: &ServerFacts, is_asked: bool) -> Vec<Finding> {
                 format!("version {version}, takes {bytes_max} bytes, a message to us took {took}");
             vec![Finding::ok(Check::Nats, server, seen)]
         }
-        None => vec![fail(
+        None => vec![refused(
             format!("version {version}: a message of ours to our own inbox did not come back"),
             "let our user publish and subscribe _INBOX.> in the server's configuration",
         )],
     };
     for refusal in &facts.refusals {
-        findings.push(fail(
+        findings.push(refused(
             format!("it refused: {refusal}"),
-            "let our user publish and subscribe kvlens.> and _INBOX.> in the server's configuration",
+            "let our user publish and subscribe kvlens.> and _INBOX.> in the server's configuration; an \
+             agent's needs not all of it",
         ));
     }
     if bytes_max < MESSAGE_BYTES_MIN {
@@ -177,7 +183,8 @@ mod tests {
                 Status::Fail,
                 "did not come back",
             ),
-            (with(denied), false, Status::Fail, "permissions violation"),
+            (with(denied), false, Status::Warn, "permissions violation"),
+            (with(denied), true, Status::Fail, "permissions violation"),
         ] {
             let found = judge("nats://a:1", &facts, is_asked);
             let named = found.iter().find(|found| found.seen.contains(part));

@@ -63,7 +63,9 @@ pub(super) async fn page(
 }
 
 async fn ask(client: &EngineClient, address: &str, path: &str) -> Result<Page, NoPage> {
-    let unreachable = |error: DispatchError| NoPage::Unreachable(told(&error));
+    // The address stands beside it already.
+    let cause = |error: DispatchError| told(&error).replace(&format!("{address} "), "");
+    let unreachable = |error| NoPage::Unreachable(cause(error));
     let asked = Instant::now();
     let request = Request::new(Bytes::new());
     let answer = client.forward(address, path, request).await;

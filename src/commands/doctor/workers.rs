@@ -53,6 +53,7 @@ pub(super) enum Answer<T> {
 }
 
 impl Candidate {
+    #[cfg(any(test, feature = "etcd"))]
     pub(super) fn registered(record: WorkerRecord, lease: String) -> Self {
         Self {
             agent: record.agent.clone(),

@@ -12,6 +12,8 @@ use crate::id::WorkerId;
 const OURS: &str = "aa";
 const OTHER: &str = "bb";
 
+type Change = fn(&mut WorkerRecord);
+
 fn page() -> Page {
     Page {
         body: bytes::Bytes::new(),
@@ -70,84 +72,80 @@ fn a_worker_that_is_well_has_three_lines() {
     assert!(found[2].seen.contains("lease 9 s left"), "{found:?}");
 }
 
+/// The one finding that is not ok.
+fn off(change: impl Fn(&mut WorkerRecord)) -> Finding {
+    let mut record = record();
+    change(&mut record);
+    let mut found = judge(&asked(record), &ours());
+    found.retain(|found| found.status != Status::Ok);
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+#[test]
+fn a_verdict_is_told_with_what_to_do() {
+    for (verdict, status, seen, next) in [
+        (Verdict::Failed, Status::Fail, "Failed", "log"),
+        (Verdict::Starting, Status::Warn, "Starting", "loaded"),
+        (Verdict::Unknown, Status::Warn, "Unknown", "loaded"),
+        (Verdict::Draining, Status::Warn, "Draining", "told to"),
+        (Verdict::Degraded, Status::Warn, "Degraded: slow", "log"),
+    ] {
+        let found = off(|record| {
+            record.verdict = verdict;
+            record.cause = Some("slow".to_owned());
+        });
+        assert_eq!(found.status, status);
+        assert!(found.seen.contains(seen), "{found:?}");
+        assert!(found.next.unwrap().contains(next));
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_told_with_its_remedy() {
-    let with = |change: fn(&mut WorkerRecord)| {
-        let mut record = record();
-        change(&mut record);
-        record
-    };
     let differs = |r: &mut WorkerRecord| {
         r.parity = Parity::Failed {
             scope: ParityScope::Text,
             reason: "token 3".to_owned(),
         };
     };
-    for (record, status, seen, next) in [
+    let rows: [(Change, Status, &str, &str); 5] = [
         (
-            with(|r| r.verdict = Verdict::Failed),
-            Status::Fail,
-            "Failed",
-            "log",
-        ),
-        (
-            with(|r| r.verdict = Verdict::Starting),
-            Status::Warn,
-            "Starting",
-            "loaded",
-        ),
-        (
-            with(|r| r.verdict = Verdict::Draining),
-            Status::Warn,
-            "Draining",
-            "told to",
-        ),
-        (
-            with(|r| r.verdict = Verdict::Degraded),
-            Status::Warn,
-            "Degraded",
-            "log",
-        ),
-        (
-            with(|r| r.hash_key = None),
+            |r| r.hash_key = None,
             Status::Fail,
             "no key, and",
             "cluster.hash_key_file",
         ),
         (
-            with(|r| r.model_digest = Some(OTHER.repeat(32))),
+            |r| r.model_digest = Some(OTHER.repeat(32)),
             Status::Fail,
             "digest bbbbbbbbbbbb, and those here aaaaaaaaaaaa",
             "--model",
         ),
         (
-            with(|r| r.model = "n".to_owned()),
+            |r| r.model = "n".to_owned(),
             Status::Warn,
             "as \"n\"",
             "--name n",
         ),
         (
-            with(|r| r.ledger.is_followed = false),
+            |r| r.ledger.is_followed = false,
             Status::Warn,
             "all its blocks",
             "agent's log",
         ),
         (
-            with(differs),
+            differs,
             Status::Warn,
             "other prompts than ours: token 3",
             "same files",
         ),
-    ] {
-        let found = judge(&asked(record), &ours());
-        let off: Vec<_> = found
-            .iter()
-            .filter(|found| found.status != Status::Ok)
-            .collect();
-        assert_eq!(off.len(), 1, "{found:?}");
-        assert_eq!(off[0].status, status);
-        assert!(off[0].seen.contains(seen), "{off:?}");
-        assert!(off[0].next.as_ref().unwrap().contains(next), "{off:?}");
+    ];
+    for (change, status, seen, next) in rows {
+        let found = off(change);
+        assert_eq!(found.status, status);
+        assert!(found.seen.contains(seen), "{found:?}");
+        assert!(found.next.unwrap().contains(next));
     }
 }
 
