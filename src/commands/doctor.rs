@@ -30,7 +30,7 @@ use crate::commands::doctor::clock::Skew;
 use crate::commands::doctor::finding::{Check, Finding};
 use crate::commands::doctor::model::OurModel;
 use crate::commands::doctor::verdicts::Ours;
-use crate::commands::doctor::workers::{Answer, Asked};
+use crate::commands::doctor::workers::{Answer, Asked, Candidate};
 use crate::config::{Config, Sources, Values};
 use crate::discovery::flags::PlaneFlags;
 use crate::discovery::hash_key::hash_key;
@@ -126,10 +126,7 @@ pub async fn examine(config: &Config, model: Option<&str>) -> Vec<Finding> {
     );
     let ours = Ours {
         model: model.1,
-        hash_key: hash_key(&config.cluster)
-            .ok()
-            .flatten()
-            .map(|key| key.fingerprint()),
+        hash_key: found.hash_key,
         key_file: finding::key_file(config.discovery.key_file.as_deref()),
     };
     let mut skews = found.skews;
@@ -139,7 +136,7 @@ pub async fn examine(config: &Config, model: Option<&str>) -> Vec<Finding> {
         .flat_map(|asked| verdicts::judge(asked, &ours))
         .collect();
     [
-        keys::check(config),
+        found.keys,
         limits.0,
         clock::check(&skews),
         gpu.0,
@@ -153,35 +150,67 @@ pub async fn examine(config: &Config, model: Option<&str>) -> Vec<Finding> {
     .concat()
 }
 
+/// What files of ours say of whom to ask, and how.
+#[derive(Debug, Default)]
+struct Files {
+    named: Vec<Candidate>,
+    /// What is wrong with the list of them.
+    listing: Vec<Finding>,
+    /// Shown to agents and gates.
+    key: Option<String>,
+    hash_key: Option<String>,
+}
+
 /// What was heard from other hosts of workers.
 struct Met {
+    keys: Vec<Finding>,
     etcd: Vec<Finding>,
     /// What is to say of the list of workers itself.
     listing: Vec<Finding>,
     asked: Vec<Asked>,
     skews: Vec<Skew>,
+    hash_key: Option<String>,
 }
 
-/// Asks etcd, and then all workers that it or the configuration names.
+/// Reads our files, asks etcd, and then all workers that either names.
 async fn meet(config: &Config) -> Met {
-    let told = etcd::check(&config.etcd).await;
-    let (named, mut listing) = workers::named(config);
-    // A file that cannot be used is told of among the keys; agents then ask for one.
-    let key = config.discovery.key_file.as_deref();
-    let key = key.and_then(|path| first_key(path).ok());
-    let client = EngineClient::with_key(key.as_deref());
+    let files = local((Check::Keys, "key files"), {
+        let config = config.clone();
+        move || (keys::check(&config), Files::read(&config))
+    });
+    let ((keys, files), told) = tokio::join!(files, etcd::check(&config.etcd));
+    let files = files.unwrap_or_default();
+    let client = EngineClient::with_key(files.key.as_deref());
     let networks = &config.discovery.networks[..];
-    let (asked, left_out) = workers::ask(told.registered, named, (client, networks)).await;
+    let (asked, left_out) = workers::ask(told.registered, files.named, (client, networks)).await;
+    let mut listing = files.listing;
     listing.extend(left_out);
     if asked.is_empty() && listing.is_empty() {
         let seen = "none is registered or named; name etcd (--etcd) or agents (--worker-url)";
         listing.push(Finding::skip(Check::Worker, "workers", seen));
     }
     Met {
+        keys,
         etcd: told.findings,
         listing,
         asked,
         skews: told.skews,
+        hash_key: files.hash_key,
+    }
+}
+
+impl Files {
+    /// What cannot be used is told of among the keys: agents then ask for one.
+    fn read(config: &Config) -> Self {
+        let (named, listing) = workers::named(config);
+        let key = config.discovery.key_file.as_deref();
+        let hash_key = hash_key(&config.cluster).ok().flatten();
+        Self {
+            named,
+            listing,
+            key: key.and_then(|path| first_key(path).ok()),
+            hash_key: hash_key.map(|key| key.fingerprint()),
+        }
     }
 }
 
