@@ -56,10 +56,6 @@ impl Server {
         server
     }
 
-    pub(crate) fn port(&self) -> u16 {
-        self.port
-    }
-
     pub(crate) async fn kill(mut self) -> u16 {
         self.process.kill().expect("it runs");
         self.process.wait().expect("it is ours");
