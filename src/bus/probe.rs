@@ -2,6 +2,8 @@
 //! made again.
 
 use std::collections::BTreeSet;
+use std::error::Error;
+use std::iter;
 use std::time::{Duration, Instant};
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
@@ -60,11 +62,22 @@ impl BusError {
                     BusFault::Credentials
                 }
                 ConnectErrorKind::Tls => BusFault::Certificate,
+                // What goes wrong while greeting is passed on as of the connection.
+                _ if is_of_tls(error) => BusFault::Certificate,
                 _ => BusFault::Away,
             },
             _ => BusFault::Away,
         }
     }
+}
+
+/// Whether a certificate was refused, by either side.
+fn is_of_tls(error: &(dyn Error + 'static)) -> bool {
+    let causes = iter::successors(Some(error), |error: &&(dyn Error + 'static)| {
+        (*error).source()
+    });
+    let mut texts = causes.map(ToString::to_string);
+    texts.any(|text| text.contains("certificate") || text.contains("fatal alert"))
 }
 
 /// Asks one server.
