@@ -2,5 +2,5 @@
 
 mod feeds;
 mod placements;
-mod server;
+pub(crate) mod server;
 mod trust;
