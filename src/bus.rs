@@ -331,7 +331,10 @@ fn cause(error: &ClientError) -> String {
             "a certificate is not accepted, because it has expired or is of another authority: \
              nats.ca_file, nats.cert_file or the server's own"
         }
-        "IO error" | "timed out" => "no server can be reached",
+        // A certificate that does not please is told as one of these too.
+        "IO error" | "timed out" => {
+            "no server can be reached, or its certificate or ours is not accepted"
+        }
         _ => return kind.clone(),
     };
     format!("{meaning} ({kind})")

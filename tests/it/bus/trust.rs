@@ -88,7 +88,7 @@ async fn certificates_are_checked_on_both_sides() {
         ..trusting(server)
     };
     let expired = Server::configured(&rules("member_expired.pem", false)).await;
-    until_away(&trusting(&expired), "a certificate is not accepted").await;
+    until_away(&trusting(&expired), "not accepted").await;
     let server = Server::configured(&rules("member.pem", false)).await;
     until_up(&trusting(&server)).await;
     let mutual = Server::configured(&rules("member.pem", true)).await;
