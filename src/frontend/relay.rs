@@ -206,10 +206,14 @@ impl Frontend {
             rank: (placement.ranks > 1).then_some(placement.rank),
             body: parcel.body.clone(),
         };
-        let answer = self.client.send(&placement.address, request).await;
+        let at = (&placement.worker, &*placement.address);
+        let answer = self.client.ask(at, request).await;
         let answer = answer.map_err(|error| match error {
             DispatchError::Refused { .. } => Failure::Refused(error),
-            _ => Failure::Died(error.to_string()),
+            error => match error::not_carried(&error) {
+                Some(error) => Failure::Rejected(error),
+                None => Failure::Died(error.to_string()),
+            },
         })?;
         accepted(outgoing, answer, parcel).await
     }
