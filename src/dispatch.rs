@@ -6,6 +6,7 @@ pub mod plane;
 pub mod request;
 pub mod stream;
 mod unix;
+mod workers;
 
 use std::time::Duration;
 
@@ -19,10 +20,10 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::bus::BusError;
 use crate::dispatch::body::AnswerBody;
-use crate::dispatch::plane::BusPlane;
 use crate::dispatch::unix::UnixConnector;
-use crate::http::lent::{LendError, Loans};
-use crate::id::{DpRank, RequestId, WorkerId};
+use crate::dispatch::workers::Plane;
+use crate::http::lent::LendError;
+use crate::id::{DpRank, RequestId};
 
 /// Pins a request to one data-parallel rank; vLLM reads it.
 const RANK: HeaderName = HeaderName::from_static("x-data-parallel-rank");
@@ -132,15 +133,6 @@ pub struct EngineAnswer {
     body: AnswerBody,
 }
 
-/// How workers' engines are reached.
-#[derive(Clone, Debug)]
-enum Plane {
-    /// At their addresses.
-    Http,
-    /// By their workers' names.
-    Bus(BusPlane),
-}
-
 /// A pool of connections to engines, whose addresses are `http://host:port` or `unix:/path`; workers'
 /// engines may be reached over the bus instead.
 #[derive(Clone, Debug)]
@@ -191,82 +183,6 @@ impl EngineClient {
             }),
             ..Self::new()
         }
-    }
-
-    /// The same, reaching workers' engines over the bus.
-    #[must_use]
-    pub fn over(self, plane: BusPlane) -> Self {
-        let plane = Plane::Bus(plane);
-        Self { plane, ..self }
-    }
-
-    /// The same with a listener from which engines fetch bodies that are larger than a message of the
-    /// bus; without a bus they need none.
-    #[must_use]
-    pub fn lending(self, loans: Option<Loans>) -> Self {
-        let plane = match self.plane {
-            Plane::Http => Plane::Http,
-            Plane::Bus(plane) => Plane::Bus(plane.lending(loans)),
-        };
-        Self { plane, ..self }
-    }
-
-    /// Whether workers' engines are reached over the bus, where an address does not say which host
-    /// one is on.
-    pub fn is_over_bus(&self) -> bool {
-        matches!(self.plane, Plane::Bus(_))
-    }
-
-    /// Sends a request to a worker's engine, in whichever way those are reached; otherwise as
-    /// [`EngineClient::send`].
-    ///
-    /// # Errors
-    /// When the engine cannot be reached or breaks off before its answer.
-    pub async fn ask(
-        &self,
-        (worker, address): (&WorkerId, &str),
-        request: EngineRequest<'_>,
-    ) -> Result<EngineAnswer, DispatchError> {
-        let (path, sent) = (request.path, request.sent());
-        self.carry((worker, address), path, sent).await
-    }
-
-    /// Asks a worker's engine for a small page, in whichever way those are reached; otherwise as
-    /// [`EngineClient::get`].
-    ///
-    /// # Errors
-    /// When the engine cannot be reached, breaks off, or takes longer than `deadline`.
-    pub async fn look(
-        &self,
-        (worker, address): (&WorkerId, &str),
-        path: &str,
-        deadline: Duration,
-    ) -> Result<(StatusCode, Bytes), DispatchError> {
-        let asked = async {
-            let request = Request::new(Bytes::new());
-            let answer = self.carry((worker, address), path, request).await?;
-            Ok((answer.status, answer.whole().await?))
-        };
-        in_time(address, deadline, asked).await
-    }
-
-    async fn carry(
-        &self,
-        (worker, address): (&WorkerId, &str),
-        path: &str,
-        request: Request<Bytes>,
-    ) -> Result<EngineAnswer, DispatchError> {
-        let plane = match &self.plane {
-            Plane::Http => return self.forward(address, path, request).await,
-            Plane::Bus(plane) => plane,
-        };
-        let (status, headers, answer) = plane.forward(worker, path, request).await?;
-        Ok(EngineAnswer {
-            status,
-            headers,
-            address: worker.to_string(),
-            body: AnswerBody::Bus(Box::new(answer)),
-        })
     }
 
     /// Sends a request and returns when the answer's head is there. Dropping the future, or the

@@ -10,7 +10,7 @@ mod output;
 mod port;
 mod probe;
 mod process;
-mod requests;
+pub mod requests;
 pub mod role;
 pub mod run_dir;
 

@@ -2,23 +2,25 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::debug;
 
 use crate::bus::wire::WireFault;
-use crate::bus::{Bus, BusError, Replies, subjects, wire};
-use crate::config::dispatch::{DispatchConfig, RequestPlane};
+use crate::bus::{Bus, BusError, BusState, Replies, subjects, wire};
+use crate::dispatch::DispatchError;
 use crate::dispatch::parts::{
     Asked, BEAT, Body, Part, Reply, RequestKey, SILENCE_MAX, TAKEN_EVERY, Word,
 };
-use crate::dispatch::{DispatchError, EngineClient};
 use crate::http::lent::{Lent, Loans};
 use crate::id::WorkerId;
-use crate::lifecycle::tasks::Tasks;
+
+/// Longest wait for a bus that is away: one that is back is connected again by then.
+const UP_MAX: Duration = Duration::from_secs(1);
 
 /// Cancelled requests that wait to be told of; of one more its engine hears by our silence.
 const CANCELLED_MAX: usize = 4_096;
@@ -98,6 +100,7 @@ impl BusPlane {
         path: &str,
         request: Request<Bytes>,
     ) -> Result<(StatusCode, HeaderMap, BusAnswer), DispatchError> {
+        self.shared.up().await;
         let (head, body) = request.into_parts();
         // Fetched by the time of the head, and not needed after it.
         let (body, _lent) = self.body(body)?;
@@ -142,7 +145,9 @@ impl BusPlane {
     fn body(&self, body: Bytes) -> Result<(Body, Option<Lent>), DispatchError> {
         let bytes = body.len();
         let bytes_max = self.shared.bus.message_bytes_max();
-        if bytes + HEAD_BYTES_MAX <= bytes_max {
+        // What a server takes is not known before it has said so; the body then goes nowhere.
+        let is_known = self.shared.bus.is_up();
+        if !is_known || bytes + HEAD_BYTES_MAX <= bytes_max {
             return Ok((Body::Inside(body), None));
         }
         let Some(loans) = &self.loans else {
@@ -152,21 +157,6 @@ impl BusPlane {
         let lent = loans.lend(body, "application/json")?;
         let url = lent.url().to_owned();
         Ok((Body::At { url, bytes }, Some(lent)))
-    }
-}
-
-impl EngineClient {
-    /// The same, reaching workers' engines as the configuration says; what that takes runs among
-    /// `tasks`. Without a bus there is one way.
-    #[must_use]
-    pub fn reaching(self, config: &DispatchConfig, bus: Option<&Bus>, tasks: &mut Tasks) -> Self {
-        let bus = bus.filter(|_| config.request_plane == RequestPlane::Nats);
-        let Some(bus) = bus else {
-            return self;
-        };
-        let (plane, telling) = BusPlane::new(bus.clone());
-        tasks.spawn("what engines are told of answers", telling.run());
-        self.over(plane)
     }
 }
 
@@ -202,6 +192,16 @@ impl Telling {
 }
 
 impl Shared {
+    /// Waits until the bus is there, not for long: what is sent then says that it is not.
+    async fn up(&self) {
+        if self.bus.is_up() {
+            return;
+        }
+        let mut state = self.bus.state();
+        let up = state.wait_for(|state| *state == BusState::Up);
+        timeout(UP_MAX, up).await.ok();
+    }
+
     /// Tells a gate. What is lost is told again, or heard in our silence.
     async fn tell(&self, worker: &WorkerId, word: &Word) {
         if let Err(error) = self.bus.publish(subjects::request(worker), word).await {

@@ -66,7 +66,7 @@ enum Unwanted {
 
 /// An engine's gate on the bus.
 #[derive(Debug)]
-pub(crate) struct Requests {
+pub struct Requests {
     gate: Arc<Gate>,
     bus: Bus,
     worker: WorkerId,
@@ -86,7 +86,7 @@ struct Open {
 
 impl Requests {
     /// Requests for `worker`; bodies are fetched inside `networks` alone, where there are any.
-    pub(crate) fn new(
+    pub fn new(
         gate: Arc<Gate>,
         (bus, worker): (Bus, WorkerId),
         limits: Limits,
@@ -105,7 +105,7 @@ impl Requests {
     }
 
     /// Answers until `stop`, and what is being answered by then to its end.
-    pub(crate) async fn run(self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
         let requests = Arc::new(self);
         let mut open: HashMap<RequestKey, Open> = HashMap::new();
         let mut answering = JoinSet::new();

@@ -2,4 +2,6 @@
 
 mod feeds;
 mod placements;
+mod request_plane;
+mod requests;
 mod server;

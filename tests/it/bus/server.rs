@@ -57,9 +57,13 @@ impl Server {
         Self::at(port).await
     }
 
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
     pub(crate) async fn bus(&self, name: &str) -> Bus {
         let config = NatsConfig {
-            servers: vec![format!("nats://127.0.0.1:{}", self.port)],
+            servers: vec![self.url()],
             ..NatsConfig::default()
         };
         let bus = Bus::connect(&config, name).await.expect("an address");
