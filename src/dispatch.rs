@@ -82,6 +82,9 @@ pub enum DispatchError {
     /// No engine is to blame, and none can be asked.
     #[error("the request did not go out over the bus")]
     Plane { source: BusError },
+    /// Nor is one to blame for this, and another may be asked once the bus is back.
+    #[error("the bus went away under an answer")]
+    CutPlane { source: BusError },
     #[error("a body of {bytes} bytes is over the bus' limit of {bytes_max}, and none can be lent")]
     TooLarge { bytes: usize, bytes_max: usize },
     #[error("a body over the bus' limit is not lent")]
@@ -308,19 +311,13 @@ impl EngineAnswer {
     /// When the engine breaks off, or the answer is over 64 MiB.
     pub async fn whole(self) -> Result<Bytes, DispatchError> {
         let whole = self.body.whole(ANSWER_BYTES_MAX).await;
-        whole.map_err(|source| DispatchError::CutAnswer {
-            address: self.address,
-            source,
-        })
+        whole.map_err(|cut| cut.at(&self.address))
     }
 
     /// What comes next, as it came; `None` at the answer's proper end.
     pub async fn chunk(&mut self) -> Option<Result<Bytes, DispatchError>> {
         let chunk = self.body.chunk().await?;
-        Some(chunk.map_err(|source| DispatchError::CutAnswer {
-            address: self.address.clone(),
-            source,
-        }))
+        Some(chunk.map_err(|cut| cut.at(&self.address)))
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::debug;
 
@@ -119,10 +119,12 @@ impl BusPlane {
         let mut answer = BusAnswer {
             replies: replies.map_err(|source| DispatchError::Plane { source })?,
             open,
+            state: self.shared.bus.state(),
             number: 0,
             told: 0,
         };
         let failed = |fault| match fault {
+            AnswerFault::Bus(source @ BusError::Away { .. }) => DispatchError::CutPlane { source },
             AnswerFault::Bus(BusError::NoResponder { .. }) => DispatchError::Refused {
                 address: subject.clone(),
                 source: Box::new(fault),
@@ -194,9 +196,6 @@ impl Telling {
 impl Shared {
     /// Waits until the bus is there, not for long: what is sent then says that it is not.
     async fn up(&self) {
-        if self.bus.is_up() {
-            return;
-        }
         let mut state = self.bus.state();
         let up = state.wait_for(|state| *state == BusState::Up);
         timeout(UP_MAX, up).await.ok();
@@ -258,6 +257,8 @@ impl Drop for Open {
 pub(super) struct BusAnswer {
     replies: Replies,
     open: Open,
+    /// Of the bus: what is told while it is away is lost.
+    state: watch::Receiver<BusState>,
     /// Of the last part.
     number: u64,
     /// Up to which part the gate has been told.
@@ -293,7 +294,15 @@ impl BusAnswer {
             self.told = self.number;
         }
         loop {
-            let payload = self.replies.next(SILENCE_MAX).await?;
+            let is_away = |state: &BusState| *state != BusState::Up;
+            let payload = tokio::select! {
+                biased;
+                payload = self.replies.next(SILENCE_MAX) => payload?,
+                _ = self.state.wait_for(is_away) => {
+                    let cause = "it went away under an answer".to_owned();
+                    return Err(BusError::Away { cause }.into());
+                }
+            };
             let reply: Reply = wire::decode("a part of an answer", &payload)?;
             let is_beat = reply.part == Part::Beat;
             let expected = self.number + u64::from(!is_beat);

@@ -211,8 +211,8 @@ impl Frontend {
         let answer = answer.map_err(|error| match error {
             DispatchError::Refused { .. } => Failure::Refused(error),
             error => match error::not_carried(&error) {
-                Some(error) => Failure::Rejected(error),
-                None => Failure::Died(error.to_string()),
+                Some(error) => Failure::Unsent(error),
+                None => Failure::cut(&error),
             },
         })?;
         accepted(outgoing, answer, parcel).await
@@ -320,7 +320,7 @@ async fn whole(answer: Answer) -> Result<(Reply, Counts), Failure> {
     }
     let Answer { mut counts, engine } = answer;
     let body = engine.whole().await;
-    let mut body = body.map_err(|error| Failure::Died(error.to_string()))?;
+    let mut body = body.map_err(|error| Failure::cut(&error))?;
     if let Ok(Counted { usage: Some(usage) }) = serde_json::from_slice(&body) {
         counts.usage(usage);
     }

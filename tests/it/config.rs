@@ -231,6 +231,12 @@ fn what_cannot_hold_together_is_refused_with_all_its_sources() {
              (router.preferred_labels in file FILE)",
         ),
         (
+            "[dispatch]\nrequest_plane = \"nats\"\n",
+            &[],
+            "dispatch.request_plane is nats and nats.servers is unset: no engine could be asked \
+             (dispatch.request_plane in file FILE)",
+        ),
+        (
             "[etcd]\nuser = \"kvlens\"\n",
             &[],
             "etcd.user and etcd.password_file go together, and one of them is unset (etcd.user in \

@@ -133,6 +133,61 @@ async fn a_stream_whose_engine_dies_goes_on_elsewhere() {
     assert_eq!(frontend.process.stopped().await, Some(0));
 }
 
+/// What a stream says of its length, whose pieces may have come from two engines.
+fn completion_tokens(events: &[String]) -> Vec<Value> {
+    assert_eq!(
+        events.last().map(String::as_str),
+        Some("[DONE]"),
+        "{events:?}"
+    );
+    let read = events
+        .iter()
+        .filter_map(|event| serde_json::from_str(event).ok());
+    read.map(|event: Value| event["usage"]["completion_tokens"].clone())
+        .filter(|tokens| !tokens.is_null())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_stop_lets_a_stream_finish_and_others_take_what_comes() {
+    let mut rack = Rack::start(&["gpu-0", "gpu-1"], "--decode-tokens-per-second 100").await;
+    let frontend = rack.frontend().await;
+    let mut tasks = JoinSet::new();
+    let requests = counted(rack.server.bus("test").await, &mut tasks).await;
+    let mut stream = frontend.stream(&long(200)).await;
+    let worker = header(&stream.headers, "x-kvlens-worker").to_owned();
+    let mut events = vec![stream.next().await.expect("an event")];
+    let stopped = rack.engines.iter_mut().find(|(name, _)| *name == worker);
+    let (_, stopped) = stopped.expect("an engine");
+    stopped.signal(Signal::TERM);
+    stopped.said("draining").await;
+    let told = frontend.ask(&long(5)).await;
+    assert_ne!(told.worker, worker);
+    events.extend(stream.rest().await);
+    assert_eq!(completion_tokens(&events), [200], "{events:?}");
+    assert_eq!(stopped.ended().await, Some(0));
+    // It never went on elsewhere; the other may have been refused once, by the one that drains.
+    let asked = requests.load(Ordering::SeqCst);
+    assert!(asked == 2 || asked == 3, "{asked}");
+    for _ in 0..4 {
+        assert_ne!(frontend.ask(&long(2)).await.worker, worker);
+    }
+}
+
+#[tokio::test]
+async fn a_bus_that_begins_again_cuts_no_stream() {
+    let mut rack = Rack::start(&["gpu-0", "gpu-1"], "--decode-tokens-per-second 100").await;
+    let mut frontend = rack.frontend().await;
+    let mut stream = frontend.stream(&long(200)).await;
+    let mut events = vec![stream.next().await.expect("an event")];
+    let port = rack.server.kill().await;
+    rack.server = Server::again(port).await;
+    events.extend(stream.rest().await);
+    assert_eq!(completion_tokens(&events), [200], "{events:?}");
+    frontend.ask(&long(5)).await;
+    assert_eq!(frontend.process.stopped().await, Some(0));
+}
+
 #[tokio::test]
 async fn a_large_request_needs_the_private_listener() {
     let mut rack = Rack::start(&["gpu-0"], "--prefill-tokens-per-second 0").await;

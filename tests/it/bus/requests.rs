@@ -357,8 +357,21 @@ async fn a_gate_that_is_gone_is_noticed() {
         since.elapsed()
     );
 
-    // No engine is to blame for a bus that is away.
+    // No engine is to blame for a bus that goes, or is away.
+    let party = Party::start().await;
+    let mut answer = asked(&party.client, &endless).await.expect("an answer");
     party.server.kill().await;
+    let since = Instant::now();
+    let error = loop {
+        match answer.chunk().await.expect("no proper end") {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, DispatchError::CutPlane { .. }), "{error}");
+    assert!(since.elapsed() < Duration::from_secs(2), "at once");
+    let open = || party.engine.open.load(Ordering::SeqCst);
+    until("the engine is let go", async || open() == 0).await;
     until("the bus is away", async || !party.bus.is_up()).await;
     let error = asked(&party.client, &endless).await.expect_err("no bus");
     assert!(matches!(error, DispatchError::Plane { .. }), "{error:?}");
