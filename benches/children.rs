@@ -7,6 +7,7 @@ use std::sync::Arc;
 use kvlens::block::SequenceHash;
 use kvlens::config::frontend::FrontendConfig;
 use kvlens::config::media::MediaConfig;
+use kvlens::discovery::plane::Planes;
 use kvlens::dispatch::EngineClient;
 use kvlens::frontend::Frontend;
 use kvlens::frontend::models::Models;
@@ -109,6 +110,7 @@ fn frontend() -> [f64; 2] {
         sse_event_bytes_max: 1 << 20,
         router,
         remote: None,
+        planes: Planes::default(),
         models: Models::of([(MODEL.to_owned(), model.clone())]),
         hash_key: None,
         media: Media::new(MediaConfig::default()).ok(),

@@ -14,6 +14,7 @@ use std::time::Duration;
 use kvlens::block::{self, BlockSize};
 use kvlens::config::frontend::FrontendConfig;
 use kvlens::config::media::MediaConfig;
+use kvlens::discovery::plane::Planes;
 use kvlens::dispatch::EngineClient;
 use kvlens::dispatch::request::chat_body;
 use kvlens::frontend::Frontend;
@@ -105,6 +106,7 @@ fn frontend(
         recovery: Recovery::new(&FrontendConfig::default()),
         router: fleet::router(metrics.clone(), WORKERS, shared),
         remote: None,
+        planes: Planes::default(),
         models: Models::of([(MODEL.to_owned(), model.clone())]),
         hash_key: None,
         media: Some(media.clone()),

@@ -9,7 +9,7 @@ use std::io;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, ConnectOptions, Event, StatusCode, Subscriber};
+use async_nats::{Client, ClientError, ConnectOptions, Event, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
@@ -319,6 +319,23 @@ fn pause(attempts: usize) -> Duration {
     (RETRY_FIRST * 2_u32.pow(doublings)).min(RETRY_LAST)
 }
 
+/// Why the client is away, in an operator's words: it says little more than the kind.
+fn cause(error: &ClientError) -> String {
+    let ClientError::Other(kind) = error else {
+        return error.to_string();
+    };
+    let meaning = match kind.as_str() {
+        "authorization violation" => "the server does not take our user, password or nkey",
+        "TLS error" => {
+            "a certificate is not accepted, because it has expired or is of another authority: \
+             nats.ca_file, nats.cert_file or the server's own"
+        }
+        "IO error" | "timed out" => "no server can be reached",
+        _ => return kind.clone(),
+    };
+    format!("{meaning} ({kind})")
+}
+
 /// Tells how the bus stands, and the log whenever that changes.
 fn note(told: &watch::Sender<BusState>, event: &Event) {
     let state = match event {
@@ -332,7 +349,7 @@ fn note(told: &watch::Sender<BusState>, event: &Event) {
             return;
         }
         Event::ClientError(error) => BusState::Away {
-            cause: error.to_string(),
+            cause: cause(error),
         },
         Event::SlowConsumer(_) => {
             warn!("nats messages came faster than they were read, some are lost");

@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::block::HashKey;
 use crate::config::Config;
 use crate::config::media::Transfer;
+use crate::discovery::plane::Planes;
 use crate::dispatch::EngineClient;
 use crate::frontend::lending::Lending;
 use crate::frontend::models::Models;
@@ -76,6 +77,8 @@ pub struct Frontend {
     pub router: Arc<Router>,
     /// Routers that choose in its place; `None` where it chooses itself.
     pub remote: Option<Arc<Remote>>,
+    /// How etcd and NATS are.
+    pub planes: Planes,
     /// What renders and tokenises prompts.
     pub models: Arc<Models>,
     /// What the names of their blocks are sealed with.
@@ -124,7 +127,11 @@ impl Frontend {
         (client, metrics, tenants): (EngineClient, Arc<Metrics>, Tenants),
         loans: Option<Loans>,
     ) -> Result<Arc<Self>, PolicyError> {
-        let Routing { local, remote } = routing.into();
+        let Routing {
+            local,
+            remote,
+            planes,
+        } = routing.into();
         let media = config.media.enabled;
         let media = media.then(|| Media::new(config.media.clone()));
         let lends = config.media.enabled && config.media.transfer == Transfer::Http;
@@ -141,6 +148,7 @@ impl Frontend {
             recovery: Recovery::new(&config.frontend),
             router: local,
             remote,
+            planes,
             models,
             hash_key,
             media: media.transpose()?,
@@ -184,8 +192,8 @@ impl Frontend {
         }
     }
 
-    /// Places a request again, apart from the hosts of those it was tried on; `None` where nobody
-    /// elsewhere takes it at once.
+    /// Places a request again, apart from hosts on which it was tried and that are not heard; `None` where
+    /// there are none, or nobody elsewhere takes it at once.
     pub(crate) async fn place_apart(
         &self,
         footprint: &Footprint,

@@ -15,8 +15,17 @@
 //! engine → [`events`] (ZeroMQ frames, replayed where some are missing) → [`ledger`] (the engine's
 //! names become sequence hashes, copies are counted, each tier apart; a block of the GPU is told of only
 //! with all before it) → [`index::KvEvent`] → [`router`] → [`index::Index`]. What leaves the agent has
-//! no tokens, salts or parents. An agent in a process of its own tells the router by its feed:
-//! [`worker::feed`] → [`discovery::feed`] → [`router::feed`].
+//! no tokens, salts or parents. An agent in a process of its own tells routers by its feed, over HTTP or
+//! on the bus: [`worker::feed`] → [`discovery::feed`] → [`router::feed`]. With a cluster key, names are
+//! sealed as they leave.
+//!
+//! # A rack
+//!
+//! Agents register in etcd ([`discovery::etcd`]), and [`router::members`] follows whoever is there. On the
+//! bus each line of a feed is numbered ([`discovery::broadcast`]): a gap asks for a snapshot, a heartbeat
+//! shows a lost tail. Every router tells what it books ([`router::sharing`]), and all that is live each
+//! second. A frontend has a router of its own, or asks one elsewhere ([`router::remote`]), whose choice it
+//! books as if it were its own; with none that answers, workers take turns.
 //!
 //! # The cost of a candidate
 //!
@@ -83,6 +92,8 @@
 //! - Tenants share no cache: a tenant's name is part of its prompts' salt and of its images' identity.
 //! - Only the router's state changes index, load or queue, behind one short synchronous lock, never
 //!   across an await; answers never pass through it.
+//! - etcd and NATS may be away: nothing ends, and what is known serves on. Absence is a suspicion; only
+//!   deregistration, or a refused connection, takes a worker out.
 //! - What a request holds is given back by `Drop`; every task has a parent; every queue, cache, body
 //!   and loop has a limit.
 //! - `mock` shares only `openai`, `vision`, `model` and `http` with the rest, so that a mistake in

@@ -3,6 +3,11 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::watch;
+
+use crate::bus::BusState;
+use crate::telemetry::labels::{Plane, PlaneLabels};
+use crate::telemetry::metrics::Metrics;
 
 /// Time before a second try.
 const DELAY_FIRST: Duration = Duration::from_millis(100);
@@ -34,6 +39,49 @@ impl PlaneState {
             _ => Timestamp::now(),
         };
         Self::Down { since, cause }
+    }
+}
+
+/// How etcd and NATS are, as the clients of one process see them; `None` for what is not used.
+#[derive(Clone, Debug, Default)]
+pub struct Planes {
+    pub etcd: Option<watch::Receiver<PlaneState>>,
+    pub nats: Option<watch::Receiver<BusState>>,
+}
+
+impl Planes {
+    /// What is away, and why, for a person; `None` where nothing is.
+    pub fn away(&self) -> Option<String> {
+        let etcd = self.etcd.as_ref().and_then(|state| match &*state.borrow() {
+            PlaneState::Up => None,
+            PlaneState::Down { cause, .. } => Some(format!("etcd is away: {cause}")),
+        });
+        let nats = self.nats.as_ref().and_then(|state| match &*state.borrow() {
+            BusState::Up => None,
+            BusState::Away { cause } => Some(format!("NATS is away: {cause}")),
+        });
+        match (etcd, nats) {
+            (Some(etcd), Some(nats)) => Some(format!("{etcd}; {nats}")),
+            (etcd, nats) => etcd.or(nats),
+        }
+    }
+
+    /// Brings the metrics up to date.
+    pub fn show(&self, metrics: &Metrics) {
+        let etcd = self
+            .etcd
+            .as_ref()
+            .map(|state| *state.borrow() == PlaneState::Up);
+        let nats = self
+            .nats
+            .as_ref()
+            .map(|state| *state.borrow() == BusState::Up);
+        for (plane, is_up) in [(Plane::Etcd, etcd), (Plane::Nats, nats)] {
+            if let Some(is_up) = is_up {
+                let gauge = metrics.plane_up.get_or_create(&PlaneLabels { plane });
+                gauge.set(i64::from(is_up));
+            }
+        }
     }
 }
 

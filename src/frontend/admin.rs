@@ -31,6 +31,7 @@ impl Frontend {
         // Counted elsewhere: set, not added, so that two readers at once count nothing twice.
         panics.inner().store(panics_total(), Ordering::Relaxed);
         self.router.show();
+        self.planes.show(&self.metrics);
         if let Some(media) = &self.media {
             let counts = media.cache_counts();
             media_cache_hits

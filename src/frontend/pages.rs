@@ -53,6 +53,10 @@ impl Frontend {
         if ready == 0 {
             let none = || format!("none of {} workers is ready", workers.len());
             let message = self.models.awaited_first().unwrap_or_else(none);
+            let message = match self.planes.away() {
+                Some(away) => format!("{message}; {away}"),
+                None => message,
+            };
             return Err(error::unavailable("not_ready", message));
         }
         let body = json!({"status": "ready", "workers": workers.len(), "ready": ready});

@@ -10,7 +10,7 @@ use crate::bus::{Bus, BusError};
 use crate::config::Config;
 use crate::config::frontend::RouterPlace;
 use crate::config::router::RouterConfig;
-use crate::discovery::plane::PlaneState;
+use crate::discovery::plane::{self, PlaneState};
 use crate::dispatch::EngineClient;
 use crate::id::RouterId;
 use crate::lifecycle::tasks::Tasks;
@@ -29,6 +29,8 @@ pub struct Routing {
     pub local: Arc<Router>,
     /// `None` where the local one chooses.
     pub remote: Option<Arc<Remote>>,
+    /// How what connects it with them is.
+    pub planes: plane::Planes,
 }
 
 impl From<Arc<Router>> for Routing {
@@ -36,6 +38,7 @@ impl From<Arc<Router>> for Routing {
         Self {
             local,
             remote: None,
+            planes: plane::Planes::default(),
         }
     }
 }
@@ -84,7 +87,14 @@ impl Planes {
             waits_for: sources.to_string(),
             tasks,
         };
-        let (plane, _) = watch::channel(PlaneState::untried());
+        if is_remote {
+            router.hear_no_events();
+        }
+        let (plane, etcd) = watch::channel(PlaneState::untried());
+        planes.routing.planes = plane::Planes {
+            etcd: config.etcd.is_used().then_some(etcd),
+            nats: bus.as_ref().map(Bus::state),
+        };
         let following = members::follow(feeds, sources, metrics.clone(), plane);
         planes.tasks.spawn("the followers", following);
         if let Some(bus) = bus {

@@ -46,13 +46,16 @@ impl Router {
         barred.map(|member| member.record.worker.clone()).collect()
     }
 
-    /// The workers on the hosts of these ones, themselves left out: what has befallen one of a host may
-    /// have befallen the host. This host's own are not meant.
+    /// The workers on the hosts of those of these that are not heard, themselves left out: the host may
+    /// be cut off. This host's own are not meant.
     pub(crate) fn neighbours(&self, workers: &[WorkerId]) -> Vec<WorkerId> {
         let state = self.lock();
-        let hosts: Vec<&str> = workers
+        let members = workers
             .iter()
-            .filter_map(|worker| host(&state.workers.get(worker)?.record.address))
+            .filter_map(|worker| state.workers.get(worker));
+        let silent = members.filter(|member| member.is_silent);
+        let hosts: Vec<&str> = silent
+            .filter_map(|member| host(&member.record.address))
             .collect();
         let near = state.workers.values().filter(|member| {
             let at = host(&member.record.address);

@@ -314,6 +314,11 @@ impl Router {
         Some(self.placement(chosen, told.queued))
     }
 
+    /// Says that no KV events come here, so that nothing follows from their absence.
+    pub fn hear_no_events(&self) {
+        self.lock().hears_events = false;
+    }
+
     fn count_fallback(&self) {
         self.metrics.router_fallbacks.inc();
     }

@@ -17,7 +17,7 @@ use crate::config::dispatch::RequestPlane;
 use crate::config::frontend::LimitsConfig;
 use crate::config::{Config, Values};
 use crate::discovery::flags::PlaneFlags;
-use crate::discovery::plane::PlaneState;
+use crate::discovery::plane::{PlaneState, Planes};
 use crate::dispatch::EngineClient;
 use crate::http::keys::{KeyFileError, first_key};
 use crate::http::listener::bind;
@@ -144,7 +144,10 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         metrics: metrics.clone(),
         id: plan.id.clone(),
         bus: bus.clone(),
-        etcd: config.etcd.is_used().then_some(etcd),
+        planes: Planes {
+            etcd: config.etcd.is_used().then_some(etcd),
+            nats: Some(bus.state()),
+        },
     };
     let mut tasks = Tasks::default();
     let limits = Limits::from(&LimitsConfig::default());
@@ -193,8 +196,7 @@ struct Pages {
     metrics: Arc<Metrics>,
     id: RouterId,
     bus: Bus,
-    /// `None` where it is not used.
-    etcd: Option<watch::Receiver<PlaneState>>,
+    planes: Planes,
 }
 
 impl Pages {
@@ -222,6 +224,7 @@ impl Pages {
         let panics = self.metrics.panics.inner();
         panics.store(panics_total(), std::sync::atomic::Ordering::Relaxed);
         self.router.show();
+        self.planes.show(&self.metrics);
         let text = self.metrics.encode();
         Ok(Reply::full(StatusCode::OK, metrics::CONTENT_TYPE, text))
     }
@@ -238,11 +241,9 @@ impl Pages {
         }
         let workers = self.router.workers();
         let takes = workers.iter().filter(|w| w.record.verdict.takes_requests());
-        match (takes.count(), &self.etcd) {
-            (0, Some(etcd)) if let PlaneState::Down { cause, .. } = &*etcd.borrow() => Err(
-                unready(&format!("no worker is known, and etcd is away: {cause}")),
-            ),
-            (0, _) => Err(unready("no worker takes requests")),
+        match (takes.count(), self.planes.away()) {
+            (0, Some(away)) => Err(unready(&format!("no worker takes requests; {away}"))),
+            (0, None) => Err(unready("no worker takes requests")),
             _ => Ok(shown("ready")),
         }
     }

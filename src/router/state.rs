@@ -86,6 +86,8 @@ pub(crate) struct State {
     foreign: HashMap<RouterId, Foreign>,
     /// `None` where nobody is told of our bookings.
     outbox: Option<Outbox>,
+    /// Whether KV events come here at all.
+    pub(crate) hears_events: bool,
     /// Counts placements.
     turn: u64,
     /// How often the caches of all ranks together were filled anew.
@@ -107,6 +109,7 @@ impl State {
             next_booking: 0,
             foreign: HashMap::new(),
             outbox: None,
+            hears_events: true,
             turn: 0,
             turnovers: 0.0,
             admission: Admission::new(config),

@@ -57,6 +57,14 @@ label! {
 }
 
 label! {
+    /// What connects hosts.
+    Plane {
+        Etcd = "etcd",
+        Nats = "nats",
+    }
+}
+
+label! {
     /// What showed that an engine's prompts are not ours.
     ParityCheck {
         /// The prompts it was asked for when it came up.
@@ -227,6 +235,12 @@ pub struct KvEventLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct VerdictLabels {
     pub verdict: Verdict,
+}
+
+/// What connects hosts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PlaneLabels {
+    pub plane: Plane,
 }
 
 /// What showed a difference in prompts.

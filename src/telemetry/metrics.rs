@@ -10,8 +10,8 @@ use prometheus_client::registry::Registry;
 use crate::ledger::counts::Alarm;
 use crate::telemetry::labels::{
     AlarmLabels, BadRecord, BadRecordLabels, ContinuationLabels, EndpointLabels, KvEventLabels,
-    LedgerLabels, MediaLabels, ModeLabels, ParityCheck, ParityLabels, QueueLabels, QueueRefusal,
-    RequestLabels, TransferLabels, VerdictLabels,
+    LedgerLabels, MediaLabels, ModeLabels, ParityCheck, ParityLabels, PlaneLabels, QueueLabels,
+    QueueRefusal, RequestLabels, TransferLabels, VerdictLabels,
 };
 
 /// The media type of [`Metrics::encode`]'s text.
@@ -119,6 +119,8 @@ metrics! {
         "feed_breaks", "Times that the feed of a known worker's agent broke off.";
     feed_gaps: Counter = Counter::default(),
         "feed_gaps", "Times that lines of an agent's feed were lost on their way, and its snapshot was asked for.";
+    plane_up: Family<PlaneLabels, Gauge> = Family::default(),
+        "plane_up", "Whether what connects hosts answers, 1 or 0; without an entry it is not used.";
     router_fallbacks: Counter = Counter::default(),
         "router_fallbacks", "Requests whose workers took turns because no router answered.";
     bad_messages: Counter = Counter::default(),

@@ -1,7 +1,8 @@
 //! The agent's side of its feed: what it has told so far, and the routers that follow it.
 
-use std::collections::{BTreeMap, HashSet};
-use std::hash::BuildHasherDefault;
+mod rank;
+
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,14 +15,14 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::block::{SequenceHash, Uniform};
 use crate::discovery::feed::{HEARTBEAT, Line, Standing, parts};
 use crate::discovery::{Change, Update, WorkerRecord};
 use crate::health::Verdict;
-use crate::id::{DpRank, Incarnation, WorkerId};
+use crate::id::{DpRank, WorkerId};
 use crate::index::KvEvent;
 use crate::ledger::change::Changes;
-use crate::ledger::tier::{Tier, Tiers};
+use crate::ledger::tier::Tiers;
+use crate::worker::feed::rank::Rank;
 
 /// Most routers that follow at once: a rack of frontends, and some that reconnect.
 const SUBSCRIBERS_MAX: usize = 64;
@@ -72,15 +73,6 @@ struct State {
     end: End,
 }
 
-/// What a rank holds.
-#[derive(Debug)]
-struct Rank {
-    incarnation: Incarnation,
-    sequence: u64,
-    hashes: Hashes,
-    lower: Tiers<Hashes>,
-}
-
 /// How much was told so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Told {
@@ -91,8 +83,6 @@ pub struct Told {
 
 /// A line, and how much was told with it.
 pub type Counted = (Told, Line);
-
-type Hashes = HashSet<SequenceHash, BuildHasherDefault<Uniform>>;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum End {
@@ -354,51 +344,6 @@ impl State {
     fn finish(&mut self, end: End) {
         self.end = end;
         self.subscribers.clear();
-    }
-}
-
-impl Rank {
-    fn new(event: &KvEvent) -> Self {
-        Self {
-            incarnation: event.incarnation,
-            sequence: event.sequence,
-            hashes: Hashes::default(),
-            lower: Tiers::default(),
-        }
-    }
-
-    /// As the index does: cleared, then removed, then stored.
-    fn apply(&mut self, event: &KvEvent) {
-        if event.cleared || event.incarnation != self.incarnation {
-            self.hashes.clear();
-            self.lower = Tiers::default();
-        }
-        for hash in &event.removed {
-            self.hashes.remove(hash);
-        }
-        self.hashes.extend(&event.stored);
-        for tier in Tier::ALL {
-            let (hashes, changes) = (&mut self.lower[tier], &event.lower[tier]);
-            for hash in &changes.removed {
-                hashes.remove(hash);
-            }
-            hashes.extend(&changes.stored);
-        }
-        self.incarnation = event.incarnation;
-        self.sequence = event.sequence;
-    }
-
-    fn cleared(&self, worker: &WorkerId, rank: DpRank) -> KvEvent {
-        KvEvent {
-            worker: worker.clone(),
-            rank,
-            incarnation: self.incarnation,
-            sequence: self.sequence,
-            cleared: true,
-            removed: Vec::new(),
-            stored: Vec::new(),
-            lower: Tiers::default(),
-        }
     }
 }
 

@@ -14,6 +14,7 @@ use kvlens::block::BlockSize;
 use kvlens::config::frontend::FrontendConfig;
 use kvlens::config::media::MediaConfig;
 use kvlens::config::router::RouterConfig;
+use kvlens::discovery::plane::Planes;
 use kvlens::discovery::{Change, Completeness, Update, WorkerRecord};
 use kvlens::dispatch::EngineClient;
 use kvlens::frontend::Frontend;
@@ -126,6 +127,7 @@ impl Pair {
             recovery: Recovery::new(&FrontendConfig::default()),
             router: Router::new(&RouterConfig::default(), metrics.clone()),
             remote: None,
+            planes: Planes::default(),
             models: Models::of([(
                 "demo".to_owned(),
                 Arc::new(Model::demo().expect("it is in the binary")),

@@ -5,3 +5,4 @@ mod placements;
 mod request_plane;
 mod requests;
 mod server;
+mod trust;

@@ -49,6 +49,9 @@ impl State {
         if let Some(outbox) = &mut self.outbox {
             outbox.answered(key, answered);
         }
+        if !self.hears_events {
+            return None;
+        }
         let (worker, rank) = self.seats.get(&key)?;
         let member = self.workers.get_mut(worker)?;
         let state = member.ranks.get(rank.0 as usize)?;

@@ -1,5 +1,7 @@
 //! A NATS server of the test's own.
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,20 +25,27 @@ use crate::feed::parties::{Agent, name};
 pub(crate) struct Server {
     port: u16,
     process: Child,
+    /// Its configuration, for as long as it runs.
+    _rules: Option<tempfile::NamedTempFile>,
 }
 
 impl Server {
     pub(crate) async fn start() -> Self {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = free.local_addr().expect("it is bound").port();
-        drop(free);
-        Self::at(port).await
+        Self::at(free_port(), None).await
     }
 
-    async fn at(port: u16) -> Self {
+    /// One with this in its configuration.
+    pub(crate) async fn configured(rules: &str) -> Self {
+        let file = tempfile::NamedTempFile::new().expect("a folder for it");
+        std::fs::write(file.path(), rules).expect("it is ours");
+        Self::at(free_port(), Some(file)).await
+    }
+
+    async fn at(port: u16, rules: Option<tempfile::NamedTempFile>) -> Self {
         let server = Self {
             port,
-            process: spawn(port),
+            process: spawn(port, rules.as_ref().map(tempfile::NamedTempFile::path)),
+            _rules: rules,
         };
         let answers = async || {
             tokio::net::TcpStream::connect(("127.0.0.1", port))
@@ -54,7 +63,14 @@ impl Server {
     }
 
     pub(crate) async fn again(port: u16) -> Self {
-        Self::at(port).await
+        Self::at(port, None).await
+    }
+
+    pub(crate) fn config(&self) -> NatsConfig {
+        NatsConfig {
+            servers: vec![self.url()],
+            ..NatsConfig::default()
+        }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -62,11 +78,9 @@ impl Server {
     }
 
     pub(crate) async fn bus(&self, name: &str) -> Bus {
-        let config = NatsConfig {
-            servers: vec![self.url()],
-            ..NatsConfig::default()
-        };
-        let bus = Bus::connect(&config, name).await.expect("an address");
+        let bus = Bus::connect(&self.config(), name)
+            .await
+            .expect("an address");
         until("the bus is up", async || bus.is_up()).await;
         bus
     }
@@ -79,9 +93,16 @@ impl Drop for Server {
     }
 }
 
-fn spawn(port: u16) -> Child {
+fn free_port() -> u16 {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    free.local_addr().expect("it is bound").port()
+}
+
+fn spawn(port: u16, rules: Option<&Path>) -> Child {
+    let rules = rules.map(|path| [OsStr::new("--config"), path.as_os_str()]);
     Command::new("nats-server")
         .args(["--addr", "127.0.0.1", "--port", &port.to_string()])
+        .args(rules.into_iter().flatten())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
