@@ -19,8 +19,9 @@ use crate::dispatch::parts::{
 use crate::http::lent::{Lent, Loans};
 use crate::id::WorkerId;
 
-/// Longest wait for a bus that is away: one that is back is connected again by then.
-const UP_MAX: Duration = Duration::from_secs(1);
+/// Longest wait for a bus that is away: a server that starts again takes a second or two, and clients
+/// are connected again half a second after that.
+const UP_MAX: Duration = Duration::from_secs(3);
 
 /// Cancelled requests that wait to be told of; of one more its engine hears by our silence.
 const CANCELLED_MAX: usize = 4_096;
