@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use futures_util::stream;
 use http::StatusCode;
 use kvlens::bus::{Bus, subjects, wire};
 use kvlens::config::frontend::LimitsConfig;
+use kvlens::config::nats::NatsConfig;
 use kvlens::config::network::Network;
 use kvlens::dispatch::parts::{Part, Reply, Word};
 use kvlens::dispatch::plane::BusPlane;
@@ -164,14 +166,20 @@ impl Party {
     }
 
     async fn within(networks: &[Network]) -> Self {
-        let (server, engine) = (Server::start().await, Engine::start().await);
+        let server = Server::start().await;
+        let buses = (server.bus("w").await, server.bus("frontend").await);
+        Self::over(server, buses, networks).await
+    }
+
+    /// A gate and a frontend that are connected already.
+    async fn over(server: Server, (of_gate, bus): (Bus, Bus), networks: &[Network]) -> Self {
+        let engine = Engine::start().await;
         let gate = Arc::new(Gate::new(engine.address.clone()));
         let limits = Limits::from(&LimitsConfig::default());
-        let to = (server.bus("w").await, worker());
+        let to = (of_gate, worker());
         let requests = Requests::new(gate.clone(), to, limits, networks);
         let mut gate_tasks = JoinSet::new();
         gate_tasks.spawn(requests.run(CancellationToken::new()));
-        let bus = server.bus("frontend").await;
         let (plane, telling) = BusPlane::new(bus.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(telling.run());
@@ -234,6 +242,56 @@ async fn a_request_and_its_answer_come_whole() {
     let answer = asked(&party.client, &wish).await.expect("an answer");
     assert!(answer.whole().await.expect("a whole one") == direct);
     assert_eq!(party.gate.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn the_servers_rules_that_we_ship_let_requests_through() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/nats.conf");
+    let text = std::fs::read_to_string(path).expect("it is there");
+    let at = text.find("\nauthorization {").expect("it has rules");
+    let names = [("@worker@", "w"), ("@frontend@", "f"), ("@router@", "r")];
+    let rules = names
+        .iter()
+        .fold(text[at..].to_owned(), |text, (mark, name)| {
+            text.replace(mark, name)
+        });
+    let server = Server::configured(&rules).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let connected = async |user: &str, password: &str| {
+        let path = folder.path().join(user);
+        std::fs::write(&path, password).expect("a file");
+        let private = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&path, private).expect("ours");
+        let config = NatsConfig {
+            user: Some(user.to_owned()),
+            password_file: Some(path),
+            ..server.config()
+        };
+        let bus = Bus::connect(&config, user).await.expect("files");
+        until("the bus is up", async || bus.is_up()).await;
+        bus
+    };
+    let of_gate = connected("engine-w", "@engine_password@").await;
+    let of_frontend = connected("frontend-f", "@frontend_password@").await;
+    let of_router = connected("router-r", "@router_password@").await;
+    let party = Party::over(server, (of_gate, of_frontend), &[]).await;
+    let wish = json!({"pieces": 300, "bytes": 40_000});
+    let answer = asked(&party.client, &wish).await.expect("an answer");
+    assert!(answer.whole().await.expect("a whole one").len() > 3 << 20);
+    let endless = json!({"pieces": 1_000_000, "bytes": 99, "pause_millis": 5});
+    let answer = asked(&party.client, &endless).await.expect("an answer");
+    party.until_open(1).await;
+    drop(answer);
+    party.until_open(0).await;
+    // A router asks whether an engine is well.
+    let (plane, _telling) = BusPlane::new(of_router);
+    let router = EngineClient::new().over(plane);
+    let health = router.look((&worker(), NOBODY), "/health", PATIENCE).await;
+    assert_eq!(
+        health.expect("an answer").0,
+        StatusCode::NOT_FOUND,
+        "the engine's own"
+    );
 }
 
 #[tokio::test]
