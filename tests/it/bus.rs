@@ -1,6 +1,7 @@
 //! What goes between hosts over a real NATS server: feeds, bookings, placements.
 
 mod feeds;
+mod gated;
 mod placements;
 mod request_plane;
 mod requests;
