@@ -28,6 +28,7 @@ pub(crate) fn cpu_time() -> Duration {
 }
 
 /// Evenly spread numbers, the same in every run.
+#[derive(Clone)]
 pub(crate) struct Chance(pub(crate) u64);
 
 impl Chance {
@@ -90,7 +91,7 @@ pub(crate) fn router(metrics: Arc<Metrics>, workers: u32, shared: &[SequenceHash
     router
 }
 
-fn record(number: u32) -> WorkerRecord {
+pub(crate) fn record(number: u32) -> WorkerRecord {
     let address = format!("http://127.0.0.1:{}", 20_000 + number);
     let mut record = WorkerRecord::new(worker(number), &address, MODEL);
     record.incarnation = Incarnation(1);

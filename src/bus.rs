@@ -2,6 +2,7 @@
 //! Whoever listens numbers, compares and asks again. Nothing else names async_nats.
 
 pub mod credentials;
+pub mod probe;
 pub mod subjects;
 pub mod wire;
 

@@ -12,6 +12,8 @@ use tokio::runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::check_config::{self, CheckError};
+use crate::commands::doctor;
+use crate::commands::doctor::finding::{Status, count, is_unusable};
 use crate::commands::explain::{self, ExplainError};
 use crate::commands::replay;
 use crate::config::{Config, Sources, Values};
@@ -56,6 +58,7 @@ enum Action {
     /// Runs a stand-in for `vllm serve` that needs no GPU: it computes all but the words
     MockEngine(mock::options::Options),
     CheckConfig(check_config::Args),
+    Doctor(doctor::Args),
     Explain(explain::Args),
     Replay(Box<replay::Args>),
 }
@@ -77,6 +80,8 @@ enum Failure {
     },
     #[error("explain")]
     Explain(#[from] ExplainError),
+    #[error("doctor: {failed} of the checks failed")]
+    Unwell { failed: usize, is_config: bool },
     #[error("standard output cannot be written")]
     Output(#[from] io::Error),
     #[error("stopped at once by a second signal")]
@@ -158,6 +163,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             })
         }
         Action::CheckConfig(args) => print(&check_config::run(&args, &sources)?),
+        Action::Doctor(args) => diagnose(&args, sources),
         Action::Explain(args) => print(&explain::run(&args)?),
         Action::Replay(args) => {
             let config = check_config::load(&sources)?;
@@ -167,6 +173,22 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 source: error.into(),
             })?)
         }
+    }
+}
+
+/// Prints what is wrong; an error where something is.
+fn diagnose(args: &doctor::Args, sources: Sources) -> Result<(), Failure> {
+    let diagnosis = doctor::run(args, sources).map_err(|error| Failure::Role {
+        role: "doctor",
+        source: error.into(),
+    })?;
+    print(&diagnosis.text)?;
+    match count(&diagnosis.findings, Status::Fail) {
+        0 => Ok(()),
+        failed => Err(Failure::Unwell {
+            failed,
+            is_config: is_unusable(&diagnosis.findings),
+        }),
     }
 }
 
@@ -239,8 +261,13 @@ impl Failure {
         match self {
             Self::Config(_) | Self::Plan { .. } => ExitCode::from(EXIT_CONFIG),
             Self::Role { source, .. } if is_lasting(&**source) => ExitCode::from(EXIT_CONFIG),
+            Self::Unwell {
+                is_config: true, ..
+            } => ExitCode::from(EXIT_CONFIG),
             Self::Dropped => ExitCode::from(EXIT_DROPPED),
-            Self::Role { .. } | Self::Explain(_) | Self::Output(_) => ExitCode::FAILURE,
+            Self::Role { .. } | Self::Explain(_) | Self::Unwell { .. } | Self::Output(_) => {
+                ExitCode::FAILURE
+            }
         }
     }
 }

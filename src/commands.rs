@@ -1,5 +1,6 @@
 //! Commands that answer and end.
 
 pub mod check_config;
+pub mod doctor;
 pub mod explain;
 pub mod replay;

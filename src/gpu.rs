@@ -14,6 +14,21 @@ pub enum Gpus {
     None { reason: String },
 }
 
+/// The driver's library, loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Driver {
+    /// The path by which it was found.
+    pub library: &'static str,
+    /// `None` where it does not say.
+    pub version: Option<String>,
+}
+
+/// Finds the NVIDIA driver; `None` where [`find`] says why there is none.
+pub fn driver() -> Option<Driver> {
+    let (library, version) = nvml::driver().ok()?;
+    Some(Driver { library, version })
+}
+
 /// Finds the NVIDIA GPUs of this host; where the user's `CUDA_VISIBLE_DEVICES` is set, those it
 /// names. A host without a driver has none; that is an answer, no error.
 pub fn find() -> Gpus {

@@ -69,6 +69,13 @@ impl Family {
         }
     }
 
+    /// Its name, for a person.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Qwen(_) => "qwen",
+        }
+    }
+
     /// The token that stands for one image before expansion.
     pub fn placeholder(&self) -> u32 {
         match self {

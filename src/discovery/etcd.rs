@@ -1,9 +1,10 @@
 //! Membership through etcd: agents register their workers under a lease, and who places requests
 //! follows the set.
 
-mod fault;
+pub(crate) mod fault;
 mod follow;
 mod link;
+pub(crate) mod probe;
 mod register;
 
 use std::sync::Arc;

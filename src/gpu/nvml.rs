@@ -24,15 +24,21 @@ pub(crate) enum NvmlFault {
 
 /// Counts the GPUs that the driver sees.
 pub(crate) fn device_count() -> Result<u32, NvmlFault> {
-    let nvml = load(&PATHS)?;
+    let (nvml, _) = load(&PATHS)?;
     nvml.device_count().map_err(NvmlFault::Driver)
 }
 
-fn load(paths: &[&'static str]) -> Result<Nvml, NvmlFault> {
+/// Where the driver's library was found, and the driver's version where it says it.
+pub(crate) fn driver() -> Result<(&'static str, Option<String>), NvmlFault> {
+    let (nvml, path) = load(&PATHS)?;
+    Ok((path, nvml.sys_driver_version().ok()))
+}
+
+fn load(paths: &[&'static str]) -> Result<(Nvml, &'static str), NvmlFault> {
     let mut first = None;
     for path in paths {
         match Nvml::builder().lib_path(OsStr::new(path)).init() {
-            Ok(nvml) => return Ok(nvml),
+            Ok(nvml) => return Ok((nvml, path)),
             Err(NvmlError::LibloadingError(error)) => {
                 let text = error.to_string();
                 // The loader says so for a file that is not there, and for one that lacks its own

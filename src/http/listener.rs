@@ -9,7 +9,7 @@ use tokio_util::either::Either;
 use tracing::{debug, warn};
 
 /// Connections that wait to be accepted, as the standard library has it.
-const BACKLOG: u32 = 1024;
+pub(crate) const BACKLOG: u32 = 1024;
 
 /// Most connections that are still accepted when a listener closes. Two full queues: what comes
 /// faster than we accept it could be accepted without end.

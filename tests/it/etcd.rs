@@ -2,7 +2,7 @@
 
 mod clients;
 mod cut;
-mod server;
+pub(crate) mod server;
 mod trust;
 
 use std::time::{Duration, Instant};

@@ -10,6 +10,7 @@ mod circuits;
 mod cli;
 mod codec;
 mod config;
+mod doctor;
 mod end_to_end;
 mod engine;
 mod engine_role;

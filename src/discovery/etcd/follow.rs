@@ -32,9 +32,17 @@ struct Follower {
 
 /// A listing, and the revision it is of.
 #[derive(Default)]
-struct Listing {
-    pairs: Vec<(Vec<u8>, Vec<u8>)>,
+pub(super) struct Listing {
+    pub(super) pairs: Vec<Pair>,
     revision: i64,
+}
+
+/// A key and its value, of which no more is kept than shows that it is too large.
+pub(super) struct Pair {
+    pub(super) key: Vec<u8>,
+    pub(super) value: Vec<u8>,
+    /// Id of the lease it stands under; 0 where there is none.
+    pub(super) lease: i64,
 }
 
 impl Etcd {
@@ -76,10 +84,10 @@ impl Follower {
         }
     }
 
-    async fn listed(&mut self, pairs: &[(Vec<u8>, Vec<u8>)]) {
-        let present: HashSet<&[u8]> = pairs.iter().map(|(key, _)| key.as_slice()).collect();
+    async fn listed(&mut self, pairs: &[Pair]) {
+        let present: HashSet<&[u8]> = pairs.iter().map(|pair| pair.key.as_slice()).collect();
         self.offenders.retain(|key| present.contains(key));
-        let read = |(key, value): &(Vec<u8>, Vec<u8>)| self.read(key, value);
+        let read = |pair: &Pair| self.read(&pair.key, &pair.value);
         let records: Vec<_> = pairs.iter().filter_map(read).collect();
         let workers = records.iter().map(|record| record.worker.clone());
         let alarm = self.vanished.listed(workers, Instant::now());
@@ -152,7 +160,7 @@ impl Follower {
 }
 
 /// Lists all keys as of one revision, page by page.
-async fn list(link: &Link) -> Result<Listing, Fault> {
+pub(super) async fn list(link: &Link) -> Result<Listing, Fault> {
     let mut kv = link.kv();
     let mut end = WORKERS_PREFIX.as_bytes().to_vec();
     // The key after all with the prefix: 0 is the character after the slash.
@@ -171,7 +179,7 @@ async fn list(link: &Link) -> Result<Listing, Fault> {
         }
         let has_more = page.more();
         listing.pairs.extend(page.take_kvs().into_iter().map(pair));
-        let Some((last, _)) = listing.pairs.last().filter(|_| has_more) else {
+        let Some(last) = listing.pairs.last().filter(|_| has_more) else {
             return Ok(listing);
         };
         if listing.pairs.len() >= WORKERS_MAX {
@@ -181,15 +189,15 @@ async fn list(link: &Link) -> Result<Listing, Fault> {
             );
             return Ok(listing);
         }
-        from = last.clone();
+        from = last.key.clone();
         from.push(0);
     }
 }
 
-/// A key and its value, of which no more is kept than shows that it is too large.
-fn pair(kv: KeyValue) -> (Vec<u8>, Vec<u8>) {
+fn pair(kv: KeyValue) -> Pair {
+    let lease = kv.lease();
     let (key, mut value) = kv.into_key_value();
     value.truncate(RECORD_BYTES_MAX + 1);
     value.shrink_to_fit();
-    (key, value)
+    Pair { key, value, lease }
 }

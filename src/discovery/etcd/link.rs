@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use etcd_client::{
     Certificate, Client, ConnectOptions, Error as EtcdError, Identity, KvClient, LeaseClient,
-    TlsOptions, WatchOptions, WatchResponse, WatchStream,
+    MaintenanceClient, TlsOptions, WatchOptions, WatchResponse, WatchStream,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -61,6 +61,10 @@ impl Link {
 
     pub(crate) fn leases(&self) -> LeaseClient {
         self.client.lease_client()
+    }
+
+    pub(crate) fn maintenance(&self) -> MaintenanceClient {
+        self.client.maintenance_client()
     }
 
     /// An answer, or the fault that none came.
