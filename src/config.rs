@@ -3,6 +3,7 @@
 pub mod circuit;
 pub mod cluster;
 pub mod discovery;
+pub mod dispatch;
 pub mod engine;
 pub mod etcd;
 pub mod frontend;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::cluster::ClusterConfig;
 use crate::config::discovery::DiscoveryConfig;
+use crate::config::dispatch::{DispatchConfig, RequestPlane};
 use crate::config::engine::EngineConfig;
 use crate::config::etcd::EtcdConfig;
 use crate::config::frontend::{FrontendConfig, RouterPlace};
@@ -59,6 +61,8 @@ pub struct Config {
     pub cluster: ClusterConfig,
     /// Which workers a frontend knows of.
     pub discovery: DiscoveryConfig,
+    /// How placed requests get to their workers.
+    pub dispatch: DispatchConfig,
     /// Where agents register their workers, and routers find them. Unset, workers are named in
     /// `[discovery]`.
     pub etcd: EtcdConfig,
@@ -190,6 +194,10 @@ impl Config {
             (
                 self.frontend.router == RouterPlace::Remote && !self.nats.is_used(),
                 "frontend.router is remote and nats.servers is unset: no router could be asked",
+            ),
+            (
+                self.dispatch.request_plane == RequestPlane::Nats && !self.nats.is_used(),
+                "dispatch.request_plane is nats and nats.servers is unset: no engine could be asked",
             ),
             (
                 self.router.bad_preference().is_some(),

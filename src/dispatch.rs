@@ -1,21 +1,28 @@
 //! Sends requests to engines and takes their answers back. Nothing else names hyper's client.
 
+mod body;
+pub mod parts;
+pub mod plane;
 pub mod request;
 pub mod stream;
 mod unix;
+mod workers;
 
 use std::time::Duration;
 
 use ::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use ::http::{HeaderMap, Method, Request, StatusCode};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use crate::bus::BusError;
+use crate::dispatch::body::AnswerBody;
 use crate::dispatch::unix::UnixConnector;
+use crate::dispatch::workers::Plane;
+use crate::http::lent::LendError;
 use crate::id::{DpRank, RequestId};
 
 /// Pins a request to one data-parallel rank; vLLM reads it.
@@ -52,13 +59,13 @@ pub enum DispatchError {
     #[error("{address} refused the connection")]
     Refused {
         address: String,
-        source: hyper_util::client::legacy::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The engine may have died of the request.
     #[error("{address} broke off before its answer")]
     BrokenOff {
         address: String,
-        source: hyper_util::client::legacy::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error("{address} broke off inside its answer")]
     CutAnswer {
@@ -72,6 +79,16 @@ pub enum DispatchError {
         address: String,
         source: ::http::uri::InvalidUri,
     },
+    /// No engine is to blame, and none can be asked.
+    #[error("the request did not go out over the bus")]
+    Plane { source: BusError },
+    /// Nor is one to blame for this, and another may be asked once the bus is back.
+    #[error("the bus went away under an answer")]
+    CutPlane { source: BusError },
+    #[error("a body of {bytes} bytes is over the bus' limit of {bytes_max}, and none can be lent")]
+    TooLarge { bytes: usize, bytes_max: usize },
+    #[error("a body over the bus' limit is not lent")]
+    NotLent(#[from] LendError),
 }
 
 /// By which codes an engine's gate says that there is no answer of the engine's own, for those who
@@ -91,6 +108,24 @@ pub struct EngineRequest<'a> {
     pub body: Bytes,
 }
 
+impl EngineRequest<'_> {
+    /// The request as it goes to the engine, but for its URI.
+    fn sent(self) -> Request<Bytes> {
+        let mut sent = Request::new(self.body);
+        *sent.method_mut() = Method::POST;
+        let headers = sent.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // A request id has only characters that a header may have.
+        if let Ok(id) = HeaderValue::from_str(self.id.as_str()) {
+            headers.insert(REQUEST_ID, id);
+        }
+        if let Some(rank) = self.rank {
+            headers.insert(RANK, rank.0.into());
+        }
+        sent
+    }
+}
+
 /// An engine's answer, its head read. Dropped before its end, it closes the connection, which aborts
 /// the request in the engine.
 #[derive(Debug)]
@@ -98,16 +133,18 @@ pub struct EngineAnswer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     address: String,
-    body: Incoming,
+    body: AnswerBody,
 }
 
-/// A pool of connections to engines, whose addresses are `http://host:port` or `unix:/path`.
+/// A pool of connections to engines, whose addresses are `http://host:port` or `unix:/path`; workers'
+/// engines may be reached over the bus instead.
 #[derive(Clone, Debug)]
 pub struct EngineClient {
     tcp: Client<HttpConnector, Full<Bytes>>,
     unix: Client<UnixConnector, Full<Bytes>>,
     /// Shown with every request, as agents and gates ask for it.
     key: Option<HeaderValue>,
+    plane: Plane,
 }
 
 impl Default for EngineClient {
@@ -135,6 +172,7 @@ impl EngineClient {
             tcp: builder.build(tcp),
             unix: builder.build(UnixConnector { connect: CONNECT }),
             key: None,
+            plane: Plane::Http,
         }
     }
 
@@ -160,18 +198,8 @@ impl EngineClient {
         address: &str,
         request: EngineRequest<'_>,
     ) -> Result<EngineAnswer, DispatchError> {
-        let mut sent = Request::new(request.body);
-        *sent.method_mut() = Method::POST;
-        let headers = sent.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        // A request id has only characters that a header may have.
-        if let Ok(id) = HeaderValue::from_str(request.id.as_str()) {
-            headers.insert(REQUEST_ID, id);
-        }
-        if let Some(rank) = request.rank {
-            headers.insert(RANK, rank.0.into());
-        }
-        self.forward(address, request.path, sent).await
+        let (path, sent) = (request.path, request.sent());
+        self.forward(address, path, sent).await
     }
 
     /// Sends a request with the method and the headers it has, its URI aside, to `path` (and query)
@@ -212,7 +240,7 @@ impl EngineClient {
             status: head.status,
             headers: head.headers,
             address: address.to_owned(),
-            body,
+            body: AnswerBody::Http(body),
         })
     }
 
@@ -268,7 +296,9 @@ async fn in_time<T>(
 /// request's own doing.
 fn failed(address: &str, source: hyper_util::client::legacy::Error) -> DispatchError {
     let address = address.to_owned();
-    match source.is_connect() {
+    let is_refused = source.is_connect();
+    let source = Box::new(source);
+    match is_refused {
         true => DispatchError::Refused { address, source },
         false => DispatchError::BrokenOff { address, source },
     }
@@ -280,101 +310,16 @@ impl EngineAnswer {
     /// # Errors
     /// When the engine breaks off, or the answer is over 64 MiB.
     pub async fn whole(self) -> Result<Bytes, DispatchError> {
-        let collected = Limited::new(self.body, ANSWER_BYTES_MAX).collect().await;
-        let collected = collected.map_err(|source| DispatchError::CutAnswer {
-            address: self.address,
-            source,
-        })?;
-        Ok(collected.to_bytes())
+        let whole = self.body.whole(ANSWER_BYTES_MAX).await;
+        whole.map_err(|cut| cut.at(&self.address))
     }
 
     /// What comes next, as it came; `None` at the answer's proper end.
     pub async fn chunk(&mut self) -> Option<Result<Bytes, DispatchError>> {
-        loop {
-            match self.body.frame().await? {
-                // Trailers say nothing that a client needs.
-                Ok(frame) => match frame.into_data() {
-                    Ok(bytes) => return Some(Ok(bytes)),
-                    Err(_) => continue,
-                },
-                Err(source) => {
-                    let (address, source) = (self.address.clone(), source.into());
-                    return Some(Err(DispatchError::CutAnswer { address, source }));
-                }
-            }
-        }
+        let chunk = self.body.chunk().await?;
+        Some(chunk.map_err(|cut| cut.at(&self.address)))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::UnixListener;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn an_engine_on_a_unix_socket_is_asked_like_any_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("http.sock");
-        let listener = UnixListener::bind(&path).unwrap();
-        let address = format!("unix:{}", path.display());
-        let client = EngineClient::new();
-        let engine = async {
-            // One connection for both requests: the pool keeps it.
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut heads = Vec::new();
-            for _ in 0..2 {
-                let mut head = vec![0; 4096];
-                let bytes = stream.read(&mut head).await.unwrap();
-                heads.push(String::from_utf8_lossy(&head[..bytes]).to_lowercase());
-                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-                stream.write_all(answer).await.unwrap();
-            }
-            heads
-        };
-        let asked = async {
-            let deadline = Duration::from_secs(5);
-            let health = client.get(&address, "/health", deadline).await.unwrap();
-            let request = EngineRequest {
-                path: "/v1/completions",
-                id: &RequestId::from_client("r1").unwrap(),
-                rank: Some(DpRank(1)),
-                body: Bytes::from_static(b"{}"),
-            };
-            let answer = client.send(&address, request).await.unwrap();
-            (health, answer.whole().await.unwrap())
-        };
-        let (heads, (health, answer)) = tokio::join!(engine, asked);
-        assert_eq!(health, (StatusCode::OK, Bytes::from_static(b"ok")));
-        assert_eq!(answer, "ok");
-        assert!(
-            heads[0].starts_with("get /health http/1.1\r\n"),
-            "{heads:?}"
-        );
-        assert!(heads[1].starts_with("post /v1/completions http/1.1\r\n"));
-        for header in [
-            "host: localhost",
-            "x-request-id: r1",
-            "x-data-parallel-rank: 1",
-        ] {
-            assert!(heads[1].contains(&format!("{header}\r\n")), "{heads:?}");
-        }
-
-        drop(listener);
-        let refused = client.get(&address, "/health", CONNECT).await;
-        assert!(
-            matches!(refused, Err(DispatchError::Refused { .. })),
-            "{refused:?}"
-        );
-    }
-
-    #[tokio::test]
-    async fn what_is_no_address_is_named() {
-        let asked = EngineClient::new().get("ht tp:", "/health", CONNECT).await;
-        assert!(
-            matches!(asked, Err(DispatchError::Address { .. })),
-            "{asked:?}"
-        );
-    }
-}
+mod tests;

@@ -3,12 +3,14 @@
 pub mod backoff;
 pub mod command;
 pub mod control;
+mod entrance;
 pub mod gate;
 mod leftover;
 mod output;
 mod port;
 mod probe;
 mod process;
+pub mod requests;
 pub mod role;
 pub mod run_dir;
 

@@ -72,7 +72,7 @@
 //! | `events` | KV events, read from engines |
 //! | `gpu` | the GPUs of this host |
 //! | `discovery` | membership: workers' records, and changes to their set |
-//! | `dispatch` | requests to engines and agents, and their streams back |
+//! | `dispatch` | requests to engines and agents, over HTTP or the bus, and their streams back |
 //! | `router` | answers placements; the one owner of index, load and the set of workers |
 //! | `frontend` | answers clients, from HTTP in to stream out |
 //! | `worker` | the agent beside one engine: follows its events and health, and feeds routers |

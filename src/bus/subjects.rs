@@ -17,6 +17,11 @@ pub fn snapshot(worker: &WorkerId) -> String {
     format!("kvlens.snapshot.{worker}")
 }
 
+/// Asked of an engine's gate: a request, and how its answer is taken.
+pub fn request(worker: &WorkerId) -> String {
+    format!("kvlens.request.{worker}")
+}
+
 /// What a router has booked.
 pub fn bookings(router: &str) -> String {
     format!("kvlens.bookings.{router}")

@@ -82,6 +82,20 @@ impl JsonSchema for Network {
     }
 }
 
+/// Whether the host of `address`, as `http://10.0.0.5:8000`, lies in one of `networks`; none of them
+/// holds all.
+pub fn hold(networks: &[Network], address: &str) -> bool {
+    if networks.is_empty() {
+        return true;
+    }
+    let uri: Option<::http::Uri> = address.parse().ok();
+    let host = uri.as_ref().and_then(::http::Uri::host).unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    // A name may lead anywhere, and elsewhere tomorrow.
+    let host: Option<IpAddr> = host.parse().ok();
+    host.is_some_and(|ip| networks.iter().any(|network| network.contains(ip)))
+}
+
 /// Whether an address shares the first `prefix` bits of `base`.
 pub(crate) fn v4_within(address: Ipv4Addr, base: Ipv4Addr, prefix: u32) -> bool {
     // A shift by the full width is `None`: /0 then compares 0 with 0.

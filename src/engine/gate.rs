@@ -123,6 +123,23 @@ impl Gate {
         }
     }
 
+    /// Answers a request that came another way than over the listener, with the same list of paths.
+    pub(crate) async fn answer(self: &Arc<Self>, method: &Method, call: Call) -> Reply {
+        let paths: &[&'static str] = match *method {
+            Method::POST => &POSTS,
+            Method::GET => &GETS,
+            _ => &[],
+        };
+        match paths.iter().find(|path| **path == call.uri.path()) {
+            Some(path) => self.clone().pass(method.clone(), path, call).await,
+            None => {
+                let message = "the gate lets no such request through";
+                let kind = ErrorKind::InvalidRequestError;
+                ApiError::new(404, kind, "not_found", message).into()
+            }
+        }
+    }
+
     async fn pass(self: Arc<Self>, method: Method, path: &'static str, call: Call) -> Reply {
         let is_work = method == Method::POST;
         let entered = is_work.then(|| Entered::new(&self));

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueHint;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -18,12 +17,13 @@ use crate::config::{Config, Values};
 use crate::discovery::engine_file::{ENGINE_FILE_VERSION, EngineFile};
 use crate::engine::command::{Listen, Plan, Ranks, wants_socket};
 use crate::engine::control::{Control, Seen};
+use crate::engine::entrance::{Entrance, EntranceError};
 use crate::engine::gate::Gate;
 use crate::engine::run_dir::RunDir;
 use crate::engine::{EngineError, EngineProcess, Kind, Launcher, Spec, State, free_port_runs};
 use crate::http::Limits;
 use crate::http::keys::{KeyFileError, Keys};
-use crate::http::listener::{bind, bind_unix};
+use crate::http::listener::bind_unix;
 use crate::http::serve::serve;
 use crate::id::WorkerId;
 use crate::lifecycle;
@@ -73,6 +73,10 @@ pub struct Args {
     /// File with the bearer keys of the gate, as `name:key` lines
     #[arg(long, value_name = "FILE", requires = "listen")]
     key_file: Option<PathBuf>,
+    /// Address of a NATS server, as nats://127.0.0.1:4222, over which frontends ask the gate too; may
+    /// be repeated
+    #[arg(long, value_name = "URL")]
+    nats: Vec<String>,
     /// Further arguments of the engine; with `--kind command`, its command line, in which {port},
     /// {uds}, {model}, {name}, {kv_events}, {kv_replay}, {worker}, {ranks} and {media_dir} are
     /// filled in
@@ -83,7 +87,10 @@ pub struct Args {
 impl Args {
     /// The configuration that was given as flags.
     pub fn flags(&self) -> Values {
-        Values::default().set_given("engine.block_size", self.block_size)
+        let nats = (!self.nats.is_empty()).then_some(&self.nats);
+        Values::default()
+            .set_given("engine.block_size", self.block_size)
+            .set_given("nats.servers", nats)
     }
 }
 
@@ -102,6 +109,8 @@ pub enum RoleError {
     Keys(#[from] KeyFileError),
     #[error("--listen {address} can be reached from other hosts, so it needs --key-file")]
     KeysMissing { address: SocketAddr },
+    #[error(transparent)]
+    Entrance(#[from] EntranceError),
     #[error("cannot listen on {address}")]
     Listen { address: String, source: io::Error },
     #[error("cannot write {path}")]
@@ -118,6 +127,7 @@ impl RoleError {
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::ModelMissing | Self::Model(_) | Self::Keys(_) | Self::KeysMissing { .. } => true,
+            Self::Entrance(error) => matches!(error, EntranceError::Bus(_)),
             Self::Engine(error) => !matches!(
                 error,
                 EngineError::OwnProgram { .. } | EngineError::Port { .. }
@@ -137,10 +147,7 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     let run_dir = RunDir::of_engine(config.engine.run_dir.as_deref(), &args.worker)?;
     let plan = plan(&args, &config)?;
     let spec = plan.spec(&run_dir)?;
-    let gate = match args.listen {
-        Some(address) => Some(Entrance::bind(address, &spec, keys).await?),
-        None => None,
-    };
+    let gate = Entrance::open(args.listen, keys, &spec, &config).await?;
     let public = gate.as_ref().and_then(Entrance::public_address);
     write_file(&plan, &spec, public, run_dir.path())?;
     let mut served = Served::start(spec, gate, run_dir, &config)?;
@@ -220,38 +227,6 @@ fn write_file(
     })
 }
 
-/// A gate and its listener.
-struct Entrance {
-    listener: TcpListener,
-    address: SocketAddr,
-    gate: Arc<Gate>,
-    keys: Option<Keys>,
-}
-
-impl Entrance {
-    async fn bind(address: SocketAddr, spec: &Spec, keys: Option<Keys>) -> Result<Self, RoleError> {
-        let failed = |source| RoleError::Listen {
-            address: address.to_string(),
-            source,
-        };
-        let listener = bind(address).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        info!(worker = %spec.worker, %address, "gate listens");
-        Ok(Self {
-            listener,
-            address,
-            gate: Arc::new(Gate::new(spec.address.to_string())),
-            keys,
-        })
-    }
-
-    /// Where others reach it; `None` where it listens on all addresses and cannot tell which one.
-    fn public_address(&self) -> Option<String> {
-        let is_one = !self.address.ip().is_unspecified();
-        is_one.then(|| format!("http://{}", self.address))
-    }
-}
-
 /// The running engine and all around it.
 struct Served {
     gate: Option<Arc<Gate>>,
@@ -296,9 +271,7 @@ impl Served {
         let mut parts = JoinSet::new();
         parts.spawn(follow(process, seen_in));
         if let Some(entrance) = entrance {
-            let routes = entrance.gate.routes(entrance.keys);
-            let stop = parts_stop.clone();
-            parts.spawn(serve(entrance.listener, routes, limits.clone(), stop));
+            entrance.serve(&limits, &mut parts, &parts_stop);
         }
         let stop = parts_stop.clone();
         parts.spawn(serve(control_listener, control.routes(), limits, stop));

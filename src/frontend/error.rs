@@ -1,5 +1,6 @@
 //! The one door from our errors to what clients see: status, code, field. Causes stay in the log.
 
+use crate::dispatch::DispatchError;
 use crate::frontend::overrides::{RANK, WORKER};
 use crate::media::MediaError;
 use crate::model::ModelError;
@@ -125,6 +126,29 @@ pub(crate) fn deadly() -> ApiError {
     let message = "engines have died of this request; it is not accepted for some minutes";
     let kind = ErrorKind::InvalidRequestError;
     ApiError::new(422, kind, "request_killed_engines", message)
+}
+
+/// What a client is told of a request that no engine could be sent; `None` where one was.
+pub(crate) fn not_carried(error: &DispatchError) -> Option<ApiError> {
+    match error {
+        DispatchError::Plane { .. } => {
+            let message = "engines cannot be asked now: the bus to them is away";
+            Some(unavailable("request_plane_away", message.to_owned()))
+        }
+        DispatchError::TooLarge { bytes, bytes_max } => {
+            let message = format!(
+                "the request is {bytes} bytes as engines get it, and NATS carries {bytes_max}; its \
+                 operator can set media.http_listen, from which engines fetch larger ones"
+            );
+            let kind = ErrorKind::InvalidRequestError;
+            Some(ApiError::new(413, kind, "body_too_large", message))
+        }
+        DispatchError::NotLent(_) => {
+            let message = "the bodies that engines are to fetch take all the room there is";
+            Some(unavailable("overloaded", message.to_owned()))
+        }
+        _ => None,
+    }
 }
 
 /// The 429 of engines that all have too much to do.

@@ -47,6 +47,8 @@ impl From<Arc<Router>> for Routing {
 #[derive(Debug)]
 pub(crate) struct Planes {
     pub(crate) routing: Routing,
+    /// Reaches engines over what carries requests.
+    pub(crate) client: EngineClient,
     /// For a person: whom it hears of workers.
     pub(crate) waits_for: String,
     pub(crate) tasks: Tasks,
@@ -68,19 +70,22 @@ impl Planes {
             true => Some(Bus::connect(&config.nats, id.as_str()).await?),
             false => None,
         };
+        let mut tasks = Tasks::default();
+        let client = client.reaching(&config.dispatch, bus.as_ref(), &mut tasks);
         let is_remote = config.frontend.router == RouterPlace::Remote;
         let router = Router::new(&router_config(config, is_remote), metrics.clone());
         let feeds = Feeds::new(
             router.clone(),
             rules,
             config.discovery.stale_after(),
-            client,
+            client.clone(),
         );
         let feeds = Arc::new(feeds.over(bus.clone(), !is_remote));
         let mut planes = Self {
             routing: router.clone().into(),
+            client,
             waits_for: sources.to_string(),
-            tasks: Tasks::default(),
+            tasks,
         };
         if is_remote {
             router.hear_no_events();

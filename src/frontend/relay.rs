@@ -206,10 +206,14 @@ impl Frontend {
             rank: (placement.ranks > 1).then_some(placement.rank),
             body: parcel.body.clone(),
         };
-        let answer = self.client.send(&placement.address, request).await;
+        let at = (&placement.worker, &*placement.address);
+        let answer = self.client.ask(at, request).await;
         let answer = answer.map_err(|error| match error {
             DispatchError::Refused { .. } => Failure::Refused(error),
-            _ => Failure::Died(error.to_string()),
+            error => match error::not_carried(&error) {
+                Some(error) => Failure::Unsent(error),
+                None => Failure::cut(&error),
+            },
         })?;
         accepted(outgoing, answer, parcel).await
     }
@@ -316,7 +320,7 @@ async fn whole(answer: Answer) -> Result<(Reply, Counts), Failure> {
     }
     let Answer { mut counts, engine } = answer;
     let body = engine.whole().await;
-    let mut body = body.map_err(|error| Failure::Died(error.to_string()))?;
+    let mut body = body.map_err(|error| Failure::cut(&error))?;
     if let Ok(Counted { usage: Some(usage) }) = serde_json::from_slice(&body) {
         counts.usage(usage);
     }

@@ -11,6 +11,7 @@ use tracing::info;
 
 use crate::block::HashKey;
 use crate::bus::BusError;
+use crate::config::dispatch::RequestPlane;
 use crate::config::frontend::RouterPlace;
 use crate::config::{Config, Values};
 use crate::discovery::flags::PlaneFlags;
@@ -48,6 +49,9 @@ pub struct Args {
     /// Who chooses workers: a router in this process, or routers elsewhere, asked over NATS
     #[arg(long)]
     router: Option<RouterPlace>,
+    /// What carries requests to engines: connections to each, or NATS
+    #[arg(long)]
+    request_plane: Option<RequestPlane>,
     /// Listener of a worker's agent, as http://127.0.0.1:8200; may be repeated
     #[arg(long, value_name = "URL")]
     worker_url: Vec<String>,
@@ -70,6 +74,7 @@ impl Args {
         self.planes
             .values(self.serve.values())
             .set_given("frontend.router", self.router)
+            .set_given("dispatch.request_plane", self.request_plane)
             .set_given("discovery.workers", workers)
             .set_given("discovery.key_file", self.worker_key_file.as_ref())
     }
@@ -157,6 +162,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     let rules = Arc::new(plan.rules(&config));
     let agents = (plan.sources, plan.client.clone());
     let mut planes = Planes::start(&config, rules.clone(), agents, &metrics).await?;
+    let client = planes.client.clone().lending(listeners.loans());
     let router = planes.routing.local.clone();
     let name = plan.model.as_ref().map(|(name, _)| name.clone());
     let models = Models::of(plan.model);
@@ -176,7 +182,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         &config,
         (models, plan.hash_key),
         planes.routing,
-        (plan.client, metrics, plan.tenants),
+        (client, metrics, plan.tenants),
         listeners.loans(),
     )?;
     let addresses = listeners.addresses;

@@ -180,7 +180,7 @@ impl StreamRelay {
             Some(Ok(bytes)) => self.splitter.push(&bytes),
             // All has come, however the connection ends.
             Some(Err(_)) | None if matches!(self.state, State::Done) => return false,
-            Some(Err(error)) => self.state = State::Broken(Failure::Died(error.to_string())),
+            Some(Err(error)) => self.state = State::Broken(Failure::cut(&error)),
             None => {
                 let reason = "the stream ended before its end";
                 self.state = State::Broken(Failure::Died(reason.to_owned()));

@@ -145,7 +145,8 @@ impl Frontend {
         let folder = || {
             let shm = self.media.as_ref()?.shm()?;
             let dir = placement.media_dir.clone()?;
-            is_on_this_host(&placement.address).then(|| Way::Folder(shm.clone(), dir))
+            let is_told = !self.client.is_over_bus();
+            (is_told && is_on_this_host(&placement.address)).then(|| Way::Folder(shm.clone(), dir))
         };
         let http = || {
             let lending = self.lending.as_ref()?;

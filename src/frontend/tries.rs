@@ -44,9 +44,19 @@ pub(crate) enum Failure {
     Left(String),
     /// It refused the request itself: so would any other.
     Rejected(ApiError),
+    /// It was not asked, nor could any other be.
+    Unsent(ApiError),
 }
 
 impl Failure {
+    /// An answer that broke off.
+    pub(crate) fn cut(error: &DispatchError) -> Self {
+        match error {
+            DispatchError::CutPlane { .. } => Self::Left(error.to_string()),
+            _ => Self::Died(error.to_string()),
+        }
+    }
+
     /// What the log says of it.
     pub(crate) fn reason(&self) -> String {
         match self {
@@ -57,7 +67,7 @@ impl Failure {
             | Self::Faulty(reason)
             | Self::Unread(reason)
             | Self::Left(reason) => reason.clone(),
-            Self::Rejected(error) => error.to_string(),
+            Self::Rejected(error) | Self::Unsent(error) => error.to_string(),
         }
     }
 }
@@ -186,6 +196,10 @@ impl Frontend {
         match self.seen_from_here(worker, failure) {
             Failure::Rejected(error) => {
                 self.router.succeeded(worker);
+                return Err(error);
+            }
+            Failure::Unsent(error) => {
+                warn!(%request_id, %error, "request not sent");
                 return Err(error);
             }
             Failure::Refused(error) => {

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::bus::{Bus, BusError};
+use crate::config::dispatch::RequestPlane;
 use crate::config::frontend::LimitsConfig;
 use crate::config::{Config, Values};
 use crate::discovery::flags::PlaneFlags;
@@ -43,6 +44,10 @@ pub struct Args {
     id: RouterId,
     #[command(flatten)]
     planes: PlaneFlags,
+    /// What carries requests to engines, and so the question whether one is well: connections to
+    /// each, or NATS
+    #[arg(long)]
+    request_plane: Option<RequestPlane>,
     /// Listener of a worker's agent, as http://127.0.0.1:8200; may be repeated
     #[arg(long, value_name = "URL")]
     worker_url: Vec<String>,
@@ -60,6 +65,7 @@ impl Args {
         let workers = (!self.worker_url.is_empty()).then_some(&self.worker_url);
         self.planes
             .values(Values::default())
+            .set_given("dispatch.request_plane", self.request_plane)
             .set_given("discovery.workers", workers)
             .set_given("discovery.key_file", self.worker_key_file.as_ref())
             .set_given("router.admin", self.admin)
@@ -153,9 +159,12 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
 
     let stale_after = config.discovery.stale_after();
     let rules = Arc::new(Rules::any().within(&config.discovery.networks));
-    let feeds = Feeds::new(router.clone(), rules, stale_after, plan.client);
-    let feeds = Arc::new(feeds.over(Some(bus.clone()), true));
     let mut followers = Tasks::default();
+    let client = plan
+        .client
+        .reaching(&config.dispatch, Some(&bus), &mut followers);
+    let feeds = Feeds::new(router.clone(), rules, stale_after, client);
+    let feeds = Arc::new(feeds.over(Some(bus.clone()), true));
     followers.spawn(
         "the followers",
         members::follow(feeds, plan.sources, metrics, plane),

@@ -3,14 +3,12 @@
 //! cause.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ::http::Uri;
 use tokio::sync::watch;
 
 use crate::block::HashKey;
-use crate::config::network::Network;
+use crate::config::network::{self, Network};
 use crate::discovery::WorkerRecord;
 use crate::health::Verdict;
 use crate::id::WorkerId;
@@ -289,15 +287,7 @@ impl Rules {
 
     /// Whether an address may be sent requests.
     pub(crate) fn reaches(&self, address: &str) -> bool {
-        if self.networks.is_empty() || address.starts_with("unix:") {
-            return true;
-        }
-        let uri: Option<Uri> = address.parse().ok();
-        let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        // A name may lead anywhere, and elsewhere tomorrow.
-        let host: Option<IpAddr> = host.parse().ok();
-        host.is_some_and(|ip| self.networks.iter().any(|network| network.contains(ip)))
+        address.starts_with("unix:") || network::hold(&self.networks, address)
     }
 
     fn turn(&self) {

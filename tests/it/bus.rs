@@ -1,6 +1,9 @@
-//! What goes between hosts over a real NATS server: feeds, bookings, placements.
+//! What goes between hosts over a real NATS server: feeds, bookings, placements, requests.
 
 mod feeds;
+mod gated;
 mod placements;
+mod request_plane;
+mod requests;
 pub(crate) mod server;
 mod trust;

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use kvlens::config::dispatch::RequestPlane;
 use kvlens::config::{Config, Sources, Values, reference};
 use kvlens::select::RouterMode;
 use tempfile::NamedTempFile;
@@ -245,6 +246,17 @@ fn what_cannot_hold_together_is_refused_with_all_its_sources() {
     ] {
         assert_eq!(problems(text, environment), [expected], "{text}");
     }
+}
+
+#[test]
+fn requests_over_nats_need_nats() {
+    let text = "[dispatch]\nrequest_plane = \"nats\"\n";
+    let expected = "dispatch.request_plane is nats and nats.servers is unset: no engine could be \
+                    asked (dispatch.request_plane in file FILE)";
+    assert_eq!(problems(text, &[]), [expected]);
+    let named = [("KVLENS_NATS_SERVERS", "[\"nats://127.0.0.1:4222\"]")];
+    let config = Config::load(&sources(Some(&file(text)), &named)).unwrap();
+    assert_eq!(config.dispatch.request_plane, RequestPlane::Nats);
 }
 
 #[test]

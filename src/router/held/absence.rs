@@ -104,9 +104,8 @@ impl Held {
             return;
         }
         let client = &self.feeds.client;
-        let answer = client
-            .get(&record.address, "/health", GLANCE_DEADLINE)
-            .await;
+        let at = (&record.worker, record.address.as_str());
+        let answer = client.look(at, "/health", GLANCE_DEADLINE).await;
         self.note_silence(answer.is_err());
     }
 
@@ -168,7 +167,8 @@ impl Held {
             return;
         }
         let client = &self.feeds.client;
-        let answer = client.get(&record.address, "/health", LOOK_DEADLINE).await;
+        let at = (&record.worker, record.address.as_str());
+        let answer = client.look(at, "/health", LOOK_DEADLINE).await;
         self.note_silence(answer.is_err());
         let is_well = matches!(answer, Ok((StatusCode::OK, _)));
         let mut away = before.clone();

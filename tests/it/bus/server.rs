@@ -68,9 +68,13 @@ impl Server {
 
     pub(crate) fn config(&self) -> NatsConfig {
         NatsConfig {
-            servers: vec![format!("nats://127.0.0.1:{}", self.port)],
+            servers: vec![self.url()],
             ..NatsConfig::default()
         }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
     }
 
     pub(crate) async fn bus(&self, name: &str) -> Bus {
