@@ -57,7 +57,10 @@ pub(crate) fn print(nats: &Server) {
 fn heard(nats: &Server) -> (usize, usize, Duration) {
     runtime().block_on(async {
         let bus = nats.bus("listener").await;
-        let asked = SnapshotAsked { with_blocks: true };
+        let asked = SnapshotAsked {
+            with_blocks: true,
+            life: None,
+        };
         let mut pieces: Vec<Bytes> = Vec::with_capacity(BLOCKS / MESSAGE_HASHES_MAX + 8);
         let started = Instant::now();
         let subject = subjects::snapshot(&fleet::worker(0));

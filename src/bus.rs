@@ -7,6 +7,7 @@ pub mod subjects;
 pub mod wire;
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -27,6 +28,9 @@ const PING_EVERY: Duration = Duration::from_secs(2);
 
 /// Longest wait for a connection and its greeting.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
+
+/// Longest wait for the first connection; then it goes on without.
+const FIRST_MAX: Duration = Duration::from_millis(500);
 
 /// Waits between attempts to connect, doubled from the first up to the last: whoever waits for the
 /// server is back within two seconds of its return.
@@ -58,6 +62,8 @@ pub enum BusError {
     NoResponder { subject: String },
     #[error("{subject} was not answered within {waited:?}")]
     Silent { subject: String, waited: Duration },
+    #[error("NATS took nothing within {waited:?}")]
+    Stuck { waited: Duration },
     #[error("a message of {bytes} bytes is over the server's limit of {bytes_max}")]
     TooLarge { bytes: usize, bytes_max: usize },
     #[error("subscription to {subject} ended")]
@@ -124,6 +130,7 @@ impl Bus {
     pub async fn connect(config: &NatsConfig, name: &str) -> Result<Self, BusError> {
         let cause = "it has not answered yet".to_owned();
         let (told, state) = watch::channel(BusState::Away { cause });
+        let slow = AtomicU64::new(0);
         let servers = servers(&config.servers)?;
         let options = credentials::options(config)?
             .name(name)
@@ -137,10 +144,16 @@ impl Bus {
             .max_reconnects(None)
             .retry_on_initial_connect()
             .event_callback(move |event| {
-                note(&told, &event);
+                note(&told, &slow, &event);
                 std::future::ready(())
             });
         let client = ConnectOptions::connect(options, servers).await?;
+        let mut first = state.clone();
+        // Whoever begins would otherwise find everybody away first.
+        timeout(FIRST_MAX, first.wait_for(|state| *state == BusState::Up))
+            .await
+            .map(drop)
+            .ok();
         Ok(Self { client, state })
     }
 
@@ -199,14 +212,15 @@ impl Bus {
                 subject: shown,
                 source,
             }),
-            Err(_) => Err(BusError::Silent {
-                subject: shown,
-                waited: SEND_MAX,
-            }),
+            Err(_) => Err(BusError::Stuck { waited: SEND_MAX }),
         }
     }
 
-    fn check(&self, bytes: usize) -> Result<(), BusError> {
+    /// Whether a message of so many bytes would go out now.
+    ///
+    /// # Errors
+    /// When the server is away, or it is too large.
+    pub fn check(&self, bytes: usize) -> Result<(), BusError> {
         if !self.is_up() {
             let cause = match &*self.state.borrow() {
                 BusState::Up => "it has just gone".to_owned(),
@@ -226,12 +240,14 @@ impl Bus {
     /// # Errors
     /// When the client has ended.
     pub async fn listen(&self, subject: String) -> Result<Listener, BusError> {
-        match self.client.subscribe(subject.clone()).await {
-            Ok(subscriber) => Ok(Listener {
+        let subscribed = timeout(SEND_MAX, self.client.subscribe(subject.clone())).await;
+        match subscribed {
+            Ok(Ok(subscriber)) => Ok(Listener {
                 subject,
                 subscriber,
             }),
-            Err(source) => Err(BusError::Subscribe { subject, source }),
+            Ok(Err(source)) => Err(BusError::Subscribe { subject, source }),
+            Err(_) => Err(BusError::Stuck { waited: SEND_MAX }),
         }
     }
 
@@ -262,9 +278,7 @@ impl Bus {
     pub async fn flush(&self) -> Result<(), BusError> {
         match timeout(SEND_MAX, self.client.flush()).await {
             Ok(Ok(())) => Ok(()),
-            _ => Err(BusError::Away {
-                cause: format!("it took nothing within {SEND_MAX:?}"),
-            }),
+            _ => Err(BusError::Stuck { waited: SEND_MAX }),
         }
     }
 }
@@ -341,13 +355,13 @@ fn cause(error: &ClientError) -> String {
 }
 
 /// Tells how the bus stands, and the log whenever that changes.
-fn note(told: &watch::Sender<BusState>, event: &Event) {
+fn note(told: &watch::Sender<BusState>, slow: &AtomicU64, event: &Event) {
     let state = match event {
         Event::Connected => BusState::Up,
         Event::Disconnected | Event::Closed => BusState::Away {
             cause: "the connection broke".to_owned(),
         },
-        // These say why, and come while it is away.
+        // It may be a right that is missing, while all else goes on.
         Event::ServerError(error) => {
             warn!(%error, "nats refused something");
             return;
@@ -356,7 +370,11 @@ fn note(told: &watch::Sender<BusState>, event: &Event) {
             cause: cause(error),
         },
         Event::SlowConsumer(_) => {
-            warn!("nats messages came faster than they were read, some are lost");
+            // One for each message that is lost.
+            let lost = slow.fetch_add(1, Ordering::Relaxed) + 1;
+            if lost.is_power_of_two() {
+                warn!(lost, "nats messages came faster than they were read");
+            }
             return;
         }
         Event::LameDuckMode | Event::Draining => return,

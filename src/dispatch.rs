@@ -38,9 +38,9 @@ const QUIET_MAX: Duration = Duration::from_secs(3);
 const SIGN_EVERY: Duration = Duration::from_secs(2);
 const SIGNS_MAX: u32 = 3;
 
-/// Longest time for what was sent to be taken by the other host, whose word for that needs no process
-/// there.
-const UNTAKEN_MAX: Duration = Duration::from_secs(10);
+/// Longest time for what was sent to be taken. A host takes some of it without its processes; an engine
+/// that is busy reads the rest of a large body within seconds.
+const UNTAKEN_MAX: Duration = Duration::from_secs(30);
 
 /// Idle connections kept per engine: enough that a busy frontend never waits for a handshake.
 const IDLE_CONNECTIONS_MAX: usize = 256;

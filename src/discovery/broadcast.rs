@@ -20,6 +20,9 @@ pub struct Numbered {
 pub struct SnapshotAsked {
     /// Not only the record.
     pub with_blocks: bool,
+    /// The agent that is meant, where two may have one name; another one does not answer.
+    #[serde(default)]
+    pub life: Option<u64>,
 }
 
 /// A piece of the answer.

@@ -133,6 +133,7 @@ impl Frontend {
             lower_blocks = placement.lower_blocks,
             prompt_blocks = placement.prompt_blocks,
             assumed = placement.basis.reason(),
+            router = %placement.chooser,
             cost = placement.cost.total,
             queued_ms = placement.queued.as_millis() as u64,
             attempt,
@@ -235,12 +236,8 @@ impl Frontend {
             Some(reason) => format!("assumed; reason={reason}"),
         };
         let overlap = format!("{}/{}", placement.overlap_blocks, placement.prompt_blocks);
-        let router = match &placement.chooser {
-            Chooser::Here => None,
-            Chooser::Remote(router) => Some(router.to_string()),
-            Chooser::Fallback { reason } => Some(format!("fallback; reason={reason}")),
-        };
-        let router = router.map(|router| (ROUTER, router));
+        let router =
+            (placement.chooser != Chooser::Here).then(|| (ROUTER, placement.chooser.to_string()));
         let headers = [
             (WORKER, placement.worker.to_string()),
             (OVERLAP, overlap),

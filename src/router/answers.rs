@@ -30,6 +30,9 @@ pub(crate) const WAITS_EVERY: Duration = Duration::from_millis(500);
 /// Most questions that are answered at once beyond those that may wait: some milliseconds' worth.
 const BEYOND_QUEUE_MAX: usize = 4_096;
 
+/// Most explanations at once: people ask for them, and each looks at every worker.
+const EXPLAINED_MAX: usize = 16;
+
 /// Wait before the bus is asked again for what it refused.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -67,15 +70,27 @@ impl Answers {
         });
         let explaining = self.clone().serve(subjects::explain(self.id.as_str()), {
             let (answers, answering) = (self.clone(), answering.clone());
+            let room = Arc::new(Semaphore::new(EXPLAINED_MAX));
             move |heard| {
+                let Ok(place) = room.clone().try_acquire_owned() else {
+                    return;
+                };
                 let answers = answers.clone();
-                answering.spawn(async move { answers.explain(&heard).await });
+                answering.spawn(async move {
+                    answers.explain(&heard).await;
+                    drop(place);
+                });
             }
         });
-        let all = async { tokio::join!(placing, explaining, self.say_alive()) };
+        let alive = self.say_alive();
+        let all = async { tokio::join!(placing, explaining, alive) };
         stop.run_until_cancelled(all).await;
         answering.close();
         answering.wait().await;
+        // Who was placed last must hear of it before the process ends.
+        if let Err(error) = self.bus.flush().await {
+            debug!(%error, "last answers not sent");
+        }
     }
 
     async fn say_alive(&self) {

@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
 use crate::bus::Bus;
 use crate::discovery::WorkerRecord;
@@ -87,14 +86,15 @@ impl Feeds {
     pub async fn follow(self: Arc<Self>, url: String, stop: CancellationToken) {
         let link = Link::Http {
             url: url.clone(),
-            client: self.client.clone(),
+            client: Box::new(self.client.clone()),
         };
         let mut held = Held::new(self, url);
         let followed = async {
             let mut pace = Pace::default();
             loop {
-                let error = attempt(&mut held, &link, &mut pace).await;
-                fail(&mut held, &error, &mut pace).await;
+                let broken = attempt(&mut held, &link, &mut pace).await;
+                held.lose(&broken).await;
+                held.watching(sleep(pace.next(&broken))).await;
             }
         };
         stop.run_until_cancelled::<_>(followed).await.unwrap_or(());
@@ -104,39 +104,62 @@ impl Feeds {
     /// Follows the agent of a registered worker, until the worker is gone and registered no more.
     pub async fn follow_registered(self: Arc<Self>, worker: WorkerId, mut registered: Registered) {
         let source = format!("the record of {worker}");
-        let mut held = Held::new(self.clone(), source);
+        let mut held = Held::new(self.clone(), source.clone());
         let mut pace = Pace::default();
+        // Whether the agent that is registered was asked in vain, and any may answer.
+        let mut asks_any = false;
+        // The life of an agent whose worker is gone: etcd may not have heard of it.
+        let mut gone = None;
         while registered.borrow_and_update().is_some() || !held.is_empty() {
             let record = registered.borrow().clone();
-            let error = match self.link(&worker, record.as_deref()) {
-                Some(link) => attempt(&mut held, &link, &mut pace).await,
-                None => LinkError::NoFeed,
+            let was_empty = held.is_empty();
+            let link = self.link(&worker, record.as_deref(), asks_any);
+            let broken = match (self.claim(&worker, &source), link) {
+                (Ok(()), Some(link)) => attempt(&mut held, &link, &mut pace).await,
+                (Ok(()), None) => LinkError::NoFeed.into(),
+                (Err(taken), _) => taken.into(),
             };
-            // The engine may answer though its agent is not heard.
-            if let (false, Some(record)) = (error.is_final(), &record)
-                && let Err(error) = held.take_registered(record)
-            {
-                debug!(%worker, %error, "registered worker not taken");
+            asks_any = !asks_any && !broken.was_open;
+            held.lose(&broken).await;
+            let life = record.as_ref().map(|record| record.agent_life);
+            if broken.error.is_final() || (held.is_empty() && !was_empty) {
+                gone = life;
             }
-            let waiting = fail(&mut held, &error, &mut pace);
-            tokio::select! {
-                () = waiting => {}
-                _ = registered.changed() => {}
+            // The engine may answer though its agent is not heard.
+            if let Some(record) = record.filter(|_| gone != life) {
+                held.take_registered(&record);
+            }
+            let waiting = held.watching(sleep(pace.next(&broken)));
+            let news = tokio::select! {
+                () = waiting => None,
+                changed = registered.changed() => changed.ok(),
+            };
+            if let (Some(()), Some(record)) = (news, registered.borrow().as_deref()) {
+                held.take_news(record);
             }
         }
+        self.release(&worker);
     }
 
-    fn link(&self, worker: &WorkerId, record: Option<&WorkerRecord>) -> Option<Link> {
+    fn link(
+        &self,
+        worker: &WorkerId,
+        record: Option<&WorkerRecord>,
+        asks_any: bool,
+    ) -> Option<Link> {
         if let Some(bus) = &self.bus {
             return Some(Link::Bus(BusLink {
                 bus: bus.clone(),
                 worker: worker.clone(),
                 with_blocks: self.with_blocks,
+                life: record
+                    .map(|record| record.agent_life)
+                    .filter(|life| *life != 0 && !asks_any),
             }));
         }
         Some(Link::Http {
             url: record?.agent.clone()?,
-            client: self.client.clone(),
+            client: Box::new(self.client.clone()),
         })
     }
 
@@ -181,33 +204,55 @@ impl Default for Pace {
     }
 }
 
+impl Pace {
+    /// The wait before the next attempt.
+    fn next(&mut self, broken: &Broken) -> Duration {
+        let last = match broken.was_open && broken.error.is_gap() {
+            true => RESYNC_LAST,
+            false => RETRY_LAST,
+        };
+        let wait = self.wait.min(last);
+        self.wait = (self.wait * 2).min(RETRY_LAST);
+        wait
+    }
+}
+
+/// How a feed ended.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) error: LinkError,
+    /// Its snapshot had been taken in: the agent was there.
+    pub(crate) was_open: bool,
+}
+
+impl From<LinkError> for Broken {
+    fn from(error: LinkError) -> Self {
+        Self {
+            error,
+            was_open: false,
+        }
+    }
+}
+
 /// Opens a feed and takes in what it tells until it breaks off.
-async fn attempt(held: &mut Held, link: &Link, pace: &mut Pace) -> LinkError {
+async fn attempt(held: &mut Held, link: &Link, pace: &mut Pace) -> Broken {
     let opened = held.watching(link.open()).await;
     let since = Instant::now();
     let taken = opened.and_then(|(worker, snapshot, feed)| {
         held.take_in(&worker, snapshot)?;
         Ok(feed)
     });
-    let error = match taken {
-        Ok(feed) => read(held, feed).await,
-        Err(error) => error,
+    let broken = match taken {
+        Ok(feed) => Broken {
+            error: read(held, feed).await,
+            was_open: true,
+        },
+        Err(error) => error.into(),
     };
     if since.elapsed() >= STEADY {
         *pace = Pace::default();
     }
-    error
-}
-
-/// Goes on without the feed until the next attempt.
-async fn fail(held: &mut Held, error: &LinkError, pace: &mut Pace) {
-    let last = match error.is_gap() {
-        true => RESYNC_LAST,
-        false => RETRY_LAST,
-    };
-    held.lose(error).await;
-    held.watching(sleep(pace.wait.min(last))).await;
-    pace.wait = (pace.wait * 2).min(RETRY_LAST);
+    broken
 }
 
 /// Takes in what a feed tells, until it breaks off.

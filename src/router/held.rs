@@ -13,7 +13,7 @@ use crate::discovery::feed::{Snapshot, Standing, Told};
 use crate::discovery::{Change, Update, WorkerRecord};
 use crate::health::Verdict;
 use crate::id::WorkerId;
-use crate::router::feed::Feeds;
+use crate::router::feed::{Broken, Feeds};
 use crate::router::held::absence::Away;
 use crate::router::link::LinkError;
 
@@ -109,7 +109,11 @@ impl Held {
         }
         self.is_told = false;
         let record = self.judged(*record);
-        self.feeds.router.replace(record.clone(), &snapshot.events);
+        let events = match self.feeds.with_blocks {
+            true => &snapshot.events[..],
+            false => &[],
+        };
+        self.feeds.router.replace(record.clone(), events);
         self.record = Some(record);
         Ok(())
     }
@@ -124,7 +128,9 @@ impl Held {
                 Ok(())
             }
             Told::Kv(event) => {
-                self.feeds.router.apply(Update::Kv(event));
+                if self.feeds.with_blocks {
+                    self.feeds.router.apply(Update::Kv(event));
+                }
                 Ok(())
             }
             Told::Heartbeat(ranks) => self.compare(&ranks),
@@ -133,12 +139,12 @@ impl Held {
     }
 
     /// Notes that the feed broke off: the worker stays, unless its agent has taken it out.
-    pub(crate) async fn lose(&mut self, error: &LinkError) {
+    pub(crate) async fn lose(&mut self, Broken { error, was_open }: &Broken) {
         let source = &self.source;
         if matches!(error, LinkError::Deregistered) {
             return self.leave().await;
         }
-        if error.is_gap() {
+        if *was_open && error.is_gap() {
             info!(source, %error, "feed starts again with a snapshot");
             self.feeds.router.feed_gap();
             return;
@@ -229,11 +235,13 @@ impl Held {
         };
         let worker = record.worker.clone();
         info!(%worker, "agent has deregistered its worker");
-        self.publish(WorkerRecord {
+        let leaving = WorkerRecord {
             verdict: Verdict::Draining,
             cause: Some("deregistered".to_owned()),
             ..record
-        });
+        };
+        self.record = Some(leaving.clone());
+        self.publish(leaving);
         let latest = Instant::now() + LEAVE_MAX;
         while !self.feeds.router.is_idle(&worker) && Instant::now() < latest {
             sleep(LEAVE_POLL).await;

@@ -85,7 +85,7 @@ pub(crate) enum Link {
     /// The agent's listener, as `http://127.0.0.1:8200`.
     Http {
         url: String,
-        client: EngineClient,
+        client: Box<EngineClient>,
     },
     Bus(BusLink),
 }
@@ -93,11 +93,15 @@ pub(crate) enum Link {
 /// An open feed.
 #[derive(Debug)]
 pub(crate) enum OpenFeed {
-    Http {
-        answer: EngineAnswer,
-        reader: Reader,
-    },
+    Http(Box<HttpFeed>),
     Bus(Box<BusFeed>),
+}
+
+/// One over HTTP.
+#[derive(Debug)]
+pub(crate) struct HttpFeed {
+    answer: EngineAnswer,
+    reader: Reader,
 }
 
 impl Link {
@@ -130,7 +134,10 @@ async fn open(
     let mut snapshot = Snapshot::default();
     while !snapshot.put(next(&mut answer, &mut reader).await?)? {}
     match reader.worker().cloned() {
-        Some(worker) => Ok((worker, snapshot, OpenFeed::Http { answer, reader })),
+        Some(worker) => {
+            let feed = HttpFeed { answer, reader };
+            Ok((worker, snapshot, OpenFeed::Http(Box::new(feed))))
+        }
         None => Err(FeedFault::NoHello.into()),
     }
 }
@@ -157,7 +164,7 @@ impl OpenFeed {
     /// What is told next. Losing the future loses nothing but the time waited.
     pub(crate) async fn next(&mut self) -> Result<Told, LinkError> {
         match self {
-            Self::Http { answer, reader } => next(answer, reader).await,
+            Self::Http(feed) => next(&mut feed.answer, &mut feed.reader).await,
             Self::Bus(feed) => feed.next().await,
         }
     }

@@ -82,14 +82,17 @@ impl std::fmt::Display for Sources {
 struct Members {
     feeds: Arc<Feeds>,
     tasks: JoinSet<Followed>,
-    /// By the address of the agent's listener.
+    /// What is named now.
+    named: Vec<String>,
+    /// By the address of the agent's listener; those too that are named no more and still have
+    /// something in flight.
     listed: HashMap<String, CancellationToken>,
     registered: HashMap<WorkerId, watch::Sender<Option<Box<WorkerRecord>>>>,
 }
 
 /// Who is followed no more.
 enum Followed {
-    Listed,
+    Listed(String),
     Registered(WorkerId),
 }
 
@@ -103,6 +106,7 @@ pub async fn follow(
     let mut members = Members {
         feeds,
         tasks: JoinSet::new(),
+        named: Vec::new(),
         listed: HashMap::new(),
         registered: HashMap::new(),
     };
@@ -115,12 +119,12 @@ pub async fn follow(
     if let Some(config) = sources.etcd {
         sources_tasks.spawn(follow_etcd(config, metrics, plane, seen));
     }
-    members.list(&sources.named, &[]);
+    members.list(sources.named.clone());
     loop {
         tokio::select! {
             Ok(()) = listed.changed() => {
                 let found = listed.borrow_and_update().clone();
-                members.list(&sources.named, &found);
+                members.list([sources.named.clone(), found].concat());
             }
             Some(seen) = told.recv() => members.see(seen),
             Some(ended) = members.tasks.join_next() => members.end(ended),
@@ -156,17 +160,16 @@ async fn follow_etcd(
 
 impl Members {
     /// Follows exactly these listeners: one that is named no more was taken out by whoever wrote it.
-    fn list(&mut self, named: &[String], found: &[String]) {
-        let is_named = |url: &String| named.contains(url) || found.contains(url);
-        self.listed.retain(|url, stop| {
-            let stays = is_named(url);
-            if !stays {
+    fn list(&mut self, named: Vec<String>) {
+        self.named = named;
+        for (url, stop) in &self.listed {
+            if !self.named.contains(url) {
                 stop.cancel();
             }
-            stays
-        });
-        for url in named.iter().chain(found) {
-            if self.listed.contains_key(url) || self.is_full() {
+        }
+        for url in self.named.clone() {
+            // One that is named again while it leaves is followed anew once it has left.
+            if self.listed.contains_key(&url) || self.is_full() {
                 continue;
             }
             let stop = CancellationToken::new();
@@ -174,7 +177,7 @@ impl Members {
             let follower = self.feeds.clone().follow(url.clone(), stop);
             self.tasks.spawn(async move {
                 follower.await;
-                Followed::Listed
+                Followed::Listed(url)
             });
         }
     }
@@ -227,7 +230,10 @@ impl Members {
 
     fn end(&mut self, ended: Result<Followed, tokio::task::JoinError>) {
         match ended {
-            Ok(Followed::Listed) => {}
+            Ok(Followed::Listed(url)) => {
+                self.listed.remove(&url);
+                self.list(self.named.clone());
+            }
             Ok(Followed::Registered(worker)) => {
                 // It may have been registered again just now.
                 let former = self.registered.remove(&worker);

@@ -1,14 +1,13 @@
 //! Routers in other processes as a frontend sees them: asked over the bus one after the other, and
 //! done without where none answers.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::bus::{Bus, BusError, Replies, subjects, wire};
 use crate::id::RouterId;
@@ -46,8 +45,18 @@ pub enum Chooser {
     Remote(RouterId),
     /// This process, by turns, because no router answered.
     Fallback {
-        reason: Cow<'static, str>,
+        reason: &'static str,
     },
+}
+
+impl std::fmt::Display for Chooser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Here => f.write_str("here"),
+            Self::Remote(router) => router.fmt(f),
+            Self::Fallback { reason } => write!(f, "fallback; reason={reason}"),
+        }
+    }
 }
 
 /// The routers that a frontend asks.
@@ -130,7 +139,9 @@ impl Remote {
 
     /// What a router says of every candidate, as JSON; `None` where none answers.
     pub async fn explain(&self, footprint: &Footprint, wish: &Wish) -> Option<String> {
-        let request = Request::new(footprint, wish);
+        let mut wish = wish.clone();
+        wish.excluded.extend(self.local.barred());
+        let request = Request::new(footprint, &wish);
         for router in self.to_ask() {
             let asked = self.bus.ask(subjects::explain(router.as_str()), &request);
             let Ok(mut replies) = asked.await else {
@@ -157,7 +168,7 @@ impl Remote {
         may_wait: bool,
     ) -> Result<Placement, RouteError> {
         let mut refused = None;
-        let mut reason = Cow::Borrowed("no_router");
+        let mut reason = "no_router";
         // What has failed from here is not known there.
         let mut asked_wish = wish.clone();
         asked_wish.excluded.extend(self.local.barred());
@@ -169,15 +180,17 @@ impl Remote {
                 Err(NotPlaced::Refused(error)) if !error.may_be_better_elsewhere() => {
                     return Err(error);
                 }
-                Err(NotPlaced::Refused(error)) => refused = Some(error),
+                Err(NotPlaced::Refused(error)) => {
+                    refused = Some(error);
+                    reason = "refused";
+                }
                 Err(NotPlaced::Failed(error)) => {
-                    warn!(%router, %error, "router did not answer, the next is asked");
-                    self.note_failure(&router);
-                    reason = Cow::Borrowed("no_answer");
+                    self.note_failure(&router, &error);
+                    reason = "no_answer";
                 }
                 Err(NotPlaced::Useless(why)) => {
-                    warn!(%router, why, "router's answer cannot be followed");
-                    reason = Cow::Borrowed(why);
+                    debug!(%router, why, "router's answer cannot be followed");
+                    reason = why;
                 }
             }
         }
@@ -219,11 +232,9 @@ impl Remote {
             key,
         };
         let told = answer(&mut replies).await?;
-        std::mem::forget(asking);
         let placed = self.local.book_told(key, footprint, &told);
-        let mut placement = placed.ok_or(NotPlaced::Useless(
-            "its worker is not known here, or not heard",
-        ))?;
+        let mut placement = placed.ok_or(NotPlaced::Useless("unknown_worker"))?;
+        std::mem::forget(asking);
         placement.chooser = Chooser::Remote(router.clone());
         Ok(placement)
     }
@@ -258,9 +269,20 @@ impl Remote {
         known.insert(id, Known { heard, failed });
     }
 
-    fn note_failure(&self, id: &RouterId) {
+    /// Passes a router over for a while that has said nothing; what never reached it is not its fault.
+    fn note_failure(&self, id: &RouterId, error: &BusError) {
+        if !matches!(
+            error,
+            BusError::Silent { .. } | BusError::NoResponder { .. }
+        ) {
+            return debug!(router = %id, %error, "router cannot be asked");
+        }
+        let now = Instant::now();
         if let Some(known) = self.known().get_mut(id) {
-            known.failed = Some(Instant::now());
+            let former = known.failed.replace(now);
+            if former.is_none_or(|former| now - former >= PASSED_OVER) {
+                warn!(router = %id, %error, "router did not answer, the next is asked");
+            }
         }
     }
 
@@ -291,7 +313,7 @@ async fn answer(replies: &mut Replies) -> Result<Box<Told>, NotPlaced> {
             Ok(Answer::Placed(told)) => return Ok(told),
             Ok(Answer::Refused(error)) => return Err(NotPlaced::Refused(error)),
             Ok(Answer::Waits) => patience = NEXT_WORD,
-            Err(_) => return Err(NotPlaced::Useless("its answer is of another form")),
+            Err(_) => return Err(NotPlaced::Useless("bad_answer")),
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::http::listener::bind;
 use crate::http::reply::Reply;
 use crate::http::serve::{panics_total, serve};
 use crate::http::{Answer, Call, Limits, Routes};
-use crate::id::{InvalidRouterId, RouterId};
+use crate::id::RouterId;
 use crate::lifecycle;
 use crate::lifecycle::tasks::{TaskEnd, Tasks};
 use crate::openai::error::{ApiError, ErrorKind};
@@ -85,8 +85,6 @@ pub struct Plan {
 pub enum BadPlan {
     #[error("no NATS server is named, over which frontends could ask; name one with --nats")]
     NoBus,
-    #[error(transparent)]
-    Id(#[from] InvalidRouterId),
     #[error(transparent)]
     Sources(#[from] BadSources),
     #[error(transparent)]

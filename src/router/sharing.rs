@@ -74,7 +74,7 @@ pub(crate) enum What {
     },
 }
 
-/// Who shares: a router that only hears, or one that tells of its own bookings too.
+/// A router that tells of its own bookings.
 #[derive(Debug)]
 pub struct Sharing {
     router: Arc<Router>,

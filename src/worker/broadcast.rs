@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -16,6 +16,10 @@ use crate::worker::feed::Feed;
 
 /// Most snapshots that are sent at once; each is some megabytes. Whoever asks beyond that asks again.
 const SNAPSHOTS_MAX: usize = 16;
+
+/// Most that wait for theirs, and for how long: less than they wait for the first chunk.
+const WAITING_MAX: usize = 256;
+const WAIT_MAX: Duration = Duration::from_millis(1_500);
 
 /// Wait before the bus is asked again for what it refused.
 const RETRY: Duration = Duration::from_millis(500);
@@ -57,12 +61,15 @@ async fn answer(feed: &Arc<Feed>, bus: &Bus) {
     loop {
         let mut questions = questions(feed, bus).await;
         while let Some(heard) = questions.next().await {
-            let Ok(place) = room.clone().try_acquire_owned() else {
+            if sending.len() >= WAITING_MAX {
                 warn!(worker = %feed.worker(), "too many ask for snapshots at once");
                 continue;
-            };
-            let (feed, bus) = (feed.clone(), bus.clone());
+            }
+            let (feed, bus, room) = (feed.clone(), bus.clone(), room.clone());
             sending.spawn(async move {
+                let Ok(Ok(place)) = timeout(WAIT_MAX, room.acquire_owned()).await else {
+                    return;
+                };
                 if let Err(error) = send_snapshot(&feed, &bus, &heard).await {
                     debug!(worker = %feed.worker(), %error, "snapshot not sent");
                 }
@@ -86,13 +93,16 @@ async fn send_snapshot(feed: &Feed, bus: &Bus, heard: &Heard) -> Result<(), BusE
     let Some(reply) = &heard.reply else {
         return Ok(());
     };
-    let SnapshotAsked { with_blocks } = match wire::decode("a question", &heard.payload) {
+    let SnapshotAsked { with_blocks, life } = match wire::decode("a question", &heard.payload) {
         Ok(asked) => asked,
         Err(error) => {
             warn!(%error, "question not understood");
             return Ok(());
         }
     };
+    if life.is_some_and(|life| life != feed.life()) {
+        return Ok(());
+    }
     let (told, lines) = feed.snapshot(with_blocks);
     let mut lines = lines.peekable();
     let mut index = 0;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::ValueHint;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::bus::BusError;
@@ -279,6 +279,10 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         agent_stop.clone(),
     );
     tasks.spawn("the agent", following);
+    let is_told = config.etcd.is_used() || config.nats.is_used();
+    if is_told && address.ip().is_unspecified() && config.worker.advertise.is_none() {
+        warn!(%address, "no other host can tell where this agent is, --advertise says it");
+    }
     info!(worker = %plan.worker, %address, "agent ready");
     lifecycle::notify_ready();
     let running = tokio::select! {

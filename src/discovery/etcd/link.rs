@@ -154,6 +154,7 @@ impl Watched {
                 reason => Fault::said(self.endpoint.clone(), reason.to_owned()),
             });
         }
+        // Held against where the watch began: word of the progress may overtake an event before it.
         let now = response.header().map_or(self.revision, |h| h.revision());
         if now < self.revision {
             return Err(Fault::WentBack {
@@ -162,7 +163,6 @@ impl Watched {
                 now,
             });
         }
-        self.revision = now;
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use crate::health::Verdict;
 use crate::router::held::Held;
 use crate::router::link::LinkError;
 
-/// Longest wait for its answer. A busy engine answers `/health` late, not never.
+/// Longest wait for an engine's answer. A busy one answers `/health` late, not never.
 const LOOK_DEADLINE: Duration = Duration::from_secs(3);
 
 /// An agent that is silent for so long may be cut off together with its engine: three of its heartbeats
@@ -60,28 +60,35 @@ impl Held {
     }
 
     /// Takes a worker from its record alone, where the agent that told it is not heard.
-    ///
-    /// # Errors
-    /// When another feed tells of the worker.
-    pub(crate) fn take_registered(&mut self, record: &WorkerRecord) -> Result<(), LinkError> {
-        if self.record.is_some() {
-            return Ok(());
+    pub(crate) fn take_registered(&mut self, record: &WorkerRecord) {
+        if self.record.is_none() {
+            self.record = Some(self.judged(record.clone()));
+            self.go_away();
         }
-        self.feeds.claim(&record.worker, &self.source)?;
-        self.record = Some(self.judged(record.clone()));
-        self.go_away();
-        Ok(())
+    }
+
+    /// Takes a record that was registered while the agent was not heard: it says more than is known.
+    pub(crate) fn take_news(&mut self, record: &WorkerRecord) {
+        if self.away.is_some() {
+            self.record = Some(self.judged(record.clone()));
+            self.publish_away();
+        }
     }
 
     /// Waits for what the feed tells; an engine whose agent is quiet is looked at meanwhile.
-    pub(crate) async fn hearing<T>(&mut self, next: impl Future<Output = T>) -> T {
+    pub(crate) async fn hearing<T>(
+        &mut self,
+        next: impl Future<Output = Result<T, LinkError>>,
+    ) -> Result<T, LinkError> {
         let mut next = std::pin::pin!(next);
         let mut quiet = QUIET_MAX;
         loop {
             tokio::select! {
                 biased;
                 told = &mut next => {
-                    self.note_silence(false);
+                    if told.is_ok() {
+                        self.note_silence(false);
+                    }
                     return told;
                 }
                 Ok(()) = self.turns.changed() => {
@@ -106,7 +113,7 @@ impl Held {
         let client = &self.feeds.client;
         let at = (&record.worker, record.address.as_str());
         let answer = client.look(at, "/health", GLANCE_DEADLINE).await;
-        self.note_silence(answer.is_err());
+        self.note_silence(is_silence(&answer));
     }
 
     pub(super) fn note_silence(&mut self, is_silent: bool) {
@@ -133,7 +140,11 @@ impl Held {
     fn away_record(&self) -> Option<WorkerRecord> {
         let (record, away) = (self.record.clone()?, self.away.as_ref()?);
         let mut record = record;
-        let cause = format!("agent away since {}", away.since_text);
+        let bus = self.feeds.bus.as_ref();
+        let cause = match bus.is_some_and(|bus| !bus.is_up()) {
+            true => format!("NATS away, agent not heard since {}", away.since_text),
+            false => format!("agent away since {}", away.since_text),
+        };
         record.ledger.completeness = Completeness::Partial;
         record.ledger.cause = Some(cause.clone());
         record.ledger.is_followed = false;
@@ -169,7 +180,7 @@ impl Held {
         let client = &self.feeds.client;
         let at = (&record.worker, record.address.as_str());
         let answer = client.look(at, "/health", LOOK_DEADLINE).await;
-        self.note_silence(answer.is_err());
+        self.note_silence(is_silence(&answer));
         let is_well = matches!(answer, Ok((StatusCode::OK, _)));
         let mut away = before.clone();
         away.failures = if is_well { 0 } else { away.failures + 1 };
@@ -201,5 +212,13 @@ impl Held {
         } else if self.away != Some(before) {
             self.publish_away();
         }
+    }
+}
+
+/// Whether nobody was there to answer. Who refuses a connection has a host that is there.
+fn is_silence<T>(answer: &Result<T, DispatchError>) -> bool {
+    match answer {
+        Ok(_) | Err(DispatchError::Refused { .. }) => false,
+        Err(_) => true,
     }
 }

@@ -14,6 +14,9 @@ use crate::router::link::{LinkError, SILENCE_MAX};
 /// Longest wait for a chunk of a snapshot.
 const CHUNK_MAX: Duration = Duration::from_secs(2);
 
+/// The same for the first chunk of an agent that is meant.
+const MEANT_MAX: Duration = Duration::from_millis(500);
+
 /// Another agent of the same name is the next life of ours once ours has been silent for so long.
 const SUCCESSION: Duration = HEARTBEAT.saturating_mul(3);
 
@@ -24,6 +27,8 @@ pub(crate) struct BusLink {
     pub(crate) worker: WorkerId,
     /// Not only records are wanted.
     pub(crate) with_blocks: bool,
+    /// The agent that is meant; `None` for any.
+    pub(crate) life: Option<u64>,
 }
 
 /// An open one.
@@ -50,7 +55,9 @@ impl BusLink {
             bus,
             worker,
             with_blocks,
+            life,
         } = self;
+        bus.check(0)?;
         let subject = match with_blocks {
             true => subjects::kv(worker),
             false => subjects::record(worker),
@@ -58,6 +65,7 @@ impl BusLink {
         let lines = bus.listen(subject).await?;
         let asked = SnapshotAsked {
             with_blocks: *with_blocks,
+            life: *life,
         };
         // Both go over one connection, so the server listens for us before it passes the question on.
         let mut chunks = bus.ask(subjects::snapshot(worker), &asked).await?;
@@ -74,7 +82,12 @@ impl BusLink {
         let mut snapshot = Snapshot::default();
         let mut index = 0;
         loop {
-            let payload = chunks.next(CHUNK_MAX).await?;
+            let patience = match (index, life) {
+                // Where the one that is meant is no more, another one is asked soon.
+                (0, Some(_)) => MEANT_MAX,
+                _ => CHUNK_MAX,
+            };
+            let payload = chunks.next(patience).await?;
             let chunk: Chunk = wire::decode("a chunk of a snapshot", &payload)?;
             if index == 0 {
                 (feed.life, feed.number) = (chunk.life, chunk.number);

@@ -44,6 +44,9 @@ impl State {
         if !self.know(from, told.life, now) {
             return Vec::new();
         }
+        if let Some(foreign) = self.foreign.get_mut(from) {
+            foreign.heard = now;
+        }
         match told.what {
             What::Notes(notes) => {
                 let turns = notes.into_iter().map(|note| self.note(from, note, now));
@@ -54,7 +57,7 @@ impl State {
                 parts,
                 bookings,
             } => {
-                self.list(from, (round, parts), bookings, now);
+                self.list(from, (round, parts), &bookings, now);
                 Vec::new()
             }
         }
@@ -69,7 +72,8 @@ impl State {
         now: Instant,
     ) {
         let is_known = self.know(from, life, now);
-        let Some(foreign) = self.foreign.get_mut(from).filter(|_| is_known) else {
+        let foreign = self.foreign.get_mut(from).filter(|_| is_known);
+        let Some(foreign) = foreign.filter(|foreign| foreign.keys.len() < BOOKINGS_MAX) else {
             return self.free(booking);
         };
         if let Some(former) = foreign.keys.insert(key, booking) {
@@ -107,7 +111,8 @@ impl State {
         }
         let is_full = self.foreign.len() >= ROUTERS_MAX;
         match self.foreign.entry(from.clone()) {
-            Entry::Occupied(mut known) => known.get_mut().heard = now,
+            // To ask is not to be heard: only what it tells says what it still holds.
+            Entry::Occupied(_) => {}
             Entry::Vacant(_) if is_full => return false,
             Entry::Vacant(free) => {
                 free.insert(Foreign {
@@ -135,7 +140,7 @@ impl State {
     fn note(&mut self, from: &RouterId, note: Note, now: Instant) -> Option<ParityTurn> {
         let ours = |state: &Self, key: &u64| state.foreign.get(from)?.keys.get(key).copied();
         match note {
-            Note::Booked(booked) => self.book_foreign(from, *booked, now),
+            Note::Booked(booked) => self.book_foreign(from, &booked, now),
             Note::PrefillDone(key) => {
                 let key = ours(self, &key)?;
                 self.prefill_done(key, now);
@@ -157,7 +162,7 @@ impl State {
         &mut self,
         from: &RouterId,
         (round, parts): (u64, u32),
-        bookings: Vec<Booked>,
+        bookings: &[Booked],
         now: Instant,
     ) {
         let named: Vec<u64> = bookings.iter().map(|booked| booked.key).collect();
@@ -189,7 +194,7 @@ impl State {
 
     /// Books what another router has booked, unless that is known; where it is on another worker than
     /// was known, it has moved.
-    fn book_foreign(&mut self, from: &RouterId, booked: Booked, now: Instant) {
+    fn book_foreign(&mut self, from: &RouterId, booked: &Booked, now: Instant) {
         let Some(foreign) = self.foreign.get(from) else {
             return;
         };
@@ -203,7 +208,7 @@ impl State {
                 if booked.prefill_tokens == 0 {
                     self.prefill_done(known, now);
                 }
-                return;
+                return self.progress(known, booked.output_tokens);
             }
             self.free(known);
         }
@@ -213,7 +218,7 @@ impl State {
         let Some(rank) = rank else {
             return;
         };
-        rank.book(key, share(&booked), now);
+        rank.book(key, share(booked), now);
         self.seats.insert(key, place);
         if let Some(foreign) = self.foreign.get_mut(from) {
             foreign.keys.insert(booked.key, key);

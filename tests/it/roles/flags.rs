@@ -69,7 +69,7 @@ fn what_can_never_work_ends_with_78_and_why() {
             &format!("{engine} --kv-events ipc:///a --kv-events ipc:///b --kv-replay ipc:///c"),
             "1 times --kv-replay for 2 times --kv-events",
         ),
-        ("frontend --model demo", "no worker is named"),
+        ("frontend --model demo", "no worker can be found"),
         (
             "worker --worker w --advertise 10.0.0.5:8200",
             "worker.advertise \"10.0.0.5:8200\" is not an address",
