@@ -138,7 +138,7 @@ impl Feeds {
                 held.take_news(record);
             }
         }
-        self.release(&worker);
+        self.release(&worker, &source);
     }
 
     fn link(
@@ -181,9 +181,12 @@ impl Feeds {
         }
     }
 
-    /// Gives a worker's name free again.
-    pub(crate) fn release(&self, worker: &WorkerId) {
-        self.claims().remove(worker);
+    /// Gives a worker's name free again, where the feed at `source` has it.
+    pub(crate) fn release(&self, worker: &WorkerId, source: &str) {
+        let mut claims = self.claims();
+        if claims.get(worker).is_some_and(|taken| taken == source) {
+            claims.remove(worker);
+        }
     }
 
     fn claims(&self) -> MutexGuard<'_, HashMap<WorkerId, String>> {

@@ -95,7 +95,7 @@ impl Held {
         }
         if snapshot.is_down {
             if self.record.is_none() {
-                self.feeds.release(worker);
+                self.feeds.release(worker, &self.source);
             }
             return Err(LinkError::Deregistered);
         }
@@ -151,7 +151,7 @@ impl Held {
         }
         match (self.is_told, &self.record) {
             _ if matches!(error, LinkError::Unready) => {
-                debug!(source, %error, "agent is not ready")
+                debug!(source, %error, "agent is not ready");
             }
             (true, _) => debug!(source, %error, "feed still cannot be read"),
             (false, Some(record)) => {
@@ -254,7 +254,7 @@ impl Held {
         (self.away, self.told) = (None, None);
         self.is_silent = false;
         if let Some(record) = self.record.take() {
-            self.feeds.release(&record.worker);
+            self.feeds.release(&record.worker, &self.source);
             self.feeds.rules.forget(&record.worker);
             let down = Change::Down(record.worker);
             self.feeds.router.apply(Update::Change(down));

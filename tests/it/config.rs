@@ -231,9 +231,17 @@ fn what_cannot_hold_together_is_refused_with_all_its_sources() {
             "router.preferred_labels has an entry that is not label=weight \
              (router.preferred_labels in file FILE)",
         ),
+    ] {
+        assert_eq!(problems(text, environment), [expected], "{text}");
+    }
+}
+
+#[test]
+fn credentials_and_planes_go_together() {
+    for (text, environment, expected) in [
         (
             "[etcd]\nuser = \"kvlens\"\n",
-            &[],
+            &[] as &[(&str, &str)],
             "etcd.user and etcd.password_file go together, and one of them is unset (etcd.user in \
              file FILE)",
         ),
@@ -242,6 +250,18 @@ fn what_cannot_hold_together_is_refused_with_all_its_sources() {
             &[("KVLENS_ETCD_CERT_FILE", "/etc/cert.pem")],
             "etcd.cert_file and etcd.cert_key_file go together, and one of them is unset \
              (etcd.cert_file in environment variable KVLENS_ETCD_CERT_FILE)",
+        ),
+        (
+            "[frontend]\nrouter = \"remote\"\n",
+            &[],
+            "frontend.router is remote and nats.servers is unset: no router could be asked \
+             (frontend.router in file FILE)",
+        ),
+        (
+            "[nats]\nnkey_file = \"/n\"\ncreds_file = \"/c\"\n",
+            &[],
+            "nats.nkey_file and nats.creds_file are both set: one of them says who we are \
+             (nats.nkey_file in file FILE, nats.creds_file in file FILE)",
         ),
     ] {
         assert_eq!(problems(text, environment), [expected], "{text}");
@@ -254,7 +274,7 @@ fn requests_over_nats_need_nats() {
     let expected = "dispatch.request_plane is nats and nats.servers is unset: no engine could be \
                     asked (dispatch.request_plane in file FILE)";
     assert_eq!(problems(text, &[]), [expected]);
-    let named = [("KVLENS_NATS_SERVERS", "[\"nats://127.0.0.1:4222\"]")];
+    let named = [("KVLENS_NATS_SERVERS", "nats://127.0.0.1:4222")];
     let config = Config::load(&sources(Some(&file(text)), &named)).unwrap();
     assert_eq!(config.dispatch.request_plane, RequestPlane::Nats);
 }

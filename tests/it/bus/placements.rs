@@ -49,12 +49,11 @@ async fn answering(server: &Server, name: &str) -> (Arc<Router>, JoinSet<()>) {
     (router, tasks)
 }
 
-#[tokio::test]
-async fn a_frontend_asks_one_router_then_the_other_then_none() {
-    let server = Server::start().await;
+/// Two workers, each with ten blocks.
+async fn two_agents(server: &Server) -> Vec<Told> {
     let mut told = Vec::new();
     for (worker, stored) in [("w", 0..10), ("x", 10..20)] {
-        let agent = Told::start(&server, worker).await;
+        let agent = Told::start(server, worker).await;
         agent.agent.up(&record(worker, "http://127.0.0.1:1"));
         agent.agent.tell(KvEvent {
             worker: crate::feed::parties::name(worker),
@@ -63,6 +62,13 @@ async fn a_frontend_asks_one_router_then_the_other_then_none() {
         });
         told.push(agent);
     }
+    told
+}
+
+#[tokio::test]
+async fn a_frontend_asks_one_router_then_the_other_then_none() {
+    let server = Server::start().await;
+    let _told = two_agents(&server).await;
     let (first, first_tasks) = answering(&server, "a").await;
     let (second, second_tasks) = answering(&server, "b").await;
 
