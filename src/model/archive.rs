@@ -20,7 +20,7 @@ const SHOWN_DIGITS: usize = 12;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ModelDigest(blake3::Hash);
 
-/// A model's files in one body: after [`DOMAIN`], for each by name, its name and its bytes, each
+/// A model's files in one body: after a tag of its domain, for each by name, its name and its bytes, each
 /// behind its length as u64 LE.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Archive {

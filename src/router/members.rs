@@ -155,7 +155,7 @@ async fn follow_etcd(
     _plane: watch::Sender<PlaneState>,
     _seen: mpsc::Sender<Seen>,
 ) {
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 impl Members {

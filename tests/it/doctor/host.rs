@@ -16,6 +16,10 @@ use crate::feed::parties::{Served, record};
 
 /// What an agent's listener answers to who looks at its worker.
 pub(crate) struct Agent {
+    #[cfg_attr(
+        not(feature = "etcd"),
+        expect(dead_code, reason = "only what registers it asks for it")
+    )]
     pub(crate) record: WorkerRecord,
     served: Served,
     asked: Arc<AtomicUsize>,
