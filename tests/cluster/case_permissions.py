@@ -34,7 +34,9 @@ RULES = [
     ("router-r-1", "PUB", "kvlens.bookings.r-2", False),
     ("router-r-1", "PUB", "kvlens.router.r-2.alive", False),
     ("router-r-1", "PUB", "kvlens.kv.a-0", False),
-    ("router-r-1", "PUB", "kvlens.request.a-0", False),
+    # Whether an engine is well is asked where its requests go.
+    ("router-r-1", "PUB", "kvlens.request.a-0", True),
+    ("router-r-1", "SUB", "kvlens.request.a-0", False),
     ("frontend-f-1", "PUB", "kvlens.router.r-1.place", True),
     ("frontend-f-1", "PUB", "kvlens.request.a-0", True),
     ("frontend-f-1", "SUB", "kvlens.router.*.alive", True),
