@@ -80,6 +80,11 @@ impl Args {
     }
 }
 
+/// Longest wait of the first requests for workers that etcd knows: to list and to hear them takes some
+/// tenths of a second.
+const FIRST_MAX: Duration = Duration::from_secs(1);
+const FIRST_POLL: Duration = Duration::from_millis(20);
+
 /// What to serve and whom to follow, checked.
 #[derive(Debug)]
 pub struct Plan {
@@ -185,6 +190,12 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         (client, metrics, plan.tenants),
         listeners.loans(),
     )?;
+    if config.etcd.is_used() {
+        // Who connects meanwhile waits, rather than be told that there is no worker.
+        tokio::time::timeout(FIRST_MAX, until_known(&router))
+            .await
+            .ok();
+    }
     let addresses = listeners.addresses;
     let settle = config.frontend.settle();
     let ending = Ending::new(&frontend, &config.frontend, settle, &stop);
@@ -222,6 +233,14 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     drop(followers);
     info!("frontend stopped");
     Ok(running.and(drained)?)
+}
+
+/// Waits until a worker takes requests.
+async fn until_known(router: &Router) {
+    let takes = |worker: &WorkerView| worker.record.verdict.takes_requests();
+    while !router.workers().iter().any(takes) {
+        tokio::time::sleep(FIRST_POLL).await;
+    }
 }
 
 /// Says how many workers take requests, whenever that changes.

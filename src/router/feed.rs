@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::Bus;
+use crate::bus::{Bus, BusError};
 use crate::discovery::WorkerRecord;
 use crate::dispatch::EngineClient;
 use crate::id::WorkerId;
@@ -210,7 +210,9 @@ impl Default for Pace {
 impl Pace {
     /// The wait before the next attempt.
     fn next(&mut self, broken: &Broken) -> Duration {
-        let last = match broken.was_open && broken.error.is_gap() {
+        // While the bus is away an attempt costs nothing, and its return must not be waited for long.
+        let is_away = matches!(broken.error, LinkError::Bus(BusError::Away { .. }));
+        let last = match is_away || (broken.was_open && broken.error.is_gap()) {
             true => RESYNC_LAST,
             false => RETRY_LAST,
         };
