@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::bus::credentials::CredentialError;
@@ -248,6 +248,17 @@ impl Bus {
             }),
             Ok(Err(source)) => Err(BusError::Subscribe { subject, source }),
             Err(_) => Err(BusError::Stuck { waited: SEND_MAX }),
+        }
+    }
+
+    /// The same, as soon as it can be had.
+    pub async fn hear(&self, subject: String) -> Listener {
+        loop {
+            match self.listen(subject.clone()).await {
+                Ok(listener) => return listener,
+                Err(error) => warn!(subject, %error, "cannot listen on the bus yet"),
+            }
+            sleep(RETRY_LAST).await;
         }
     }
 

@@ -10,11 +10,11 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::bus::{Bus, BusError, Heard, Listener, subjects, wire};
+use crate::bus::{Bus, BusError, Heard, subjects, wire};
 use crate::config::network::{self, Network};
 use crate::dispatch::parts::{
     Asked, BEAT, Body, CHUNK_BYTES_MAX, Part, Reply, RequestKey, SILENCE_MAX, WINDOW_PARTS, Word,
@@ -27,9 +27,6 @@ use crate::http::serve::REQUEST_ID;
 use crate::http::{Call, Limits};
 use crate::id::{RequestId, WorkerId};
 use crate::openai::error::{ApiError, ErrorKind};
-
-/// Wait before the bus is asked again for what it refused.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// Where a frontend's listener has all that it lends. Nothing else is fetched.
 const LENT_FOLDER: &str = "/media/";
@@ -111,7 +108,9 @@ impl Requests {
         let requests = Arc::new(self);
         let mut open: HashMap<RequestKey, Open> = HashMap::new();
         let mut answering = JoinSet::new();
-        let mut words = requests.listen().await;
+        let bus = requests.bus.clone();
+        let subject = || subjects::request(&requests.worker);
+        let mut words = bus.hear(subject()).await;
         info!(worker = %requests.worker, "gate is asked over the bus too");
         loop {
             tokio::select! {
@@ -128,21 +127,11 @@ impl Requests {
                             requests.refuse(inbox).await;
                         }
                     }
-                    None => words = requests.listen().await,
+                    None => words = bus.hear(subject()).await,
                 },
             }
         }
         requests.bus.flush().await.ok();
-    }
-
-    async fn listen(&self) -> Listener {
-        loop {
-            match self.bus.listen(subjects::request(&self.worker)).await {
-                Ok(listener) => return listener,
-                Err(error) => warn!(%error, "gate cannot be asked over the bus"),
-            }
-            sleep(RETRY).await;
-        }
     }
 
     /// Takes in a message; where it asks for more than can be answered at once, returns whom.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::bus::{Bus, Heard, Listener, subjects, wire};
+use crate::bus::{Bus, Heard, subjects, wire};
 use crate::id::RouterId;
 use crate::router::asked::{Answer, Asked, Request, Told};
 use crate::router::sharing::{self, Note, What};
@@ -32,9 +32,6 @@ const BEYOND_QUEUE_MAX: usize = 4_096;
 
 /// Most explanations at once: people ask for them, and each looks at every worker.
 const EXPLAINED_MAX: usize = 16;
-
-/// Wait before the bus is asked again for what it refused.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// A router and the bus over which it is asked.
 #[derive(Clone, Debug)]
@@ -111,20 +108,10 @@ impl Answers {
 
     async fn serve(self, subject: String, mut take: impl FnMut(Heard)) {
         loop {
-            let mut questions = self.listen(&subject).await;
+            let mut questions = self.bus.hear(subject.clone()).await;
             while let Some(heard) = questions.next().await {
                 take(heard);
             }
-        }
-    }
-
-    async fn listen(&self, subject: &str) -> Listener {
-        loop {
-            match self.bus.listen(subject.to_owned()).await {
-                Ok(listener) => return listener,
-                Err(error) => warn!(%error, "cannot be asked over the bus"),
-            }
-            sleep(RETRY).await;
         }
     }
 

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -32,9 +31,6 @@ const PASSED_OVER: Duration = Duration::from_secs(2);
 
 /// Most routers that are known.
 const ROUTERS_MAX: usize = 64;
-
-/// Wait before the bus is asked again for what it refused.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// Who chose a request's worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,18 +99,13 @@ impl Remote {
     pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
         let hearing = async {
             loop {
-                match self.bus.listen(subjects::ALL_ALIVE.to_owned()).await {
-                    Ok(mut alive) => {
-                        while let Some(heard) = alive.next().await {
-                            let name = heard.subject.split('.').nth(2).map(RouterId::new);
-                            if let Some(Ok(id)) = name {
-                                self.note_alive(id);
-                            }
-                        }
+                let mut alive = self.bus.hear(subjects::ALL_ALIVE.to_owned()).await;
+                while let Some(heard) = alive.next().await {
+                    let name = heard.subject.split('.').nth(2).map(RouterId::new);
+                    if let Some(Ok(id)) = name {
+                        self.note_alive(id);
                     }
-                    Err(error) => warn!(%error, "cannot hear which routers there are"),
                 }
-                sleep(RETRY).await;
             }
         };
         stop.run_until_cancelled::<_>(hearing).await.unwrap_or(());

@@ -6,22 +6,19 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::block::{BlockSize, SequenceHash};
 use crate::bus::wire::MESSAGE_HASHES_MAX;
-use crate::bus::{Bus, Listener, subjects, wire};
+use crate::bus::{Bus, subjects, wire};
 use crate::id::{DpRank, RouterId, WorkerId};
 use crate::router::state::State;
 use crate::router::{Answered, Router};
 
 /// How often all live bookings are told again.
 const REPUBLISH: Duration = Duration::from_secs(1);
-
-/// Wait before the bus is asked again for what it refused.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// What a note takes beside its hashes, in hashes.
 const NOTE_WEIGHT: usize = 24;
@@ -142,7 +139,7 @@ pub async fn hear(router: Arc<Router>, bus: Bus, id: RouterId, stop: Cancellatio
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let hearing = async {
         loop {
-            let mut told = listen(&bus).await;
+            let mut told = bus.hear(subjects::ALL_BOOKINGS.to_owned()).await;
             loop {
                 let heard = tokio::select! {
                     heard = told.next() => heard,
@@ -168,16 +165,6 @@ pub async fn hear(router: Arc<Router>, bus: Bus, id: RouterId, stop: Cancellatio
         }
     };
     stop.run_until_cancelled::<_>(hearing).await.unwrap_or(());
-}
-
-async fn listen(bus: &Bus) -> Listener {
-    loop {
-        match bus.listen(subjects::ALL_BOOKINGS.to_owned()).await {
-            Ok(listener) => return listener,
-            Err(error) => warn!(%error, "cannot hear other routers' bookings"),
-        }
-        sleep(RETRY).await;
-    }
 }
 
 impl Router {

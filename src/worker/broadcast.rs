@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::bus::{Bus, BusError, Heard, Listener, subjects, wire};
+use crate::bus::{Bus, BusError, Heard, subjects, wire};
 use crate::discovery::broadcast::{Chunk, Numbered, SnapshotAsked};
 use crate::discovery::feed::Line;
 use crate::worker::feed::Feed;
@@ -20,9 +20,6 @@ const SNAPSHOTS_MAX: usize = 16;
 /// Most that wait for theirs, and for how long: less than they wait for the first chunk.
 const WAITING_MAX: usize = 256;
 const WAIT_MAX: Duration = Duration::from_millis(1_500);
-
-/// Wait before the bus is asked again for what it refused.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// Tells the feed on the bus until `stop`.
 pub async fn run(feed: Arc<Feed>, bus: Bus, stop: CancellationToken) {
@@ -59,7 +56,7 @@ async fn answer(feed: &Arc<Feed>, bus: &Bus) {
     let room = Arc::new(Semaphore::new(SNAPSHOTS_MAX));
     let sending = TaskTracker::new();
     loop {
-        let mut questions = questions(feed, bus).await;
+        let mut questions = bus.hear(subjects::snapshot(feed.worker())).await;
         while let Some(heard) = questions.next().await {
             if sending.len() >= WAITING_MAX {
                 warn!(worker = %feed.worker(), "too many ask for snapshots at once");
@@ -76,16 +73,6 @@ async fn answer(feed: &Arc<Feed>, bus: &Bus) {
                 drop(place);
             });
         }
-    }
-}
-
-async fn questions(feed: &Feed, bus: &Bus) -> Listener {
-    loop {
-        match bus.listen(subjects::snapshot(feed.worker())).await {
-            Ok(listener) => return listener,
-            Err(error) => debug!(%error, "cannot listen on the bus"),
-        }
-        sleep(RETRY).await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-use crate::bus::{Bus, Listener, subjects, wire};
+use crate::bus::{Bus, Listener, Replies, subjects, wire};
 use crate::discovery::broadcast::{Chunk, Numbered, SnapshotAsked};
 use crate::discovery::feed::{FeedFault, HEARTBEAT, Line, Reader, Snapshot, Told};
 use crate::id::WorkerId;
@@ -68,46 +68,23 @@ impl BusLink {
             life: *life,
         };
         // Both go over one connection, so the server listens for us before it passes the question on.
-        let mut chunks = bus.ask(subjects::snapshot(worker), &asked).await?;
+        let chunks = bus.ask(subjects::snapshot(worker), &asked).await?;
+        let read = read(chunks, life.is_some()).await?;
         let mut feed = BusFeed {
             lines,
-            reader: Reader::default(),
+            reader: read.reader,
             with_blocks: *with_blocks,
-            life: 0,
-            number: 0,
+            life: read.life,
+            number: read.number,
             heard: Instant::now(),
             has_other: false,
             is_told: false,
         };
-        let mut snapshot = Snapshot::default();
-        let mut index = 0;
-        loop {
-            let patience = match (index, life) {
-                // Where the one that is meant is no more, another one is asked soon.
-                (0, Some(_)) => MEANT_MAX,
-                _ => CHUNK_MAX,
-            };
-            let payload = chunks.next(patience).await?;
-            let chunk: Chunk = wire::decode("a chunk of a snapshot", &payload)?;
-            if index == 0 {
-                (feed.life, feed.number) = (chunk.life, chunk.number);
-            }
-            if chunk.life != feed.life {
-                feed.name_twin();
-                continue;
-            }
-            if chunk.index != index {
-                return Err(LinkError::ChunkMissing { index });
-            }
-            index += 1;
-            let told = feed.reader.take(chunk.line)?;
-            let is_whole = told.map(|told| snapshot.put(told)).transpose()?;
-            if chunk.is_last || is_whole == Some(true) {
-                break;
-            }
+        if read.has_twin {
+            feed.name_twin();
         }
         match feed.reader.worker() {
-            Some(found) if found == worker => Ok((worker.clone(), snapshot, feed)),
+            Some(found) if found == worker => Ok((worker.clone(), read.snapshot, feed)),
             Some(found) => Err(FeedFault::OtherWorker {
                 worker: worker.clone(),
                 found: found.clone(),
@@ -116,6 +93,54 @@ impl BusLink {
             None => Err(FeedFault::NoHello.into()),
         }
     }
+}
+
+/// A snapshot as it was answered.
+struct Answered {
+    /// Of the agent that answered first.
+    life: u64,
+    /// Of the last line that it takes in.
+    number: u64,
+    /// For the lines to come.
+    reader: Reader,
+    snapshot: Snapshot,
+    /// Another agent of its name answered too.
+    has_twin: bool,
+}
+
+/// Reads the chunks of a snapshot; `is_meant` where the agent that is to answer may be no more.
+async fn read(mut chunks: Replies, is_meant: bool) -> Result<Answered, LinkError> {
+    // Then another one is asked soon.
+    let patience = if is_meant { MEANT_MAX } else { CHUNK_MAX };
+    let mut chunk = next_chunk(&mut chunks, patience).await?;
+    let mut answered = Answered {
+        life: chunk.life,
+        number: chunk.number,
+        reader: Reader::default(),
+        snapshot: Snapshot::default(),
+        has_twin: false,
+    };
+    let mut index = 0;
+    loop {
+        if chunk.life != answered.life {
+            answered.has_twin = true;
+        } else if chunk.index != index {
+            return Err(LinkError::ChunkMissing { index });
+        } else {
+            index += 1;
+            let told = answered.reader.take(chunk.line)?;
+            let is_whole = told.map(|told| answered.snapshot.put(told)).transpose()?;
+            if chunk.is_last || is_whole == Some(true) {
+                return Ok(answered);
+            }
+        }
+        chunk = next_chunk(&mut chunks, CHUNK_MAX).await?;
+    }
+}
+
+async fn next_chunk(chunks: &mut Replies, patience: Duration) -> Result<Chunk, LinkError> {
+    let payload = chunks.next(patience).await?;
+    Ok(wire::decode("a chunk of a snapshot", &payload)?)
 }
 
 impl BusFeed {
