@@ -134,6 +134,7 @@ impl Bus {
         let servers = servers(&config.servers)?;
         let options = credentials::options(config)?
             .name(name)
+            .custom_inbox_prefix(config.inbox())
             .ping_interval(PING_EVERY)
             .connection_timeout(CONNECT_MAX)
             .client_capacity(OUTGOING_MAX)

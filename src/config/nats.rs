@@ -21,6 +21,9 @@ pub struct NatsConfig {
     pub user: Option<String>,
     /// File whose first line is the user's password, not readable for everybody.
     pub password_file: Option<PathBuf>,
+    /// Below which subject answers come to us; unset, `_INBOX.` and the user's name where there is one,
+    /// so that the servers' rules can let each user hear its own answers alone.
+    pub inbox_prefix: Option<String>,
     /// File of the PEM certificates that sign the servers' own; unset trusts the system's.
     pub ca_file: Option<PathBuf>,
     /// File of our PEM certificate, where the servers ask for one.
@@ -33,6 +36,19 @@ impl NatsConfig {
     /// Whether NATS is used.
     pub fn is_used(&self) -> bool {
         !self.servers.is_empty()
+    }
+
+    /// Below which subject answers come to us.
+    pub(crate) fn inbox(&self) -> String {
+        let is_token = |name: &&String| {
+            let legal = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
+            !name.is_empty() && name.bytes().all(legal)
+        };
+        match (&self.inbox_prefix, self.user.as_ref().filter(is_token)) {
+            (Some(prefix), _) => prefix.clone(),
+            (None, Some(user)) => format!("_INBOX.{user}"),
+            (None, None) => "_INBOX".to_owned(),
+        }
     }
 
     /// Keys that cannot hold together.
@@ -51,5 +67,28 @@ impl NatsConfig {
                 "nats.nkey_file and nats.creds_file are both set: one of them says who we are",
             ),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_user_has_an_inbox_of_its_own() {
+        for (user, prefix, inbox) in [
+            (None, None, "_INBOX"),
+            (Some("router-a"), None, "_INBOX.router-a"),
+            (Some("router-a"), Some("mine"), "mine"),
+            (Some("*"), None, "_INBOX"),
+            (Some("a.b"), None, "_INBOX"),
+        ] {
+            let config = NatsConfig {
+                user: user.map(str::to_owned),
+                inbox_prefix: prefix.map(str::to_owned),
+                ..NatsConfig::default()
+            };
+            assert_eq!(config.inbox(), inbox);
+        }
     }
 }

@@ -46,12 +46,14 @@ impl Frontend {
         ))
     }
 
-    /// Answers `GET /kvlens/v1/workers`.
+    /// Answers `GET /kvlens/v1/workers`; where routers elsewhere choose among them, those that are there
+    /// too, in the order in which they are asked.
     pub(crate) async fn list_workers(self: Arc<Self>, _call: Call) -> Result<Reply, ApiError> {
-        Ok(Reply::json(
-            StatusCode::OK,
-            &json!({"workers": self.router.workers()}),
-        ))
+        let mut body = json!({"workers": self.router.workers()});
+        if let Some(remote) = &self.remote {
+            body["routers"] = json!(remote.routers());
+        }
+        Ok(Reply::json(StatusCode::OK, &body))
     }
 
     /// Answers `POST /kvlens/v1/explain`: where a chat request would go now, and every term of

@@ -211,8 +211,8 @@ impl Frontend {
                 warn!(%request_id, %worker, reason, "dispatch failed");
             }
             Failure::Barred(status) => {
-                self.router.failed(worker);
-                error!(%request_id, %worker, %status, "engine does not take our key, see discovery.key_file");
+                self.router.barred_us(worker);
+                warn!(%request_id, %worker, %status, "engine does not take our key");
             }
             Failure::Busy(status) => {
                 tries.busy += 1;

@@ -16,6 +16,8 @@ use crate::router::state::BookingKey;
 pub(crate) enum Cause {
     /// A connection was refused.
     Refused,
+    /// It does not take our key.
+    Barred,
     /// Requests failed, one after the other.
     Failed,
 }
@@ -66,6 +68,7 @@ impl Cause {
     pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Refused => "it refused a connection",
+            Self::Barred => "it does not take our key, see discovery.key_file",
             Self::Failed => "requests failed one after the other",
         }
     }
@@ -86,6 +89,7 @@ impl Passage {
             Self::Probing(_) => Some("circuit half open: a request is trying it"),
             Self::Open(opening) => Some(match opening.cause {
                 Cause::Refused => "circuit open: it refused a connection",
+                Cause::Barred => "circuit open: it does not take our key, see discovery.key_file",
                 Cause::Failed => "circuit open: requests failed one after the other",
             }),
         }
@@ -300,6 +304,7 @@ mod tests {
         prop_oneof![
             Just(Fail(Cause::Failed)),
             Just(Fail(Cause::Refused)),
+            Just(Fail(Cause::Barred)),
             Just(Succeed),
             (0u64..4).prop_map(Place),
             (0u64..4).prop_map(End),
@@ -322,7 +327,7 @@ mod tests {
                 };
                 match step {
                     // One refusal is enough; a success always is.
-                    Fail(Cause::Refused) => prop_assert!(opening.is_some()),
+                    Fail(Cause::Refused | Cause::Barred) => prop_assert!(opening.is_some()),
                     Succeed => prop_assert_eq!((opening, turned), (None, !was_closed)),
                     // Nothing else closes or opens it.
                     Place(_) | End(_) | Wait(_) => prop_assert_eq!(opening.is_none(), was_closed),

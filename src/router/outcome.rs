@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::health::Verdict;
 use crate::id::WorkerId;
@@ -16,6 +16,11 @@ impl Router {
     /// Notes that a worker refused a connection: it gets no requests for a while.
     pub fn refused(&self, worker: &WorkerId) {
         self.note_failure(worker, Cause::Refused);
+    }
+
+    /// Notes that a worker does not take our key: it gets no requests for a while.
+    pub fn barred_us(&self, worker: &WorkerId) {
+        self.note_failure(worker, Cause::Barred);
     }
 
     /// Notes that a worker failed under a request: some in a row, and it gets none for a while.
@@ -78,8 +83,16 @@ impl Router {
         });
         if let Some(pause) = opened {
             self.metrics.circuit_openings.inc();
-            let cause = cause.text();
-            warn!(%worker, ?pause, cause, "circuit opened: worker gets no requests");
+            let text = cause.text();
+            match cause {
+                // Nothing but an operator mends it.
+                Cause::Barred => {
+                    error!(%worker, ?pause, cause = text, "circuit opened: worker gets no requests")
+                }
+                Cause::Refused | Cause::Failed => {
+                    warn!(%worker, ?pause, cause = text, "circuit opened: worker gets no requests");
+                }
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ import time
 from cluster import CONTROL, NATS_PORT
 
 ANSWER_SECONDS_MAX = 5
-# Who, what, on which subject, and whether it is allowed. Inboxes are those of who has asked.
+# Who, what, on which subject, and whether it is allowed.
 RULES = [
     ("agent-a-0", "PUB", "kvlens.kv.a-0", True),
     ("agent-a-0", "PUB", "kvlens.record.a-0", True),
@@ -16,7 +16,7 @@ RULES = [
     ("agent-a-0", "PUB", "kvlens.record.b-0", False),
     ("agent-a-0", "PUB", "kvlens.bookings.r-1", False),
     ("agent-a-0", "PUB", "kvlens.router.r-1.alive", False),
-    ("agent-a-0", "PUB", "_INBOX.stranger", False),
+    ("agent-a-0", "PUB", "_INBOX.frontend-f-1.x", True),
     ("agent-a-0", "SUB", "kvlens.snapshot.a-1", False),
     ("agent-a-0", "SUB", "kvlens.snapshot.*", False),
     ("agent-a-0", "SUB", "kvlens.kv.*", False),
@@ -24,6 +24,8 @@ RULES = [
     ("engine-a-0", "SUB", "kvlens.request.a-0", True),
     ("engine-a-0", "SUB", "kvlens.request.a-1", False),
     ("engine-a-0", "PUB", "kvlens.kv.a-0", False),
+    ("engine-a-0", "PUB", "_INBOX.frontend-f-1.x", True),
+    ("engine-a-0", "SUB", "_INBOX.>", False),
     ("router-r-1", "SUB", "kvlens.kv.*", True),
     ("router-r-1", "SUB", "kvlens.bookings.*", True),
     ("router-r-1", "SUB", "kvlens.router.r-1.place", True),
@@ -31,6 +33,9 @@ RULES = [
     ("router-r-1", "PUB", "kvlens.router.r-1.alive", True),
     ("router-r-1", "PUB", "kvlens.snapshot.a-0", True),
     ("router-r-1", "SUB", "kvlens.router.r-2.place", False),
+    ("router-r-1", "SUB", "_INBOX.router-r-1.>", True),
+    ("router-r-1", "SUB", "_INBOX.router-r-2.>", False),
+    ("router-r-1", "SUB", "_INBOX.>", False),
     ("router-r-1", "PUB", "kvlens.bookings.r-2", False),
     ("router-r-1", "PUB", "kvlens.router.r-2.alive", False),
     ("router-r-1", "PUB", "kvlens.kv.a-0", False),
@@ -44,6 +49,9 @@ RULES = [
     ("frontend-f-1", "PUB", "kvlens.kv.a-0", False),
     ("frontend-f-1", "PUB", "kvlens.record.a-0", False),
     ("frontend-f-1", "SUB", "kvlens.request.a-0", False),
+    ("frontend-f-1", "SUB", "_INBOX.frontend-f-1.>", True),
+    ("frontend-f-1", "SUB", "_INBOX.frontend-f-2.>", False),
+    ("frontend-f-1", "SUB", "_INBOX.*.>", False),
 ]
 # Who answers whom on which subject.
 ANSWERS = [
@@ -108,15 +116,16 @@ def held(row, cluster):
 
 
 def answer(row, cluster, rule):
-    """Whoever is asked may answer, many times, and so to nobody else."""
+    """Whoever is asked may answer, many times."""
     asking, asked, subject = rule
     with Voice(cluster.nats, asking) as first, Voice(cluster.nats, asked) as second:
         second.say(f"SUB {subject} 1")
-        first.say("SUB _INBOX.test.one 1")
+        inbox = f"_INBOX.{asking}.one"
+        first.say(f"SUB {inbox} 1")
         assert not first.complaints() and not second.complaints(), rule
-        first.say(f"PUB {subject} _INBOX.test.one 5\r\nhello")
+        first.say(f"PUB {subject} {inbox} 5\r\nhello")
         reply, text = second.heard()
-        assert (reply, text) == ("_INBOX.test.one", "hello"), (reply, text)
+        assert (reply, text) == (inbox, "hello"), (reply, text)
         for part in ("one", "two"):
             second.say(f"PUB {reply} 3\r\n{part}")
         refused = second.complaints()
