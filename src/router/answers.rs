@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use crate::bus::{Bus, Heard, subjects, wire};
 use crate::id::RouterId;
-use crate::router::asked::{Answer, Asked, Request, Told};
+use crate::router::asked::{Answer, Asked, Placed, Request};
 use crate::router::sharing::{self, Note, What};
 use crate::router::{Placement, RouteError, Router};
 
@@ -210,7 +210,7 @@ impl Router {
     }
 
     /// Gives up what others do not wait for any more.
-    pub(crate) fn note_withdrawn(&self, from: &RouterId, told: &sharing::Told) {
+    pub(crate) fn note_withdrawn(&self, from: &RouterId, told: &sharing::Message) {
         let What::Notes(notes) = &told.what else {
             return;
         };
@@ -231,10 +231,15 @@ impl Router {
 
     /// Gives a placement to the router that asked for it: its booking is that router's from now on,
     /// under the name it has there.
-    pub(crate) fn hand_over(&self, placement: Placement, to: &RouterId, names: (u64, u64)) -> Told {
+    pub(crate) fn hand_over(
+        &self,
+        placement: Placement,
+        to: &RouterId,
+        names: (u64, u64),
+    ) -> Placed {
         let booking = placement.booking.hand_over();
         self.lock().adopt(to, names, booking, Instant::now());
-        Told {
+        Placed {
             worker: placement.worker,
             rank: placement.rank,
             overlap_blocks: placement.overlap_blocks,

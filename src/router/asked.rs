@@ -57,7 +57,7 @@ struct Named {
 /// What a frontend is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
-    Placed(Box<Told>),
+    Placed(Box<Placed>),
     Refused(RouteError),
     /// It waits for room; more follows.
     Waits,
@@ -65,7 +65,7 @@ pub(crate) enum Answer {
 
 /// A placement as another router made it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Told {
+pub(crate) struct Placed {
     pub(crate) worker: WorkerId,
     pub(crate) rank: DpRank,
     pub(crate) overlap_blocks: u32,

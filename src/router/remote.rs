@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use crate::bus::{Bus, BusError, Replies, subjects, wire};
 use crate::id::RouterId;
 use crate::router::answers::{ALIVE_EVERY, WAITS_EVERY};
-use crate::router::asked::{Answer, Asked, Request, Told};
+use crate::router::asked::{Answer, Asked, Placed, Request};
 use crate::router::footprint::{Footprint, Wish};
 use crate::router::state::BookingKey;
 use crate::router::{Placement, RouteError, Router};
@@ -296,7 +296,7 @@ impl Drop for Asking<'_> {
     }
 }
 
-async fn answer(replies: &mut Replies) -> Result<Box<Told>, NotPlaced> {
+async fn answer(replies: &mut Replies) -> Result<Box<Placed>, NotPlaced> {
     let mut patience = FIRST_WORD;
     loop {
         let payload = replies.next(patience).await.map_err(NotPlaced::Failed)?;
@@ -319,7 +319,7 @@ impl Router {
         self: &Arc<Self>,
         key: BookingKey,
         footprint: &Footprint,
-        told: &Told,
+        told: &Placed,
     ) -> Option<Placement> {
         let chosen = self
             .lock()

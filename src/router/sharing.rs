@@ -54,7 +54,7 @@ pub(crate) enum Note {
 
 /// One message.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Told {
+pub(crate) struct Message {
     /// Of the router: bookings of a former one of its name are over.
     pub(crate) life: u64,
     pub(crate) what: What,
@@ -119,7 +119,7 @@ impl Sharing {
                     }
                 };
                 for what in messages {
-                    let told = Told {
+                    let told = Message {
                         life: self.life,
                         what,
                     };
@@ -184,7 +184,7 @@ impl Router {
     }
 
     /// Takes in what another router tells of its bookings.
-    pub(crate) fn hear(&self, from: &RouterId, told: Told) {
+    pub(crate) fn hear(&self, from: &RouterId, told: Message) {
         self.note_withdrawn(from, &told);
         let turns = self.make_room(|state, now| state.hear(from, told, now));
         turns.into_iter().for_each(|turn| self.report(Some(turn)));
@@ -275,7 +275,7 @@ mod tests {
         messages.extend(live(7, many.collect()));
         assert!(messages.len() > 10);
         for what in messages {
-            let bytes = wire::encode(&Told {
+            let bytes = wire::encode(&Message {
                 life: u64::MAX,
                 what,
             })

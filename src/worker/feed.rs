@@ -69,20 +69,20 @@ struct State {
     subscribers: Vec<mpsc::Sender<Bytes>>,
     /// Who tells it on the bus.
     broadcast: Option<mpsc::Sender<Counted>>,
-    told: Told,
+    told: Tally,
     end: End,
 }
 
 /// How much was told so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct Tally {
     pub lines: u64,
     /// Those of them that are no KV events, heartbeats left out.
     pub records: u64,
 }
 
 /// A line, and how much was told with it.
-pub type Counted = (Told, Line);
+pub type Counted = (Tally, Line);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum End {
@@ -206,7 +206,10 @@ impl Feed {
 
     /// What is known now, as lines that end with a heartbeat, and how much was told before them. A
     /// worker of which nothing is known yet has none but the first and the last.
-    pub fn snapshot(&self, with_blocks: bool) -> (Told, impl Iterator<Item = Line> + Send + use<>) {
+    pub fn snapshot(
+        &self,
+        with_blocks: bool,
+    ) -> (Tally, impl Iterator<Item = Line> + Send + use<>) {
         let state = self.lock();
         (state.told, self.lines(&state, with_blocks))
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::id::RouterId;
 use crate::router::ParityTurn;
-use crate::router::sharing::{Booked, Note, Told, What};
+use crate::router::sharing::{Booked, Message, Note, What};
 use crate::router::state::{BookingKey, State};
 use crate::select::load::{Output, Share};
 
@@ -40,7 +40,7 @@ struct Listed {
 
 impl State {
     /// Takes in what another router tells; what its engine's answers show of workers' parity.
-    pub(crate) fn hear(&mut self, from: &RouterId, told: Told, now: Instant) -> Vec<ParityTurn> {
+    pub(crate) fn hear(&mut self, from: &RouterId, told: Message, now: Instant) -> Vec<ParityTurn> {
         if !self.know(from, told.life, now) {
             return Vec::new();
         }
@@ -272,7 +272,7 @@ mod tests {
 
         fn hear(&mut self, from: &str, life: u64, what: What) {
             let from = RouterId::new(from).unwrap();
-            self.state.hear(&from, Told { life, what }, self.now);
+            self.state.hear(&from, Message { life, what }, self.now);
         }
 
         fn load(&self) -> Load {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::router::asked::Told;
+use crate::router::asked::Placed;
 use crate::router::basis::Basis;
 use crate::router::footprint::Footprint;
 use crate::router::state::{BookingKey, Chosen, State};
@@ -21,7 +21,7 @@ impl State {
         &mut self,
         key: BookingKey,
         footprint: &Footprint,
-        told: &Told,
+        told: &Placed,
         now: Instant,
     ) -> Option<Chosen> {
         let seats = self.seats(footprint, now).into_iter();
