@@ -92,8 +92,9 @@
 //! - Tenants share no cache: a tenant's name is part of its prompts' salt and of its images' identity.
 //! - Only the router's state changes index, load or queue, behind one short synchronous lock, never
 //!   across an await; answers never pass through it.
-//! - etcd and NATS may be away: nothing ends, and what is known serves on. Absence is a suspicion; only
-//!   deregistration, or a refused connection, takes a worker out.
+//! - etcd and NATS may be away: nothing ends, and what is known serves on. Absence is a suspicion: a worker
+//!   gets nothing while its engine refuses or nobody there is heard, and is forgotten once it is
+//!   deregistered, named no more, or has been silent for `discovery.stale_after_secs`.
 //! - What a request holds is given back by `Drop`; every task has a parent; every queue, cache, body
 //!   and loop has a limit.
 //! - `mock` shares only `openai`, `vision`, `model` and `http` with the rest, so that a mistake in

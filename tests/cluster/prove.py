@@ -25,7 +25,7 @@ import net
 import scenario
 from cluster import Cluster
 from ground import Site
-from report import Report
+from report import new_report
 
 SCENARIOS = {
     "nothing wrong": lambda row, cluster: time.sleep(5),
@@ -67,11 +67,13 @@ def late(*_):
 def main(binary, folder, seconds_max, *words):
     is_quick = words[:1] == ("quick",)
     chosen = words[1:] if is_quick else words
+    if unknown := [name for name in chosen if name not in SCENARIOS]:
+        sys.exit(f"no scenario {unknown[0]!r}; there are: {', '.join(SCENARIOS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     signal.signal(signal.SIGALRM, late)
     signal.alarm(int(seconds_max))
     print("a quick run: silences are short" if is_quick else "a full run", flush=True)
-    report = Report()
+    report = new_report()
     try:
         net.build()
         cluster = Cluster(Site(binary, folder, is_quick))

@@ -19,7 +19,7 @@ import case_parts
 import processes
 from chats import Chats
 from parts import Parts
-from report import Report, Row
+from report import Row, new_report
 from stack import Site, Up
 
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
@@ -160,7 +160,7 @@ def main(binary, install, folder, *names):
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(f"ended by signal {number}"))
     phases = [phase for phase in PHASES if not names or phase[0].__name__ in names]
-    report = Report()
+    report = new_report()
     try:
         run(Site(binary, install, folder, case_images.Pages()), report, phases)
     except BaseException:
