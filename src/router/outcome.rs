@@ -87,7 +87,7 @@ impl Router {
             match cause {
                 // Nothing but an operator mends it.
                 Cause::Barred => {
-                    error!(%worker, ?pause, cause = text, "circuit opened: worker gets no requests")
+                    error!(%worker, ?pause, cause = text, "circuit opened: worker gets no requests");
                 }
                 Cause::Refused | Cause::Failed => {
                     warn!(%worker, ?pause, cause = text, "circuit opened: worker gets no requests");
