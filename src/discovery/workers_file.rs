@@ -12,7 +12,8 @@ use crate::config::named_file::{NamedFileError, read_public};
 use crate::discovery::address::{BadAgents, agents};
 
 /// How often the file is looked at. Its content is compared: a file that another one replaced may have
-/// any time of change, and what replaces a link has its own.
+/// any time of change, and what replaces a link has its own. A new text counts once it was seen twice:
+/// an editor or a copy may write it in pieces, and whoever is missing from a piece would be taken out.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Largest file: the most lines at 64 bytes each.

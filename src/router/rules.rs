@@ -302,7 +302,8 @@ impl Rules {
 
 impl State {
     /// Of each model the files that most workers have which take requests, or which are there at all
-    /// where none does and none are used yet; models whose files in use are those are left out.
+    /// where none does and none are used yet. Those in use are left out: who has them may have died
+    /// since its agent last told of it, and then it must not outvote the living.
     fn candidates(&self) -> Vec<Sought> {
         type Having<'a> = BTreeMap<String, (ModelDigest, Vec<&'a str>)>;
         let mut models: BTreeMap<&str, [Having<'_>; 2]> = BTreeMap::new();
@@ -322,10 +323,10 @@ impl State {
                 (true, None) => idle,
                 (false, _) => ready,
             };
-            let (digest, agents) = having
-                .into_values()
-                .max_by_key(|(_, agents)| agents.len())?;
-            (used != Some(&digest)).then(|| Sought {
+            let others = having.into_values();
+            let others = others.filter(|(digest, _)| used != Some(digest));
+            let (digest, agents) = others.max_by_key(|(_, agents)| agents.len())?;
+            Some(Sought {
                 model: model.to_owned(),
                 digest,
                 agents: agents.into_iter().map(str::to_owned).collect(),

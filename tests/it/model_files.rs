@@ -70,6 +70,12 @@ impl Agent {
         *self.answering.lock().expect("no test panics here") = answering;
     }
 
+    /// Ends without a word.
+    async fn end(self) {
+        self.feed.close();
+        self.served.end().await;
+    }
+
     fn up(&self, record: &WorkerRecord) {
         let up = Change::Up(Box::new(record.clone()));
         self.feed.publish(Update::Change(up));
@@ -273,6 +279,43 @@ async fn files_change_when_nobody_with_the_former_ones_takes_requests() {
     agents[0].up(&of("w1", &second));
     until_served(&frontend, "w1").await;
     assert_eq!(frontend.prompt_tokens(&question()).await, after);
+}
+
+#[tokio::test]
+async fn files_change_when_the_hosts_that_had_the_former_ones_die() {
+    let [first, second] = two_archives();
+    let engines = [
+        Served::engine("127.0.0.1:0").await,
+        Served::engine("127.0.0.1:0").await,
+    ];
+    let most = [
+        Agent::start("w1", Answering::Body(first.body())).await,
+        Agent::start("w2", Answering::Body(first.body())).await,
+    ];
+    let last = Agent::start("w3", Answering::Body(second.body())).await;
+    let mut host = Host::new();
+    let urls = [&most[0], &most[1], &last].map(|agent| agent.served.url());
+    let urls = urls.each_ref().map(String::as_str);
+    let frontend = host.modelless(&urls, "--port 0").await;
+    for (worker, agent, engine) in [
+        ("w1", &most[0], &engines[0]),
+        ("w2", &most[1], &engines[1]),
+    ] {
+        let mut record = of(worker, &first);
+        record.address = engine.url();
+        agent.up(&record);
+        until_served(&frontend, worker).await;
+    }
+    last.up(&of("w3", &second));
+    let (digest, other) = (first.digest().short(), second.digest().short());
+    until_caused(&frontend, "w3", &[&digest, &other]).await;
+
+    let [e1, e2] = engines;
+    let [a1, a2] = most;
+    // Nobody is left to say that they take no requests.
+    tokio::join!(a1.end(), a2.end(), e1.end(), e2.end());
+    until_served(&frontend, "w3").await;
+    assert!(frontend.prompt_tokens(&question()).await.is_array());
 }
 
 #[tokio::test]
