@@ -14,7 +14,8 @@ use crate::config::network::Network;
 pub struct DiscoveryConfig {
     /// The agents' listeners, as `http://127.0.0.1:8200`.
     pub workers: Vec<String>,
-    /// File of more such addresses, one a line, read again whenever it changes.
+    /// File of more such addresses, one a line, read again whenever it changes. A change counts once
+    /// it was seen twice, a second apart; a file that comes to name nobody changes nothing.
     pub workers_file: Option<PathBuf>,
     /// Networks, as `10.0.0.0/8`, in which a worker's address must lie for requests to go there;
     /// none of them allows all. Unix sockets are of this host and always allowed.

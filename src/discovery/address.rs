@@ -1,5 +1,7 @@
 //! Addresses of engines and agents, as text: `http://host:port` or, on the same host, `unix:/path`.
 
+use std::collections::HashSet;
+
 /// Whether `text` is such an address.
 pub fn is_address(text: &str) -> bool {
     let host = text.strip_prefix("http://").unwrap_or_default();
@@ -21,19 +23,25 @@ pub enum BadAgents {
 /// # Errors
 /// The first that is none, or that was named before.
 pub fn agents<'a>(urls: impl IntoIterator<Item = &'a str>) -> Result<Vec<String>, BadAgents> {
-    let mut agents: Vec<String> = Vec::new();
-    for url in urls {
-        let address = url.trim_end_matches('/').to_owned();
-        let url = url.to_owned();
-        if !is_address(&address) {
-            return Err(BadAgents::Url { url });
-        }
-        if agents.contains(&address) {
-            return Err(BadAgents::Twice { url });
-        }
-        agents.push(address);
+    let mut known = HashSet::new();
+    let new = |url| new_agent(url, &mut known);
+    urls.into_iter().map(new).collect()
+}
+
+/// The address of one more agent's listener, which then is among the `known`.
+///
+/// # Errors
+/// When it is none, or known already.
+pub fn new_agent(url: &str, known: &mut HashSet<String>) -> Result<String, BadAgents> {
+    let address = url.trim_end_matches('/').to_owned();
+    let url = url.to_owned();
+    if !is_address(&address) {
+        return Err(BadAgents::Url { url });
     }
-    Ok(agents)
+    match known.insert(address.clone()) {
+        true => Ok(address),
+        false => Err(BadAgents::Twice { url }),
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The file that names workers by their agents' addresses, followed as it changes.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::named_file::{NamedFileError, read_public};
-use crate::discovery::address::{BadAgents, agents};
+use crate::discovery::address::{BadAgents, new_agent};
 
 /// How often the file is looked at. Its content is compared: a file that another one replaced may have
 /// any time of change, and what replaces a link has its own. A new text counts once it was seen twice:
@@ -45,16 +46,21 @@ pub fn read(path: &Path) -> Result<Vec<String>, WorkersFileError> {
     parse(path, &text(path)?)
 }
 
-/// Follows the file until `stop`: a new list where it changes, the former one where it cannot be used.
+/// Follows the file until `stop`: a new list where it changes, the former one where it cannot be used
+/// or has become empty.
 pub async fn follow(path: PathBuf, tell: watch::Sender<Vec<String>>, stop: CancellationToken) {
     // What was last seen there: a text, or why there was none.
     let mut seen: Option<Result<String, String>> = None;
+    let mut taken = None;
     loop {
-        let text = text(&path).map_err(|error| told(&error));
-        if seen.as_ref() != Some(&text) {
-            take(&path, &text, &tell);
-            seen = Some(text);
+        let text = Some(text(&path).map_err(|error| told(&error)));
+        if text == seen && text != taken {
+            if let Some(text) = &text {
+                take(&path, text, &tell);
+            }
+            taken.clone_from(&text);
         }
+        seen = text;
         let wait = tokio::time::sleep(LOOK_EVERY);
         if stop.run_until_cancelled(wait).await.is_none() {
             return;
@@ -68,6 +74,11 @@ fn take(path: &Path, text: &Result<String, String>, tell: &watch::Sender<Vec<Str
         Err(error) => Err(error.clone()),
     };
     match list {
+        // Mostly it is being written; who means to take out the last workers deregisters them.
+        Ok(list) if list.is_empty() && !tell.borrow().is_empty() => {
+            let (path, workers) = (path.display(), tell.borrow().len());
+            warn!(%path, workers, "workers file names nobody, the former list stays");
+        }
         Ok(list) => {
             let is_news = |known: &mut Vec<String>| {
                 let is_news = *known != list;
@@ -96,17 +107,17 @@ fn parse(path: &Path, text: &str) -> Result<Vec<String>, WorkersFileError> {
             max: LINES_MAX,
         });
     }
-    let mut list: Vec<String> = Vec::new();
+    let (mut list, mut known) = (Vec::new(), HashSet::new());
     for (line, url) in (1..).zip(text.lines().map(str::trim)) {
         if url.is_empty() || url.starts_with('#') {
             continue;
         }
-        let known = list.iter().map(String::as_str);
-        list = agents(known.chain([url])).map_err(|fault| WorkersFileError::Line {
+        let address = new_agent(url, &mut known).map_err(|fault| WorkersFileError::Line {
             path: shown(),
             line,
             fault,
         })?;
+        list.push(address);
     }
     Ok(list)
 }
@@ -169,13 +180,26 @@ mod tests {
         told.changed().await.unwrap();
         assert_eq!(*told.borrow_and_update(), ["http://a:1"]);
         fs::write(&path, "http://a:1\nnonsense\n").unwrap();
-        tokio::time::sleep(LOOK_EVERY * 2).await;
+        tokio::time::sleep(LOOK_EVERY * 3).await;
         fs::remove_file(&path).unwrap();
-        tokio::time::sleep(LOOK_EVERY * 2).await;
+        tokio::time::sleep(LOOK_EVERY * 3).await;
+        for nobody in ["", "# http://a:1\n"] {
+            fs::write(&path, nobody).unwrap();
+            tokio::time::sleep(LOOK_EVERY * 3).await;
+        }
         assert!(!told.has_changed().unwrap(), "{:?}", told.borrow());
         fs::write(&path, "http://b:1\nhttp://a:1\n").unwrap();
         told.changed().await.unwrap();
         assert_eq!(*told.borrow_and_update(), ["http://b:1", "http://a:1"]);
+        // Each look finds another piece of it, until it is whole.
+        tokio::time::sleep(LOOK_EVERY / 2).await;
+        for piece in ["http://c:1\n", "http://c:1\nhttp://a", "http://c:1\nhttp://a:1\n"] {
+            assert!(!told.has_changed().unwrap(), "{:?}", told.borrow());
+            fs::write(&path, piece).unwrap();
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        told.changed().await.unwrap();
+        assert_eq!(*told.borrow_and_update(), ["http://c:1", "http://a:1"]);
         stop.cancel();
         assert!(tasks.join_next().await.is_some());
     }
