@@ -18,6 +18,7 @@ mod workers;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueHint;
@@ -25,17 +26,22 @@ use tokio::runtime;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use crate::bus::Bus;
 use crate::commands::check_config::{self, CheckError};
 use crate::commands::doctor::clock::Skew;
 use crate::commands::doctor::finding::{Check, Finding};
 use crate::commands::doctor::model::OurModel;
 use crate::commands::doctor::verdicts::Ours;
-use crate::commands::doctor::workers::{Answer, Asked, Candidate};
+use crate::commands::doctor::workers::{Answer, Asked, Candidate, Ways};
+use crate::config::dispatch::RequestPlane;
+use crate::config::frontend::RouterPlace;
 use crate::config::{Config, Sources, Values};
 use crate::discovery::flags::PlaneFlags;
 use crate::discovery::hash_key::hash_key;
 use crate::dispatch::EngineClient;
 use crate::http::keys::first_key;
+use crate::lifecycle::tasks::Tasks;
+use crate::router::rules::Rules;
 
 /// Longest waits. Workers are asked once etcd has named them, and an engine that nobody registered
 /// once its agent has: the three are one after the other, 5 s in all.
@@ -53,6 +59,12 @@ const LOCAL_MAX: Duration = Duration::from_secs(5);
 pub struct Args {
     #[command(flatten)]
     planes: PlaneFlags,
+    /// Who chooses the workers of frontends here: a router in each, or routers elsewhere, asked over NATS
+    #[arg(long)]
+    router: Option<RouterPlace>,
+    /// What carries requests to engines: connections to each, or NATS
+    #[arg(long)]
+    request_plane: Option<RequestPlane>,
     /// Folder or name of the model that frontends here serve
     #[arg(long, value_hint = ValueHint::AnyPath)]
     model: Option<String>,
@@ -79,6 +91,8 @@ impl Args {
         let workers = (!self.worker_url.is_empty()).then_some(&self.worker_url);
         self.planes
             .values(Values::default())
+            .set_given("frontend.router", self.router)
+            .set_given("dispatch.request_plane", self.request_plane)
             .set_given("discovery.workers", workers)
             .set_given("discovery.key_file", self.worker_key_file.as_ref())
     }
@@ -128,6 +142,7 @@ pub async fn examine(config: &Config, model: Option<&str>) -> Vec<Finding> {
         model: model.1,
         hash_key: found.hash_key,
         key_file: finding::key_file(config.discovery.key_file.as_deref()),
+        asks_over_bus: asks_over_bus(config),
     };
     let mut skews = found.skews;
     skews.extend(found.asked.iter().flat_map(skews_of));
@@ -178,11 +193,21 @@ async fn meet(config: &Config) -> Met {
         let config = config.clone();
         move || (keys::check(&config), Files::read(&config))
     });
-    let ((keys, files), told) = tokio::join!(files, etcd::check(&config.etcd));
+    let ((keys, files), told, bus) = tokio::join!(files, etcd::check(&config.etcd), bus(config));
     let files = files.unwrap_or_default();
     let client = EngineClient::with_key(files.key.as_deref());
-    let networks = &config.discovery.networks[..];
-    let (asked, left_out) = workers::ask(told.registered, files.named, (client, networks)).await;
+    let mut tasks = Tasks::default();
+    let is_reached = bus.is_some() || !asks_over_bus(config);
+    let reaching = || {
+        let client = client.clone();
+        client.reaching(&config.dispatch, bus.as_ref(), &mut tasks)
+    };
+    let ways = Ways {
+        engines: is_reached.then(reaching),
+        agents: client,
+        rules: Rules::any().within(&config.discovery.networks),
+    };
+    let (asked, left_out) = workers::ask(told.registered, files.named, Arc::new(ways)).await;
     let mut listing = files.listing;
     listing.extend(left_out);
     if asked.is_empty() && listing.is_empty() {
@@ -196,6 +221,18 @@ async fn meet(config: &Config) -> Met {
         asked,
         skews: told.skews,
         hash_key: files.hash_key,
+    }
+}
+
+fn asks_over_bus(config: &Config) -> bool {
+    config.dispatch.request_plane == RequestPlane::Nats
+}
+
+/// The bus, where requests go over it. What is wrong with it is found by the check of NATS.
+async fn bus(config: &Config) -> Option<Bus> {
+    match asks_over_bus(config) {
+        true => Bus::connect(&config.nats, "kvlens-doctor").await.ok(),
+        false => None,
     }
 }
 

@@ -193,7 +193,11 @@ mod tests {
         assert_eq!(*told.borrow_and_update(), ["http://b:1", "http://a:1"]);
         // Each look finds another piece of it, until it is whole.
         tokio::time::sleep(LOOK_EVERY / 2).await;
-        for piece in ["http://c:1\n", "http://c:1\nhttp://a", "http://c:1\nhttp://a:1\n"] {
+        for piece in [
+            "http://c:1\n",
+            "http://c:1\nhttp://a",
+            "http://c:1\nhttp://a:1\n",
+        ] {
             assert!(!told.has_changed().unwrap(), "{:?}", told.borrow());
             fs::write(&path, piece).unwrap();
             tokio::time::sleep(LOOK_EVERY).await;

@@ -1,7 +1,7 @@
 //! What goes between hosts over a real NATS server: feeds, bookings, placements, requests.
 
 mod feeds;
-mod gated;
+pub(crate) mod gated;
 mod placements;
 mod request_plane;
 mod requests;

@@ -302,6 +302,14 @@ async fn the_program_prints_a_line_each_or_json_and_says_by_its_code() {
         "kvlens: doctor: 1 of the checks failed\n"
     );
 
+    // No server is there to tell of a router; that one is asked for is the configuration's.
+    let nats = format!("nats://{}", free().await);
+    let flags = format!("doctor --json --router remote --request-plane nats --nats {nats}");
+    let output = run(words(&flags), vec![]).await;
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let output = run(words("doctor --json --router remote"), vec![]).await;
+    assert_eq!(output.status.code(), Some(78), "{}", text(&output.stdout));
+
     let bad = vec![("KVLENS_ROUTER_MOD", "kv")];
     let output = run(words("doctor --json"), bad).await;
     assert_eq!(output.status.code(), Some(78));

@@ -297,10 +297,7 @@ async fn files_change_when_the_hosts_that_had_the_former_ones_die() {
     let urls = [&most[0], &most[1], &last].map(|agent| agent.served.url());
     let urls = urls.each_ref().map(String::as_str);
     let frontend = host.modelless(&urls, "--port 0").await;
-    for (worker, agent, engine) in [
-        ("w1", &most[0], &engines[0]),
-        ("w2", &most[1], &engines[1]),
-    ] {
+    for (worker, agent, engine) in [("w1", &most[0], &engines[0]), ("w2", &most[1], &engines[1])] {
         let mut record = of(worker, &first);
         record.address = engine.url();
         agent.up(&record);

@@ -12,6 +12,7 @@ use crate::commands::doctor::clock::Skew;
 use crate::commands::doctor::finding::told;
 use crate::commands::doctor::millis;
 use crate::dispatch::{DispatchError, EngineClient};
+use crate::id::WorkerId;
 
 /// Largest page that is read: the largest record, some times over.
 const PAGE_BYTES_MAX: usize = 256 << 10;
@@ -62,6 +63,36 @@ pub(super) async fn page(
     asked.await.unwrap_or(Err(NoPage::Silent(wait)))
 }
 
+/// Asks a worker's engine for a page over the bus, where no clock is told, and waits no longer than
+/// told.
+pub(super) async fn look(
+    client: &EngineClient,
+    (worker, address): (&WorkerId, &str),
+    path: &str,
+    wait: Duration,
+) -> Result<Page, NoPage> {
+    let asked = Instant::now();
+    let (status, body) = match client.look((worker, address), path, wait).await {
+        Ok(answer) => answer,
+        Err(DispatchError::Timeout { .. }) => return Err(NoPage::Silent(wait)),
+        Err(error) => return Err(NoPage::Unreachable(told(&error))),
+    };
+    judged(status)?;
+    Ok(Page {
+        body,
+        took: asked.elapsed(),
+        skew: None,
+    })
+}
+
+fn judged(status: StatusCode) -> Result<(), NoPage> {
+    match status {
+        StatusCode::OK => Ok(()),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(NoPage::Key),
+        status => Err(NoPage::Status(status)),
+    }
+}
+
 async fn ask(client: &EngineClient, address: &str, path: &str) -> Result<Page, NoPage> {
     // The address stands beside it already.
     let cause = |error: DispatchError| told(&error).replace(&format!("{address} "), "");
@@ -72,11 +103,7 @@ async fn ask(client: &EngineClient, address: &str, path: &str) -> Result<Page, N
     let mut answer = answer.map_err(unreachable)?;
     let date = answer.headers.get(DATE).map(|date| date.as_bytes());
     let skew = Skew::of(address, date, Timestamp::now());
-    match answer.status {
-        StatusCode::OK => {}
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(NoPage::Key),
-        status => return Err(NoPage::Status(status)),
-    }
+    judged(answer.status)?;
     let mut body = BytesMut::new();
     while let Some(chunk) = answer.chunk().await {
         body.extend_from_slice(&chunk.map_err(unreachable)?);

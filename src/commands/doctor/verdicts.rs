@@ -19,6 +19,8 @@ pub(super) struct Ours {
     pub(super) hash_key: Option<String>,
     /// The file of the key that agents are shown, for a person.
     pub(super) key_file: String,
+    /// Whether engines are reached over NATS.
+    pub(super) asks_over_bus: bool,
 }
 
 /// All findings of one worker: its agent, its engine, itself, and each thing that does not fit.
@@ -62,6 +64,14 @@ fn agent(asked: &Asked, ours: &Ours) -> Finding {
                 ours.key_file
             ),
         ),
+        // A registered one tells its feed on the bus.
+        Answer::None(NoPage::Silent(_) | NoPage::Unreachable(_))
+            if ours.asks_over_bus && asked.candidate.registered.is_some() =>
+        {
+            let seen = "it is not reached over HTTP; feed and requests go over NATS, and only \
+                        frontends without --model ask it, for its model's files";
+            Finding::skip(Check::Agent, subject, seen)
+        }
         Answer::None(none) => fail(
             &none.seen(),
             "see the agent's log on its host: does it run, and is worker.listen reachable from here?",
@@ -95,6 +105,12 @@ fn engine(asked: &Asked, ours: &Ours) -> Option<Finding> {
                 "put a key of the gate's --key-file on its host on the first line of {}",
                 ours.key_file
             ),
+        ),
+        Answer::None(none) if ours.asks_over_bus => fail(
+            format!("engine of {worker}, over NATS: {}", none.seen()),
+            "see the lines of nats and the engine's log: does `kvlens engine` run on its host, with \
+             --nats?"
+                .to_owned(),
         ),
         Answer::None(none) => fail(
             format!("engine of {worker}: {}", none.seen()),

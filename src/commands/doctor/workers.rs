@@ -6,10 +6,9 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::commands::doctor::finding::{Check, Finding, told};
-use crate::commands::doctor::page::{NoPage, Page, page};
+use crate::commands::doctor::page::{NoPage, Page, look, page};
 use crate::commands::doctor::{AGENT_MAX, ENGINE_MAX};
 use crate::config::Config;
-use crate::config::network::Network;
 use crate::discovery::WorkerRecord;
 use crate::discovery::address::agents;
 use crate::discovery::membership::{self, key_of};
@@ -50,6 +49,16 @@ pub(super) enum Answer<T> {
     Unknown,
     /// It was not asked: it would be shown our key, and is in none of `discovery.networks`.
     Outside,
+}
+
+/// How agents and engines are asked.
+#[derive(Debug)]
+pub(super) struct Ways {
+    pub(super) agents: EngineClient,
+    /// Over what carries requests; `None` where that is the bus, and there is none.
+    pub(super) engines: Option<EngineClient>,
+    /// Who may be shown our key.
+    pub(super) rules: Rules,
 }
 
 impl Candidate {
@@ -116,7 +125,7 @@ pub(super) fn named(config: &Config) -> (Vec<Candidate>, Vec<Finding>) {
 pub(super) async fn ask(
     mut registered: Vec<Candidate>,
     named: Vec<Candidate>,
-    (client, networks): (EngineClient, &[Network]),
+    ways: Arc<Ways>,
 ) -> (Vec<Asked>, Option<Finding>) {
     for candidate in named {
         let is_known = registered
@@ -131,11 +140,10 @@ pub(super) async fn ask(
         let seen = format!("{left_out} more were not asked, beyond {ASKED_MAX}");
         Finding::skip(Check::Worker, "workers", seen)
     });
-    let rules = Arc::new(Rules::any().within(networks));
     let mut asking = JoinSet::new();
     for (number, candidate) in registered.into_iter().take(ASKED_MAX).enumerate() {
-        let (client, rules) = (client.clone(), rules.clone());
-        asking.spawn(async move { (number, ask_one(candidate, &client, &rules).await) });
+        let ways = ways.clone();
+        asking.spawn(async move { (number, ways.ask(candidate).await) });
     }
     let mut asked = asking.join_all().await;
     asked.sort_by_key(|(number, _)| *number);
@@ -145,57 +153,65 @@ pub(super) async fn ask(
     )
 }
 
-async fn ask_one(candidate: Candidate, client: &EngineClient, rules: &Rules) -> Asked {
-    let known = candidate.registered.as_ref();
-    let known = known.map(|(record, _)| record.address.clone());
-    let (agent, engine) = match known {
-        Some(address) => tokio::join!(
-            ask_agent(candidate.agent.as_deref(), client, rules),
-            ask_engine(&address, client, rules)
-        ),
-        None => {
-            let agent = ask_agent(candidate.agent.as_deref(), client, rules).await;
-            let engine = match &agent {
-                Answer::Came(record, _) => ask_engine(&record.address, client, rules).await,
-                _ => Answer::Unknown,
-            };
-            (agent, engine)
+impl Ways {
+    async fn ask(&self, candidate: Candidate) -> Asked {
+        let known = candidate.registered.as_ref();
+        let known = known.map(|(record, _)| record.clone());
+        let (agent, engine) = match known {
+            Some(record) => tokio::join!(
+                self.ask_agent(candidate.agent.as_deref()),
+                self.ask_engine(&record)
+            ),
+            None => {
+                let agent = self.ask_agent(candidate.agent.as_deref()).await;
+                let engine = match &agent {
+                    Answer::Came(record, _) => self.ask_engine(record).await,
+                    _ => Answer::Unknown,
+                };
+                (agent, engine)
+            }
+        };
+        Asked {
+            candidate,
+            agent,
+            engine,
         }
-    };
-    Asked {
-        candidate,
-        agent,
-        engine,
     }
-}
 
-async fn ask_agent(
-    agent: Option<&str>,
-    client: &EngineClient,
-    rules: &Rules,
-) -> Answer<WorkerRecord> {
-    let Some(address) = agent else {
-        return Answer::Unknown;
-    };
-    if !rules.reaches(address) {
-        return Answer::Outside;
+    async fn ask_agent(&self, agent: Option<&str>) -> Answer<WorkerRecord> {
+        let Some(address) = agent else {
+            return Answer::Unknown;
+        };
+        if !self.rules.reaches(address) {
+            return Answer::Outside;
+        }
+        match page(&self.agents, address, "/kvlens/v1/workers", AGENT_MAX).await {
+            Ok(page) => match record_of(&page.body) {
+                Ok(record) => Answer::Came(record, page),
+                Err(cause) => Answer::Useless(cause),
+            },
+            Err(none) => Answer::None(none),
+        }
     }
-    match page(client, address, "/kvlens/v1/workers", AGENT_MAX).await {
-        Ok(page) => match record_of(&page.body) {
-            Ok(record) => Answer::Came(record, page),
-            Err(cause) => Answer::Useless(cause),
-        },
-        Err(none) => Answer::None(none),
-    }
-}
 
-async fn ask_engine(address: &str, client: &EngineClient, rules: &Rules) -> Answer<()> {
-    if !rules.reaches(address) {
-        return Answer::Outside;
-    }
-    match page(client, address, "/health", ENGINE_MAX).await {
-        Ok(page) => Answer::Came((), page),
-        Err(none) => Answer::None(none),
+    async fn ask_engine(&self, record: &WorkerRecord) -> Answer<()> {
+        let WorkerRecord {
+            worker, address, ..
+        } = record;
+        if !self.rules.reaches(address) {
+            return Answer::Outside;
+        }
+        let answer = match &self.engines {
+            Some(client) if client.is_over_bus() => {
+                look(client, (worker, address), "/health", ENGINE_MAX).await
+            }
+            Some(client) => page(client, address, "/health", ENGINE_MAX).await,
+            None => Err(NoPage::Unreachable("NATS cannot be used".to_owned())),
+        };
+        match answer {
+            Ok(page) => Answer::Came((), page),
+            Err(none) => Answer::None(none),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::HeaderMap;
-use axum::routing::post;
+use axum::routing::{get, post};
 use bytes::Bytes;
 use futures_util::stream;
 use http::StatusCode;
@@ -63,6 +63,7 @@ impl Engine {
         let routes = Router::new()
             .route("/v1/completions", post(streams))
             .route("/tokenize", post(tells))
+            .route("/health", get(async || ""))
             .route("/reset_prefix_cache", post(async || "reset"))
             .layer(axum::extract::DefaultBodyLimit::max(64 << 20));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

@@ -1,10 +1,13 @@
 //! etcd as it is examined: its members, its records, and who may read them.
 
 use kvlens::config::Config;
+use kvlens::config::dispatch::RequestPlane;
 
+use crate::bus::gated::{NOBODY, Party};
 use crate::doctor::host::Agent;
 use crate::doctor::{Check, Status, assert_says, examined, fault, free, of, secret};
 use crate::etcd::server::{Protection, Server};
+use crate::feed::parties::record;
 
 const PREFIX: &str = "/kvlens/v1/workers/";
 
@@ -76,6 +79,38 @@ async fn a_member_that_is_down_is_named_and_the_other_believed() {
     assert_eq!(etcd[1].status, Status::Ok, "{etcd:?}");
     assert_eq!(etcd[2].status, Status::Warn, "it has no lease: {etcd:?}");
     assert_eq!(of(&findings, Check::Agent)[0].status, Status::Ok);
+}
+
+#[tokio::test]
+async fn who_is_reached_over_the_bus_alone_is_well() {
+    let server = Server::start(Protection::Plain).await;
+    let mut client = server.client().await;
+    let party = Party::start().await;
+    let mut record = record("w", NOBODY);
+    record.agent = Some(format!("http://{}", free().await));
+    let text = serde_json::to_string(&record).unwrap();
+    client.put(format!("{PREFIX}w"), text, None).await.unwrap();
+    let mut config = Config::default();
+    config.etcd.endpoints = vec![server.url()];
+    config.nats = party.server.config();
+    config.dispatch.request_plane = RequestPlane::Nats;
+    let findings = examined(&config).await;
+    assert!(
+        findings.iter().all(|found| found.status != Status::Fail),
+        "{findings:#?}"
+    );
+    let agent = of(&findings, Check::Agent)[0];
+    assert_eq!(agent.status, Status::Skip, "{agent:?}");
+    assert_says(agent, "not reached over HTTP", "");
+    let engine = of(&findings, Check::Engine)[0];
+    assert_eq!(engine.status, Status::Ok, "{engine:?}");
+    assert_says(engine, "engine of w, well", "");
+
+    // Its gate is on the bus no more.
+    drop(party.gate_tasks);
+    let findings = examined(&config).await;
+    assert_eq!(fault(&findings).check, Check::Engine);
+    assert_says(fault(&findings), "over NATS", "--nats");
 }
 
 #[tokio::test]

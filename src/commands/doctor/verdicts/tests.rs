@@ -50,6 +50,7 @@ fn ours() -> Ours {
         }),
         hash_key: Some("k1".to_owned()),
         key_file: "discovery.key_file (/k)".to_owned(),
+        asks_over_bus: false,
     }
 }
 
@@ -203,6 +204,38 @@ fn who_does_not_answer_fails_with_the_next_step() {
             .as_ref()
             .unwrap()
             .contains("gate's --key-file")
+    );
+}
+
+#[test]
+fn an_agent_that_is_reached_over_the_bus_alone_is_no_fault() {
+    let ours = Ours {
+        asks_over_bus: true,
+        ..ours()
+    };
+    let refused = || Answer::None(NoPage::Unreachable("refused the connection".to_owned()));
+    let mut registered = asked(record());
+    registered.agent = refused();
+    let found = judge(&registered, &ours);
+    assert_eq!(found[0].status, Status::Skip, "{found:?}");
+    assert!(found[0].seen.contains("not reached over HTTP"), "{found:?}");
+    assert_eq!(found[1].status, Status::Ok, "{found:?}");
+
+    registered.agent = Answer::None(NoPage::Key);
+    assert_eq!(judge(&registered, &ours)[0].status, Status::Fail);
+    // The feed of one that is named alone is read over HTTP.
+    let mut named = asked(record());
+    named.agent = refused();
+    named.candidate.registered = None;
+    assert_eq!(judge(&named, &ours)[0].status, Status::Fail);
+
+    let mut silent = asked(record());
+    silent.engine = Answer::None(NoPage::Silent(Duration::from_millis(1_500)));
+    let found = judge(&silent, &ours);
+    assert_eq!(found[1].status, Status::Fail);
+    assert!(
+        found[1].next.as_ref().unwrap().contains("--nats"),
+        "{found:?}"
     );
 }
 
