@@ -113,7 +113,7 @@ pub enum FeedFault {
     NoHello,
     #[error("a second hello in a feed, of worker {worker}")]
     Hello { worker: WorkerId },
-    #[error("a record of worker {found} in the feed of {worker}")]
+    #[error("worker {found} is told of where the feed of {worker} should be")]
     OtherWorker { worker: WorkerId, found: WorkerId },
     #[error("an event of rank {rank} breaks off in a feed")]
     EventBrokenOff { rank: DpRank },

@@ -87,6 +87,7 @@ impl Feeds {
         let link = Link::Http {
             url: url.clone(),
             client: Box::new(self.client.clone()),
+            worker: None,
         };
         let mut held = Held::new(self, url);
         let followed = async {
@@ -160,6 +161,7 @@ impl Feeds {
         Some(Link::Http {
             url: record?.agent.clone()?,
             client: Box::new(self.client.clone()),
+            worker: Some(worker.clone()),
         })
     }
 

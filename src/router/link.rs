@@ -86,6 +86,8 @@ pub(crate) enum Link {
     Http {
         url: String,
         client: Box<EngineClient>,
+        /// Whose feed it must be; `None` where an operator named the listener alone.
+        worker: Option<WorkerId>,
     },
     Bus(BusLink),
 }
@@ -108,7 +110,11 @@ impl Link {
     /// Opens the feed and reads its snapshot.
     pub(crate) async fn open(&self) -> Result<(WorkerId, Snapshot, OpenFeed), LinkError> {
         match self {
-            Self::Http { url, client } => open(url, client).await,
+            Self::Http {
+                url,
+                client,
+                worker,
+            } => open(url, client, worker.as_ref()).await,
             Self::Bus(link) => {
                 let (worker, snapshot, feed) = link.open().await?;
                 Ok((worker, snapshot, OpenFeed::Bus(Box::new(feed))))
@@ -120,6 +126,7 @@ impl Link {
 async fn open(
     url: &str,
     client: &EngineClient,
+    expected: Option<&WorkerId>,
 ) -> Result<(WorkerId, Snapshot, OpenFeed), LinkError> {
     let answer = client.open(url, FEED_PATH, HEAD_DEADLINE).await?;
     if answer.status != StatusCode::OK {
@@ -133,12 +140,20 @@ async fn open(
     let (mut answer, mut reader) = (answer, Reader::default());
     let mut snapshot = Snapshot::default();
     while !snapshot.put(next(&mut answer, &mut reader).await?)? {}
-    match reader.worker().cloned() {
-        Some(worker) => {
-            let feed = HttpFeed { answer, reader };
-            Ok((worker, snapshot, OpenFeed::Http(Box::new(feed))))
-        }
-        None => Err(FeedFault::NoHello.into()),
+    let worker = whose(&reader, expected)?;
+    let feed = HttpFeed { answer, reader };
+    Ok((worker, snapshot, OpenFeed::Http(Box::new(feed))))
+}
+
+/// The worker that a feed tells of, which must be the one `expected`.
+fn whose(reader: &Reader, expected: Option<&WorkerId>) -> Result<WorkerId, FeedFault> {
+    let found = reader.worker().ok_or(FeedFault::NoHello)?;
+    match expected {
+        Some(worker) if worker != found => Err(FeedFault::OtherWorker {
+            worker: worker.clone(),
+            found: found.clone(),
+        }),
+        _ => Ok(found.clone()),
     }
 }
 

@@ -7,9 +7,9 @@ use tracing::warn;
 
 use crate::bus::{Bus, Listener, Replies, subjects, wire};
 use crate::discovery::broadcast::{Chunk, Numbered, SnapshotAsked};
-use crate::discovery::feed::{FeedFault, HEARTBEAT, Line, Reader, Snapshot, Told};
+use crate::discovery::feed::{HEARTBEAT, Line, Reader, Snapshot, Told};
 use crate::id::WorkerId;
-use crate::router::link::{LinkError, SILENCE_MAX};
+use crate::router::link::{LinkError, SILENCE_MAX, whose};
 
 /// Longest wait for a chunk of a snapshot.
 const CHUNK_MAX: Duration = Duration::from_secs(2);
@@ -83,15 +83,8 @@ impl BusLink {
         if read.has_twin {
             feed.name_twin();
         }
-        match feed.reader.worker() {
-            Some(found) if found == worker => Ok((worker.clone(), read.snapshot, feed)),
-            Some(found) => Err(FeedFault::OtherWorker {
-                worker: worker.clone(),
-                found: found.clone(),
-            }
-            .into()),
-            None => Err(FeedFault::NoHello.into()),
-        }
+        let worker = whose(&feed.reader, Some(worker))?;
+        Ok((worker, read.snapshot, feed))
     }
 }
 

@@ -24,6 +24,7 @@ use kvlens::router::view::WorkerView;
 use kvlens::router::{Placement, Router};
 use kvlens::telemetry::metrics::Metrics;
 use kvlens::worker::feed::Feed;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -171,6 +172,19 @@ impl Follower {
                 .clone()
                 .follow(url.to_owned(), CancellationToken::new()),
         );
+    }
+
+    /// Follows a worker that is registered, for as long as the other end is held.
+    pub(crate) fn follow_registered(
+        &mut self,
+        record: &WorkerRecord,
+    ) -> watch::Sender<Option<Box<WorkerRecord>>> {
+        let (told, registered) = watch::channel(Some(Box::new(record.clone())));
+        let worker = record.worker.clone();
+        let feeds = self.feeds.clone();
+        self.tasks
+            .spawn(feeds.follow_registered(worker, registered));
+        told
     }
 
     /// The one worker; `None` while there is none.

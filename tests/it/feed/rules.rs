@@ -9,6 +9,7 @@ use kvlens::health::Verdict;
 use kvlens::model::Model;
 use kvlens::router::rules::Rules;
 
+use crate::end_to_end::stack::until;
 use crate::feed::parties::{Agent, Follower, Served, record};
 
 const LONG: Duration = Duration::from_secs(3_600);
@@ -116,4 +117,18 @@ async fn a_refused_worker_whose_agent_goes_away_stays_refused() {
         })
         .await;
     assert_eq!(worker.record.verdict, Verdict::Failed);
+}
+
+#[tokio::test]
+async fn a_registered_worker_is_not_taken_from_anothers_feed() {
+    let agent = Agent::start("127.0.0.1:0", "other").await;
+    agent.up(&record("other", "http://127.0.0.1:1"));
+    let mut registered = record("w", "http://127.0.0.1:1");
+    registered.agent = Some(agent.served.url());
+    let mut follower = Follower::of(&[]);
+    let _registered = follower.follow_registered(&registered);
+    until("it is asked again", async || agent.asked() > 1).await;
+    let workers = follower.router.workers();
+    let names: Vec<_> = workers.iter().map(|w| w.record.worker.as_str()).collect();
+    assert_eq!(names, ["w"]);
 }
