@@ -158,8 +158,10 @@ impl Feeds {
                     .filter(|life| *life != 0 && !asks_any),
             }));
         }
+        // It would be shown our key.
+        let is_reached = |url: &String| self.rules.reaches(url);
         Some(Link::Http {
-            url: record?.agent.clone()?,
+            url: record?.agent.clone().filter(is_reached)?,
             client: Box::new(self.client.clone()),
             worker: Some(worker.clone()),
         })

@@ -39,7 +39,7 @@ pub(crate) enum LinkError {
     Silent { waited: Duration },
     #[error("feed ended")]
     Ended,
-    #[error("its agent's record names no listener, and there is no bus")]
+    #[error("its record names no listener, or one outside discovery.networks, and there is no bus")]
     NoFeed,
     #[error("{missed} lines of the feed were lost")]
     Gap { missed: u64 },

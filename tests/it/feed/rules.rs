@@ -8,6 +8,8 @@ use kvlens::discovery::WorkerRecord;
 use kvlens::health::Verdict;
 use kvlens::model::Model;
 use kvlens::router::rules::Rules;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use crate::end_to_end::stack::until;
 use crate::feed::parties::{Agent, Follower, Served, record};
@@ -131,4 +133,24 @@ async fn a_registered_worker_is_not_taken_from_anothers_feed() {
     let workers = follower.router.workers();
     let names: Vec<_> = workers.iter().map(|w| w.record.worker.as_str()).collect();
     assert_eq!(names, ["w"]);
+}
+
+#[tokio::test]
+async fn a_registered_agent_outside_the_networks_is_not_even_dialled() {
+    for (network, is_inside) in [("127.0.0.0/8", true), ("10.0.0.0/8", false)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut registered = record("w", "unix:/nowhere/http.sock");
+        registered.agent = Some(format!("http://{}", listener.local_addr().unwrap()));
+        let networks = [Network::parse(network).unwrap()];
+        let rules = Rules::of_model("demo", None).within(&networks);
+        let mut follower = Follower::ruled(&[], LONG, rules);
+        let _registered = follower.follow_registered(&registered);
+        // Some attempts long.
+        let dialled = timeout(Duration::from_millis(700), listener.accept()).await;
+        assert_eq!(dialled.is_ok(), is_inside, "{network}");
+        // It is listed all the same.
+        if !is_inside {
+            follower.until("it is listed", |_| true).await;
+        }
+    }
 }
