@@ -15,7 +15,7 @@ use crate::discovery::WorkerRecord;
 use crate::dispatch::EngineClient;
 use crate::id::WorkerId;
 use crate::router::Router;
-use crate::router::held::Held;
+use crate::router::held::{Held, Leaving};
 use crate::router::link::bus::BusLink;
 use crate::router::link::{Link, LinkError, OpenFeed};
 use crate::router::rules::Rules;
@@ -99,7 +99,7 @@ impl Feeds {
             }
         };
         stop.run_until_cancelled::<_>(followed).await.unwrap_or(());
-        held.leave().await;
+        held.leave(Leaving::Unnamed).await;
     }
 
     /// Follows the agent of a registered worker, until the worker is gone and registered no more.

@@ -20,11 +20,20 @@ use crate::router::link::LinkError;
 /// How often the engine of a worker whose agent is away is asked whether it is well.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Longest time for requests in flight on a worker that is deregistered.
+/// Longest time for requests in flight on a worker that leaves.
 const LEAVE_MAX: Duration = Duration::from_secs(30);
 
 /// How often is looked whether they have ended.
 const LEAVE_POLL: Duration = Duration::from_millis(100);
+
+/// Why a worker is taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// Its agent has said so.
+    Deregistered,
+    /// Its agent is named no more.
+    Unnamed,
+}
 
 /// What a follower knows of its worker.
 #[derive(Debug)]
@@ -142,7 +151,7 @@ impl Held {
     pub(crate) async fn lose(&mut self, Broken { error, was_open }: &Broken) {
         let source = &self.source;
         if matches!(error, LinkError::Deregistered) {
-            return self.leave().await;
+            return self.leave(Leaving::Deregistered).await;
         }
         if *was_open && error.is_gap() {
             info!(source, %error, "feed starts again with a snapshot");
@@ -228,16 +237,26 @@ impl Held {
         Ok(())
     }
 
-    /// Lets a deregistered worker finish what it has, then takes it out.
-    pub(crate) async fn leave(&mut self) {
+    /// Lets a worker finish what it has, then takes it out.
+    pub(crate) async fn leave(&mut self, reason: Leaving) {
         let Some(record) = self.record.clone() else {
             return;
         };
         let worker = record.worker.clone();
-        info!(%worker, "agent has deregistered its worker");
+        let cause = match reason {
+            Leaving::Deregistered => {
+                info!(%worker, "agent has deregistered its worker");
+                "deregistered"
+            }
+            Leaving::Unnamed => {
+                let source = &self.source;
+                info!(%worker, source, "agent is named no more, its worker is taken out");
+                "its agent is named no more in the file of workers"
+            }
+        };
         let leaving = WorkerRecord {
             verdict: Verdict::Draining,
-            cause: Some("deregistered".to_owned()),
+            cause: Some(cause.to_owned()),
             ..record
         };
         self.record = Some(leaving.clone());

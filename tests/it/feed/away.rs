@@ -231,3 +231,23 @@ async fn garbage_after_a_good_beginning_keeps_the_worker() {
         Incarnation(2)
     );
 }
+
+#[tokio::test]
+async fn who_is_named_no_more_leaves_by_that_cause() {
+    let engine = Served::engine("127.0.0.1:0").await;
+    let agent = agent_of(&engine.url()).await;
+    let mut follower = Follower::of(&[]);
+    let named = follower.follow(&agent.served.url());
+    follower.until_blocks(3).await;
+    let placement = follower.place(1);
+    named.cancel();
+    let leaving = follower
+        .until("it leaves", |worker| {
+            worker.record.verdict == Verdict::Draining
+        })
+        .await;
+    let cause = leaving.record.cause.unwrap_or_default();
+    assert!(cause.contains("named no more"), "{cause}");
+    drop(placement);
+    until("it is gone", async || follower.worker().is_none()).await;
+}

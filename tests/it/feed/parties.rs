@@ -162,16 +162,18 @@ impl Follower {
             feeds,
             tasks: JoinSet::new(),
         };
-        urls.iter().for_each(|url| follower.follow(url));
+        for url in urls {
+            follower.follow(url);
+        }
         follower
     }
 
-    pub(crate) fn follow(&mut self, url: &str) {
-        self.tasks.spawn(
-            self.feeds
-                .clone()
-                .follow(url.to_owned(), CancellationToken::new()),
-        );
+    /// Until what is returned is cancelled: the agent is then named no more.
+    pub(crate) fn follow(&mut self, url: &str) -> CancellationToken {
+        let stop = CancellationToken::new();
+        let feeds = self.feeds.clone();
+        self.tasks.spawn(feeds.follow(url.to_owned(), stop.clone()));
+        stop
     }
 
     /// Follows a worker that is registered, for as long as the other end is held.
