@@ -120,7 +120,7 @@ metrics! {
     feed_gaps: Counter = Counter::default(),
         "feed_gaps", "Times that lines of an agent's feed were lost on their way, and its snapshot was asked for.";
     plane_up: Family<PlaneLabels, Gauge> = Family::default(),
-        "plane_up", "Whether what connects hosts answers, 1 or 0; without an entry it is not used.";
+        "plane_up", "Whether what connects hosts does what this process asks of it, 1 or 0; without an entry it asks nothing of it.";
     router_fallbacks: Counter = Counter::default(),
         "router_fallbacks", "Requests whose workers took turns because no router answered.";
     bad_messages: Counter = Counter::default(),

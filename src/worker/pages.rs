@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::discovery::feed::FEED_PATH;
 use crate::discovery::model_files::{MODEL_FILES_PATH, MODEL_PATH};
+use crate::discovery::plane::Planes;
 use crate::http::keys::{Keys, guarded};
 use crate::http::reply::Reply;
 use crate::http::serve::panics_total;
@@ -28,6 +29,7 @@ const LINES: &str = "application/x-ndjson";
 pub(crate) struct Agent {
     pub(crate) feed: Arc<Feed>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) planes: Planes,
     pub(crate) keys: Option<Arc<Keys>>,
     pub(crate) shelf: Arc<Shelf>,
 }
@@ -114,6 +116,7 @@ impl Agent {
         // Counted elsewhere: set, not added, so that two readers at once count nothing twice.
         let panics = self.metrics.panics.inner();
         panics.store(panics_total(), Ordering::Relaxed);
+        self.planes.show(&self.metrics);
         let text = self.metrics.encode();
         Ok(Reply::full(StatusCode::OK, metrics::CONTENT_TYPE, text))
     }

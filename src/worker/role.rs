@@ -247,14 +247,17 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     let address = listener.local_addr().map_err(refused)?;
     let metrics = Arc::new(Metrics::default());
     let feed = Feed::new(plan.worker.clone());
+    let mut tasks = Tasks::default();
+    let agent_stop = CancellationToken::new();
+    let telling = (&mut tasks, &agent_stop);
     let agent = Arc::new(Agent {
+        planes: planes::start(&config, &feed, &metrics, telling).await?,
         feed: feed.clone(),
         metrics: metrics.clone(),
         keys: plan.keys.map(Arc::new),
         shelf: plan.beside.shelf.clone(),
     });
     let (updates, told) = mpsc::channel::<Update>(UPDATES_MAX);
-    let mut tasks = Tasks::default();
     let mut resets = reset::Agents::default();
     let commands = resets.add(plan.worker.clone());
     let routes = agent.routes(resets);
@@ -263,9 +266,6 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         serve(listener, routes, pages::limits(), stop.clone()),
     );
     tasks.spawn("the feed", feed::run(feed.clone(), told));
-    let agent_stop = CancellationToken::new();
-    let telling = (&mut tasks, &agent_stop);
-    planes::start(&config, &feed, &metrics, telling).await?;
     let shown = show(feed.record(), metrics.clone(), agent_stop.clone());
     tasks.spawn("the status", shown);
     let beside = Beside {

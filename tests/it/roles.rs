@@ -10,6 +10,7 @@ use kvlens::id::WorkerId;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::bus::server::Server as Nats;
 use crate::end_to_end::client::Told;
 use crate::end_to_end::pictures::{chat, data_uri, image, png, streamed, text};
 use crate::end_to_end::stack::{FAST, until};
@@ -200,4 +201,34 @@ async fn an_agent_follows_the_engine_that_is_written_down() {
         settled(&frontend, &told).await;
         assert_all_cached(&frontend.ask(&picture(life as u8)).await);
     }
+}
+
+#[tokio::test]
+async fn an_agent_shows_how_what_connects_it_is() {
+    let mut host = Host::new();
+    let nats = Nats::start().await;
+    let mut words = format!("--nats {}", nats.url());
+    if cfg!(feature = "etcd") {
+        let nobody = host.free_address().await;
+        words = format!("{words} --etcd http://{nobody}");
+    }
+    let engine = host.engine("gpu-0", FAST).await;
+    let words = format!("{} {words}", engine.agent_words("gpu-0"));
+    let agent = host.agent("gpu-0", &words).await;
+    let shows = async |entry: &str| {
+        let page = host.client.get(&format!("{}/metrics", agent.url)).await;
+        page.text().lines().any(|line| line == entry)
+    };
+    until("NATS answers", async || {
+        shows("kvlens_plane_up{plane=\"nats\"} 1").await
+    })
+    .await;
+    if cfg!(feature = "etcd") {
+        assert!(shows("kvlens_plane_up{plane=\"etcd\"} 0").await);
+    }
+    nats.kill().await;
+    until("NATS is away", async || {
+        shows("kvlens_plane_up{plane=\"nats\"} 0").await
+    })
+    .await;
 }
