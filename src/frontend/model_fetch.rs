@@ -1,13 +1,15 @@
 //! Fetches the files of models from the agents that serve them, for frontends that have none of
 //! their own. Nothing of a body is believed before its digest is the one that the record names.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::StatusCode;
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
@@ -26,6 +28,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Most models at once: each has tens of megabytes of tokenizer in memory.
 const MODELS_MAX: usize = 32;
 
+/// Most models that are fetched at once, so that a slow agent holds up its own alone; their bodies
+/// may take 1 GiB of memory.
+const FETCHING_MAX: usize = 4;
+
 /// Waits between attempts: doubled from the first up to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LAST: Duration = Duration::from_secs(10);
@@ -42,6 +48,8 @@ const SHOWN_BYTES_MAX: usize = 300;
 /// Why an agent's files are not used.
 #[derive(Debug, thiserror::Error)]
 enum FetchError {
+    #[error("{MODELS_MAX} models are served already")]
+    Full,
     #[error(transparent)]
     Dispatch(#[from] DispatchError),
     #[error("it answered {status}: {text}")]
@@ -82,23 +90,54 @@ struct Attempts {
     is_final: bool,
 }
 
+impl Attempts {
+    /// One more, after those before.
+    fn after(before: Option<&Self>, digest: ModelDigest, is_final: bool) -> Self {
+        let wait = before.map_or(RETRY_FIRST, |tried| (tried.wait * 2).min(RETRY_LAST));
+        Self {
+            digest,
+            count: before.map_or(0, |tried| tried.count) + 1,
+            wait,
+            next: Instant::now() + wait,
+            is_final,
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        !self.is_final && Instant::now() >= self.next
+    }
+}
+
+/// An attempt that ended.
+struct Fetched {
+    sought: Sought,
+    agent: String,
+    outcome: Result<Model, FetchError>,
+}
+
 impl Fetcher {
     /// Fetches what is wanted, for ever.
     pub(crate) async fn run(self) -> Infallible {
         let mut attempts: HashMap<String, Attempts> = HashMap::new();
         let mut awaited = Awaited::default();
+        let mut fetching = FuturesUnordered::new();
+        // One attempt of each model at once.
+        let mut busy = HashSet::new();
         loop {
             let all = self.rules.sought(|| self.router.workers());
             // What nobody has any more is not waited for.
             let is_sought = |model: &String| all.iter().any(|sought| sought.model == *model);
             attempts.retain(|model, _| is_sought(model));
             awaited.models.retain(|model, _| is_sought(model));
-            for sought in &all {
-                match self.attend(sought, &mut attempts).await {
-                    Ok(()) => drop(awaited.models.remove(&sought.model)),
-                    Err(Some(cause)) => drop(awaited.models.insert(sought.model.clone(), cause)),
-                    // It is not time yet for the next attempt.
-                    Err(None) => {}
+            for sought in all {
+                if busy.len() == FETCHING_MAX {
+                    break;
+                }
+                let tried = attempts.get(&sought.model);
+                let tried = tried.filter(|tried| tried.digest == sought.digest);
+                if tried.is_none_or(Attempts::is_due) && busy.insert(sought.model.clone()) {
+                    let count = tried.map_or(0, |tried| tried.count);
+                    fetching.push(self.attempt(sought, count));
                 }
             }
             awaited.any = (self.models.count() == 0).then(|| {
@@ -106,68 +145,78 @@ impl Fetcher {
                 format!("no model's files are here yet; this frontend waits for {agents}")
             });
             self.models.wait_for(awaited.clone());
-            sleep(LOOK_EVERY).await;
+            tokio::select! {
+                Some(fetched) = fetching.next() => {
+                    let model = fetched.sought.model.clone();
+                    busy.remove(&model);
+                    match self.take(fetched, &mut attempts) {
+                        Ok(()) => drop(awaited.models.remove(&model)),
+                        Err(cause) => drop(awaited.models.insert(model, cause)),
+                    }
+                }
+                () = sleep(LOOK_EVERY) => {}
+            }
         }
     }
 
-    /// Fetches one model's files when that is due; what it waits for where they could not be had.
-    async fn attend(
-        &self,
-        sought: &Sought,
-        attempts: &mut HashMap<String, Attempts>,
-    ) -> Result<(), Option<String>> {
-        let Sought { model, digest, .. } = sought;
-        let before = attempts.get(model).filter(|tried| tried.digest == *digest);
-        if before.is_some_and(|tried| tried.is_final || Instant::now() < tried.next) {
-            return Err(None);
-        }
-        let count = before.map_or(0, |tried| tried.count);
-        let wait = before.map_or(RETRY_FIRST, |tried| (tried.wait * 2).min(RETRY_LAST));
+    /// Fetches one model's files, after so many attempts in vain.
+    async fn attempt(&self, sought: Sought, count: usize) -> Fetched {
         // Another one each time: one that hangs holds up nobody whose files another has.
-        let agent = &sought.agents[count % sought.agents.len()];
-        let fetched = match self.has_room(model) {
-            true => self.fetch(agent, *digest).await.map_err(|error| {
-                let is_final = matches!(error, FetchError::Model(_));
-                (format!("{agent}: {error}"), is_final)
-            }),
-            false => Err((format!("{MODELS_MAX} models are served already"), false)),
+        let agent = sought.agents[count % sought.agents.len()].clone();
+        let outcome = match self.has_room(&sought.model) {
+            true => self.fetch(&agent, sought.digest).await,
+            false => Err(FetchError::Full),
         };
-        let (error, is_final) = match fetched {
+        Fetched {
+            sought,
+            agent,
+            outcome,
+        }
+    }
+
+    /// Takes in how an attempt ended; what the model waits for where its files could not be had.
+    fn take(
+        &self,
+        fetched: Fetched,
+        attempts: &mut HashMap<String, Attempts>,
+    ) -> Result<(), String> {
+        let Fetched {
+            sought: Sought { model, digest, .. },
+            agent,
+            outcome,
+        } = fetched;
+        // Others may have filled the room meanwhile.
+        let outcome = outcome.and_then(|loaded| match self.has_room(&model) {
+            true => Ok(loaded),
+            false => Err(FetchError::Full),
+        });
+        let error = match outcome {
             Ok(loaded) => {
                 // First, so that who is placed by the new files finds them.
-                self.models.put(model, Arc::new(loaded));
-                self.rules.use_files(model, *digest);
-                attempts.remove(model);
-                info!(
-                    model,
-                    digest = digest.short(),
-                    agent,
-                    "model's files fetched"
-                );
+                self.models.put(&model, Arc::new(loaded));
+                self.rules.use_files(&model, digest);
+                attempts.remove(&model);
+                let digest = digest.short();
+                info!(model, digest, agent, "model's files fetched");
                 return Ok(());
             }
-            Err(failed) => failed,
+            Err(error) => error,
         };
-        if count == 0 || is_final {
-            warn!(
-                model,
-                digest = digest.short(),
-                error,
-                "model's files cannot be fetched"
-            );
+        let before = attempts.get(&model).filter(|tried| tried.digest == digest);
+        let tried = Attempts::after(before, digest, matches!(error, FetchError::Model(_)));
+        let error = match error {
+            FetchError::Full => format!("yet: {error}"),
+            error => format!("from {agent}: {error}"),
+        };
+        if tried.count == 1 || tried.is_final {
+            let digest = digest.short();
+            warn!(model, digest, error, "model's files cannot be fetched");
         }
-        let tried = Attempts {
-            digest: *digest,
-            count: count + 1,
-            wait,
-            next: Instant::now() + wait,
-            is_final,
-        };
-        attempts.insert(model.clone(), tried);
         let digest = digest.short();
-        let cause = format!("the files {digest} of model {model:?} cannot be had from {error}");
-        self.rules.lack_files(model, &cause);
-        Err(Some(cause))
+        let cause = format!("the files {digest} of model {model:?} cannot be had {error}");
+        self.rules.lack_files(&model, &cause);
+        attempts.insert(model, tried);
+        Err(cause)
     }
 
     /// Whether one model more may be held; those that no worker has any more make room.

@@ -28,6 +28,8 @@ enum Answering {
     Body(Bytes),
     /// Breaks off half-way.
     Cut(Bytes),
+    /// Says nothing.
+    Hanging,
     Refusing,
 }
 
@@ -56,7 +58,7 @@ impl Agent {
                 let query = call.uri.query().unwrap_or_default();
                 assert!(asked_digest(query).is_some(), "{query}");
                 let answering = answers.lock().expect("no test panics here").clone();
-                Box::pin(async move { answering.reply() })
+                Box::pin(answering.reply())
             });
         let served = Served::start("127.0.0.1:0", routes).await;
         Self {
@@ -83,7 +85,7 @@ impl Agent {
 }
 
 impl Answering {
-    fn reply(self) -> Reply {
+    async fn reply(self) -> Reply {
         let full = |body| Reply::full(http::StatusCode::OK, "application/octet-stream", body);
         match self {
             Self::Body(body) => full(body),
@@ -96,6 +98,7 @@ impl Answering {
                     ..full(Bytes::new())
                 }
             }
+            Self::Hanging => std::future::pending().await,
             Self::Refusing => Reply::text(http::StatusCode::NOT_FOUND, "others now"),
         }
     }
@@ -245,6 +248,29 @@ async fn only_the_bytes_that_were_meant_are_used() {
     agent.answers(Answering::Body(first.body()));
     until_served(&frontend, "w1").await;
     assert!(frontend.prompt_tokens(&question()).await.is_array());
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_holds_up_no_other_model() {
+    let [first, second] = two_archives();
+    let agents = [
+        Agent::start("w1", Answering::Hanging).await,
+        Agent::start("w2", Answering::Body(second.body())).await,
+    ];
+    let mut host = Host::new();
+    let urls = agents.each_ref().map(|agent| agent.served.url());
+    let urls = urls.each_ref().map(String::as_str);
+    let frontend = host.modelless(&urls, "--port 0").await;
+    let mut hanging = of("w1", &first);
+    // Before the other in any order.
+    hanging.model = "a".to_owned();
+    agents[0].up(&hanging);
+    until_caused(&frontend, "w1", &["not here yet"]).await;
+    agents[1].up(&of("w2", &second));
+    until_served(&frontend, "w2").await;
+    // It has not even been given up.
+    let cause = frontend.worker("w1").await["cause"].clone();
+    assert_eq!(cause, "its model's files are not here yet");
 }
 
 #[tokio::test]
