@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crate::discovery::membership::WORKERS_MAX;
 use crate::id::WorkerId;
 
-/// Of the workers that were there, more than half vanished within one lease.
+/// Of the workers that were there, more than half and at least two vanished within one lease,
+/// deregistered ones included: etcd tells of both alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alarm {
     /// Workers that vanished.
@@ -15,6 +16,10 @@ pub struct Alarm {
     /// Workers that were there before, those included.
     pub workers: usize,
 }
+
+/// Fewest workers that vanish together: one alone says nothing of the others, and a rack of one or two
+/// would raise the alarm with each that stops.
+const VANISHED_MIN: usize = 2;
 
 /// The workers that are there, and those that vanished within the last lease.
 #[derive(Debug)]
@@ -67,8 +72,7 @@ impl Vanished {
         self.look(now)
     }
 
-    /// The alarm where there is one that was not raised yet: it is raised once, until no more than
-    /// half of the workers are missing.
+    /// The alarm where there is one that was not raised yet: it is raised once, until it is over.
     fn look(&mut self, now: Instant) -> Option<Alarm> {
         let lease = self.lease;
         self.workers
@@ -76,7 +80,7 @@ impl Vanished {
         let workers = self.workers.len();
         let vanished = self.workers.values().flatten().count();
         let was_raised = self.is_raised;
-        self.is_raised = vanished * 2 > workers;
+        self.is_raised = vanished >= VANISHED_MIN && vanished * 2 > workers;
         (self.is_raised && !was_raised).then_some(Alarm { vanished, workers })
     }
 }
@@ -107,7 +111,9 @@ mod tests {
             (5, &[0, 5, 11, 17], Some(3)), // Two of three that were there at 7 s.
             (8, &[0, 11, 22, 33], None),
             (2, &[0], None),
-            (1, &[0], Some(0)),
+            (2, &[0, 9], Some(1)),
+            (2, &[0, 11], None), // The one that is left, alone.
+            (1, &[0], None),
         ] {
             let mut vanished = seen(count, start);
             let raised = seconds.iter().enumerate().find_map(|(number, seconds)| {

@@ -144,7 +144,7 @@ metrics! {
     bad_records: Family<BadRecordLabels, Counter> = Family::default(),
         "bad_records", "Records of workers read from etcd that cannot be used, by what is wrong with them.";
     membership_alarms: Counter = Counter::default(),
-        "membership_alarms", "Times that more than half of the workers vanished from etcd within one lease; all of them are kept.";
+        "membership_alarms", "Times that more than half of the workers, and at least two, vanished from etcd within one lease, deregistered ones counted too; those that were not are kept.";
     taken_worker_ids: Counter = Counter::default(),
         "taken_worker_ids", "Times that an agent found the id of its worker taken by another agent.";
     workers: Family<VerdictLabels, Gauge> = Family::default(),

@@ -146,7 +146,7 @@ impl Follower {
             self.etcd.metrics.membership_alarms.inc();
             error!(
                 vanished,
-                workers, "most workers vanished from etcd at once, all are kept"
+                workers, "most workers vanished from etcd at once, who did not deregister is kept"
             );
         }
     }
