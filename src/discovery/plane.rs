@@ -1,4 +1,4 @@
-//! Whether what connects hosts works: the last word of each client of it, for pages and for `doctor`.
+//! Whether what connects hosts works: the last word of each client of it, for pages and metrics.
 
 use std::time::Duration;
 
@@ -54,7 +54,10 @@ impl Planes {
     pub fn away(&self) -> Option<String> {
         let etcd = self.etcd.as_ref().and_then(|state| match &*state.borrow() {
             PlaneState::Up => None,
-            PlaneState::Down { cause, .. } => Some(format!("etcd is away: {cause}")),
+            PlaneState::Down { since, cause } => {
+                let since = since.strftime("%FT%TZ");
+                Some(format!("etcd is away since {since}: {cause}"))
+            }
         });
         let nats = self.nats.as_ref().and_then(|state| match &*state.borrow() {
             BusState::Up => None,
@@ -115,6 +118,27 @@ mod tests {
         let mut delay = Delay::default();
         let taken: Vec<_> = (0..6).map(|_| delay.take().as_millis()).collect();
         assert_eq!(taken, [100, 200, 400, 800, 1000, 1000]);
+    }
+
+    #[test]
+    fn what_is_away_is_told_with_its_cause() {
+        let down = PlaneState::Down {
+            since: Timestamp::from_second(1_700_000_000).unwrap(),
+            cause: "no route".to_owned(),
+        };
+        let (_tell_etcd, etcd) = watch::channel(down);
+        let cause = "it closed".to_owned();
+        let (tell_nats, nats) = watch::channel(BusState::Away { cause });
+        let planes = Planes {
+            etcd: Some(etcd),
+            nats: Some(nats),
+        };
+        let etcd = "etcd is away since 2023-11-14T22:13:20Z: no route";
+        let both = format!("{etcd}; NATS is away: it closed");
+        assert_eq!(planes.away(), Some(both));
+        tell_nats.send(BusState::Up).unwrap();
+        assert_eq!(planes.away().as_deref(), Some(etcd));
+        assert_eq!(Planes::default().away(), None);
     }
 
     #[test]
