@@ -22,6 +22,7 @@ use crate::frontend::{self, tenants::Tenants};
 use crate::lifecycle::{self, HangUp, StopSignals};
 use crate::mock;
 use crate::router;
+use crate::telemetry::causes::told;
 use crate::telemetry::{self, TelemetryError};
 use crate::up;
 use crate::worker;
@@ -283,13 +284,7 @@ fn report(failure: &Failure) -> Vec<String> {
     if let Failure::Config(CheckError::Config(error)) = failure {
         return error.problems.iter().map(ToString::to_string).collect();
     }
-    let mut line = failure.to_string();
-    let mut cause = failure.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    vec![line.replace('\n', " ")]
+    vec![told(failure).replace('\n', " ")]
 }
 
 #[cfg(test)]

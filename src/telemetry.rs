@@ -1,5 +1,6 @@
-//! Logs to standard error, and the list of metrics.
+//! Logs to standard error, what errors say in them, and the list of metrics.
 
+pub mod causes;
 pub mod labels;
 pub mod metrics;
 

@@ -42,6 +42,7 @@ use crate::dispatch::EngineClient;
 use crate::http::keys::first_key;
 use crate::lifecycle::tasks::Tasks;
 use crate::router::rules::Rules;
+use crate::telemetry::causes::told;
 
 /// Longest waits. Workers are asked once etcd has named them, and an engine that nobody registered
 /// once its agent has: the three are one after the other, 5 s in all.
@@ -304,7 +305,7 @@ fn unusable(sources: &Sources, error: &CheckError) -> Vec<Finding> {
     let next = "correct it; `kvlens check-config --reference` prints every key with its meaning";
     let problems = match error {
         CheckError::Config(error) => error.problems.iter().map(ToString::to_string).collect(),
-        other => vec![finding::told(other)],
+        other => vec![told(other)],
     };
     let place = place(sources);
     let fail = |problem: String| Finding::fail(Check::Configuration, &place, problem, next);

@@ -4,9 +4,13 @@ use std::collections::HashSet;
 
 /// Whether `text` is such an address.
 pub fn is_address(text: &str) -> bool {
+    is_http(text) || text.starts_with("unix:/")
+}
+
+/// Whether `text` is one that other hosts can reach.
+pub fn is_http(text: &str) -> bool {
     let host = text.strip_prefix("http://").unwrap_or_default();
-    let is_http = !host.is_empty() && host.parse::<::http::uri::Authority>().is_ok();
-    is_http || text.starts_with("unix:/")
+    !host.is_empty() && host.parse::<::http::uri::Authority>().is_ok()
 }
 
 /// Why a list of agents cannot be used.

@@ -1,7 +1,6 @@
 //! The file that names workers by their agents' addresses, followed as it changes.
 
 use std::collections::HashSet;
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use tracing::{info, warn};
 
 use crate::config::named_file::{NamedFileError, read_public};
 use crate::discovery::address::{BadAgents, new_agent};
+use crate::telemetry::causes::told;
 
 /// How often the file is looked at. Its content is compared: a file that another one replaced may have
 /// any time of change, and what replaces a link has its own. A new text counts once it was seen twice:
@@ -124,14 +124,6 @@ fn parse(path: &Path, text: &str) -> Result<Vec<String>, WorkersFileError> {
 
 fn text(path: &Path) -> Result<String, NamedFileError> {
     read_public("workers file", path, BYTES_MAX)
-}
-
-/// An error with its source, for a person.
-fn told(error: &dyn Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::config::media::MediaConfig;
 use crate::media::cache::{PAGE_TEXT_BYTES_MAX, Page, Validator};
 use crate::media::gate::Gate;
 use crate::media::{Lookup, MediaError, PolicyError};
+use crate::telemetry::causes::told;
 
 /// What a fetch brought.
 #[derive(Debug)]
@@ -129,7 +130,7 @@ impl Fetcher {
             Ok(Err(error)) if is_refused(&error) => Err(MediaError::HostNotAllowed),
             Ok(Err(error)) => {
                 // Without the URL, which may carry a key; the client is told no cause at all.
-                debug!(host = url.host_str(), error = %causes(&error.without_url()), "image host unreachable");
+                debug!(host = url.host_str(), error = %told(&error.without_url()), "image host unreachable");
                 Err(MediaError::Unreachable)
             }
             Err(_) => Err(MediaError::TimedOut { waited }),
@@ -158,7 +159,7 @@ impl Fetcher {
                 Ok(Some(chunk)) => bytes.extend_from_slice(&chunk),
                 Ok(None) => break,
                 Err(error) => {
-                    let error = causes(&error.without_url());
+                    let error = told(&error.without_url());
                     debug!(host = url.host_str(), error, read_bytes, "image broke off");
                     return Err(MediaError::BrokenOff { read_bytes });
                 }
@@ -267,18 +268,6 @@ fn page(url: &Url, headers: &HeaderMap) -> Option<Page> {
 #[derive(Debug, thiserror::Error)]
 #[error("name resolves to an address that may not be dialled")]
 struct RefusedAddress;
-
-/// The error with its sources: its own text says no more than that something failed.
-fn causes(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
 
 fn is_refused(error: &reqwest::Error) -> bool {
     let mut cause = error.source();

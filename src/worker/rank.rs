@@ -1,7 +1,6 @@
 //! One data-parallel rank as its agent sees it: from what its source gives to what the router is
 //! told.
 
-use std::error::Error;
 use std::sync::Arc;
 
 use tracing::warn;
@@ -15,6 +14,7 @@ use crate::index::gap::BEFORE_FIRST;
 use crate::ledger::counts::{Alarm, Counts};
 use crate::ledger::tier::Tier;
 use crate::ledger::{EngineEvent, Ledger, Published};
+use crate::telemetry::causes::told;
 use crate::worker::state_file::SavedRank;
 
 /// What the worker's record and the log say of a rank.
@@ -301,10 +301,7 @@ impl Rank {
 
     fn refuse(&mut self, bytes: usize, error: &CodecError) -> Published {
         let (worker, rank, sequence) = (&self.worker, self.rank.0, self.sequence);
-        let error = match error.source() {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        };
+        let error = told(error);
         // One line for a run of them: an engine of another format sends nothing else.
         if !std::mem::replace(&mut self.is_unreadable, true) {
             warn!(%worker, rank, sequence, bytes, %error, "kv events can't be read");

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::ValueHint;
@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::bus::BusError;
 use crate::config::{Config, Values};
+use crate::discovery::address::{is_address, is_http};
 use crate::discovery::flags::PlaneFlags;
 use crate::discovery::hash_key::{HashKeyError, hash_key};
 use crate::discovery::{Completeness, Update, WorkerRecord};
@@ -165,7 +166,8 @@ impl Plan {
             .as_deref()
             .map(Keys::read)
             .transpose()?;
-        if let Some(url) = config.worker.advertise.as_ref().filter(|url| !is_http(url)) {
+        let advertised = config.worker.advertise.as_ref();
+        if let Some(url) = advertised.filter(|url| !is_http(url.trim_end_matches('/'))) {
             return Err(BadPlan::Advertise { url: url.clone() });
         }
         let named = args.model.as_deref().map(Named::read_or_demo).transpose()?;
@@ -201,10 +203,7 @@ fn state_dir(worker: &WorkerId, config: &Config) -> Result<PathBuf, RunDirError>
 /// The engine that the flags describe.
 fn told_engine(args: &Args, url: &str) -> Result<Engine, BadPlan> {
     let address = url.trim_end_matches('/');
-    let is_unix = address
-        .strip_prefix("unix:")
-        .is_some_and(|path| Path::new(path).is_absolute());
-    if !is_http(address) && !is_unix {
+    if !is_address(address) {
         return Err(BadPlan::Url {
             url: url.to_owned(),
         });
@@ -227,12 +226,6 @@ fn told_engine(args: &Args, url: &str) -> Result<Engine, BadPlan> {
         sources: args.kv_events.iter().enumerate().map(source).collect(),
         media_dir: args.media_dir.clone(),
     })
-}
-
-/// Whether `url` is `http://host:port`, a slash behind it aside.
-fn is_http(url: &str) -> bool {
-    let host = url.trim_end_matches('/').strip_prefix("http://");
-    host.is_some_and(|host| !host.is_empty() && host.parse::<::http::uri::Authority>().is_ok())
 }
 
 /// Follows the engine until `stop`. The feed then ends without a word: routers keep the worker, and

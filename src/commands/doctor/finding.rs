@@ -64,12 +64,7 @@ impl Finding {
         seen: impl Into<String>,
         next: impl Into<String>,
     ) -> Self {
-        Self::new(
-            (check, Status::Warn),
-            subject,
-            &seen.into(),
-            Some(&next.into()),
-        )
+        Self::off((check, Status::Warn), subject, seen, next)
     }
 
     pub(crate) fn fail(
@@ -78,12 +73,17 @@ impl Finding {
         seen: impl Into<String>,
         next: impl Into<String>,
     ) -> Self {
-        Self::new(
-            (check, Status::Fail),
-            subject,
-            &seen.into(),
-            Some(&next.into()),
-        )
+        Self::off((check, Status::Fail), subject, seen, next)
+    }
+
+    fn off(
+        (check, status): (Check, Status),
+        subject: &str,
+        seen: impl Into<String>,
+        next: impl Into<String>,
+    ) -> Self {
+        let next = next.into();
+        Self::new((check, status), subject, &seen.into(), Some(&next))
     }
 
     fn new(
@@ -166,21 +166,6 @@ pub fn is_unusable(findings: &[Finding]) -> bool {
     findings
         .iter()
         .any(|finding| finding.check == Check::Configuration && finding.status == Status::Fail)
-}
-
-/// An error and its causes, one line.
-pub(super) fn told(error: &dyn std::error::Error) -> String {
-    let mut told = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        // Some errors repeat what they wrap.
-        if !told.contains(&text) {
-            told = format!("{told}: {text}");
-        }
-        cause = error.source();
-    }
-    told
 }
 
 /// A configured path, or that there is none, as a key file is named to an operator.

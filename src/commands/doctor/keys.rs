@@ -3,12 +3,13 @@
 use std::io;
 use std::path::Path;
 
-use crate::commands::doctor::finding::{Check, Finding, told};
+use crate::commands::doctor::finding::{Check, Finding};
 use crate::config::Config;
 use crate::config::named_file::NamedFileError;
 use crate::discovery::hash_key::{HashKeyError, hash_key};
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::{KeyFileError, Keys, first_key};
+use crate::telemetry::causes::told;
 
 /// Reads each file that is named.
 pub(super) fn check(config: &Config) -> Vec<Finding> {

@@ -6,11 +6,12 @@ use tokio::time::timeout;
 use crate::bus::BusError;
 use crate::bus::probe::{self, BusFault, ServerFacts};
 use crate::bus::subjects::ALL_ALIVE;
-use crate::commands::doctor::finding::{Check, Finding, told};
+use crate::commands::doctor::finding::{Check, Finding};
 use crate::commands::doctor::{NATS_MAX, millis};
 use crate::config::Config;
 use crate::config::frontend::RouterPlace;
 use crate::config::nats::NatsConfig;
+use crate::telemetry::causes::told;
 
 /// Largest message that a server must take: its default, which snapshots are cut for.
 const MESSAGE_BYTES_MIN: usize = 1 << 20;

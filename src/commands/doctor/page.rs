@@ -9,10 +9,10 @@ use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
 use crate::commands::doctor::clock::Skew;
-use crate::commands::doctor::finding::told;
 use crate::commands::doctor::millis;
 use crate::dispatch::{DispatchError, EngineClient};
 use crate::id::WorkerId;
+use crate::telemetry::causes::told;
 
 /// Largest page that is read: the largest record, some times over.
 const PAGE_BYTES_MAX: usize = 256 << 10;

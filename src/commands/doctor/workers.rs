@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use crate::commands::doctor::finding::{Check, Finding, told};
+use crate::commands::doctor::finding::{Check, Finding};
 use crate::commands::doctor::page::{NoPage, Page, look, page};
 use crate::commands::doctor::{AGENT_MAX, ENGINE_MAX};
 use crate::config::Config;
@@ -16,6 +16,7 @@ use crate::discovery::workers_file;
 use crate::dispatch::EngineClient;
 use crate::id::WorkerId;
 use crate::router::rules::Rules;
+use crate::telemetry::causes::told;
 
 /// Most workers that are asked: two connections each, all at once.
 const ASKED_MAX: usize = 512;

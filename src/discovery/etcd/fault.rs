@@ -7,6 +7,7 @@ use etcd_client::Error as EtcdError;
 
 use crate::config::named_file::NamedFileError;
 use crate::id::WorkerId;
+use crate::telemetry::causes::told;
 
 /// Why a session with etcd ends.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +84,7 @@ impl Fault {
 
     /// The fault with all its sources, for a person.
     pub(crate) fn cause(&self) -> String {
-        texts(&causes(self)).join(": ")
+        told(self)
     }
 
     /// What etcd's client says went wrong at `endpoint`.
