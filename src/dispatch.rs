@@ -98,6 +98,9 @@ pub const GATE_BROKEN_OFF: &str = "engine_failed";
 /// It does not run, and never got the request.
 pub const GATE_REFUSED: &str = "engine_unavailable";
 
+/// It did not get a body that it was to fetch: the engine never saw the request, and has no part in it.
+pub const GATE_NOT_FETCHED: &str = "body_not_fetched";
+
 /// What goes to an engine.
 #[derive(Debug)]
 pub struct EngineRequest<'a> {

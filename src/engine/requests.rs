@@ -17,27 +17,25 @@ use tracing::{debug, info, warn};
 use crate::bus::{Bus, BusError, Heard, subjects, wire};
 use crate::config::network::{self, Network};
 use crate::dispatch::parts::{
-    Asked, BEAT, Body, CHUNK_BYTES_MAX, Part, Reply, RequestKey, SILENCE_MAX, WINDOW_PARTS, Word,
+    self, Asked, BEAT, CHUNK_BYTES_MAX, Part, Reply, RequestKey, SILENCE_MAX, WINDOW_PARTS, Word,
 };
 use crate::dispatch::plane::{read_headers, told_headers};
-use crate::dispatch::{EngineClient, GATE_REFUSED};
+use crate::dispatch::{EngineClient, GATE_NOT_FETCHED};
 use crate::engine::gate::Gate;
 use crate::http::reply::{self, ReplyBody};
-use crate::http::serve::REQUEST_ID;
-use crate::http::{Call, Limits};
-use crate::id::{RequestId, WorkerId};
+use crate::http::{Call, Limits, body, serve};
+use crate::id::WorkerId;
 use crate::openai::error::{ApiError, ErrorKind};
 
 /// Where a frontend's listener has all that it lends. Nothing else is fetched.
 const LENT_FOLDER: &str = "/media/";
 
-/// Why a body that a frontend lends is not had.
+/// Why a request's body is not had.
 #[derive(Debug, thiserror::Error)]
 enum FetchError {
-    #[error("{bytes} bytes are over the limit of {bytes_max}")]
-    TooLarge { bytes: usize, bytes_max: usize },
-    #[error("{bytes} bytes find no room among the bodies in flight")]
-    NoRoom { bytes: usize },
+    /// It is over a limit.
+    #[error(transparent)]
+    Limit(#[from] ApiError),
     #[error(
         "{origin:?} lends nothing to us: it is outside of discovery.networks, or no loan is named"
     )]
@@ -91,15 +89,14 @@ impl Requests {
         limits: Limits,
         networks: &[Network],
     ) -> Self {
-        let room = limits.bodies_in_flight_bytes_max;
         Self {
             gate,
             bus,
             worker,
+            room: body::room(&limits),
             limits,
             networks: networks.to_vec(),
             client: EngineClient::new(),
-            room: Arc::new(Semaphore::new(room.min(Semaphore::MAX_PERMITS))),
         }
     }
 
@@ -167,7 +164,11 @@ impl Requests {
             }
         };
         let (inbox, key) = (heard.reply?, asked.key);
-        if open.len() >= self.limits.connections_max || open.contains_key(&key) {
+        if open.contains_key(&key) {
+            warn!("a request comes again under its key, and is refused");
+            return Some(inbox);
+        }
+        if open.len() >= self.limits.connections_max {
             warn!(
                 requests = open.len(),
                 "too many requests at once, one is refused"
@@ -226,20 +227,20 @@ impl Requests {
             Ok(body) => body,
             Err(error) => {
                 warn!(%error, "a request's body cannot be had");
-                return not_had();
+                return not_had(error).into();
             }
         };
         let headers = read_headers(asked.headers);
-        let id = headers.get(REQUEST_ID);
-        let id = id.and_then(|id| RequestId::from_client(id.to_str().ok()?));
         let (Ok(method), Ok(uri)) = (
             Method::from_bytes(asked.method.as_bytes()),
             asked.path.parse::<Uri>(),
         ) else {
-            return not_had();
+            let message = "the method or the path is none";
+            let kind = ErrorKind::InvalidRequestError;
+            return ApiError::new(400, kind, "invalid_request", message).into();
         };
         let call = Call {
-            id: id.unwrap_or_else(|| RequestId::from_bits(uuid::Uuid::new_v4().as_u128())),
+            id: serve::request_id(&headers),
             uri,
             headers,
             body,
@@ -249,21 +250,18 @@ impl Requests {
     }
 
     /// A request's body, and the room that it takes.
-    async fn body(&self, body: Body) -> Result<(Bytes, OwnedSemaphorePermit), FetchError> {
+    async fn body(&self, body: parts::Body) -> Result<(Bytes, OwnedSemaphorePermit), FetchError> {
         let bytes = match &body {
-            Body::Inside(inside) => inside.len(),
-            Body::At { bytes, .. } => *bytes,
+            parts::Body::Inside(inside) => inside.len(),
+            parts::Body::At { bytes, .. } => *bytes,
         };
-        let bytes_max = self.limits.body_bytes_max;
-        if bytes > bytes_max {
-            return Err(FetchError::TooLarge { bytes, bytes_max });
+        if bytes > self.limits.body_bytes_max {
+            return Err(body::too_large(&self.limits).into());
         }
-        let wanted = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let room = self.room.clone().try_acquire_many_owned(wanted);
-        let room = room.map_err(|_| FetchError::NoRoom { bytes })?;
+        let room = body::room_for(bytes, &self.room)?;
         let body = match body {
-            Body::Inside(inside) => inside,
-            Body::At { url, .. } => self.fetched(&url, bytes).await?,
+            parts::Body::Inside(inside) => inside,
+            parts::Body::At { url, .. } => self.fetched(&url, bytes).await?,
         };
         Ok((body, room))
     }
@@ -379,9 +377,12 @@ impl Telling {
     }
 }
 
-/// Of a request that the engine never got.
-fn not_had() -> reply::Reply {
-    let message = "the engine's gate could not take the request";
-    let kind = ErrorKind::ServiceUnavailable;
-    ApiError::new(503, kind, GATE_REFUSED, message).into()
+/// Of a request whose body is not had, for which its engine is not to blame.
+fn not_had(error: FetchError) -> ApiError {
+    let FetchError::Limit(error) = error else {
+        let message = "the engine's gate could not fetch the request's body";
+        let kind = ErrorKind::ServiceUnavailable;
+        return ApiError::new(503, kind, GATE_NOT_FETCHED, message);
+    };
+    error
 }

@@ -1,6 +1,6 @@
 //! The one door from our errors to what clients see: status, code, field. Causes stay in the log.
 
-use crate::dispatch::DispatchError;
+use crate::dispatch::{DispatchError, GATE_NOT_FETCHED};
 use crate::frontend::overrides::{RANK, WORKER};
 use crate::media::MediaError;
 use crate::model::ModelError;
@@ -151,6 +151,13 @@ pub(crate) fn not_carried(error: &DispatchError) -> Option<ApiError> {
     }
 }
 
+/// The 503 of a request whose body an engine's gate could not fetch from here.
+pub(crate) fn not_fetched() -> ApiError {
+    let message = "the engine's gate could not fetch the request's body; its operator can look at \
+                   media.http_url, and at discovery.networks of the gate";
+    unavailable(GATE_NOT_FETCHED, message.to_owned())
+}
+
 /// The 429 of engines that all have too much to do.
 pub(crate) fn busy(engines: usize) -> ApiError {
     let message = format!("{engines} engine(s) have too much to do");
@@ -169,6 +176,9 @@ pub(crate) fn rejected(status: u16, body: &[u8], has_images: bool) -> ApiError {
         "context_length_exceeded"
     } else if has_images && about("image") {
         "invalid_image"
+    } else if status == 413 {
+        // An engine's gate has a limit of its own.
+        "body_too_large"
     } else {
         "rejected_by_engine"
     };
@@ -281,6 +291,10 @@ mod tests {
         assert_eq!(
             rejected(400, body("bad image").as_bytes(), false).code,
             "rejected_by_engine"
+        );
+        assert_eq!(
+            rejected(413, body("body is over 9 bytes").as_bytes(), true).code,
+            "body_too_large"
         );
         let too_long = body("This model's maximum context length is 256 tokens, image or not.");
         assert_eq!(

@@ -12,7 +12,9 @@ use tracing::info;
 
 use crate::dispatch::request::EngineBody;
 use crate::dispatch::stream::Usage;
-use crate::dispatch::{DispatchError, EngineAnswer, EngineRequest, GATE_BROKEN_OFF, GATE_REFUSED};
+use crate::dispatch::{
+    DispatchError, EngineAnswer, EngineRequest, GATE_BROKEN_OFF, GATE_NOT_FETCHED, GATE_REFUSED,
+};
 use crate::frontend::answer::{Answer, Counts, with_nvext};
 use crate::frontend::continuation::Continuable;
 use crate::frontend::live::Live;
@@ -297,6 +299,7 @@ async fn unanswered(answer: EngineAnswer) -> Failure {
     match told.as_ref().map_or("", |told| &told.error.code) {
         GATE_BROKEN_OFF => Failure::Died("its gate says that it broke off".to_owned()),
         GATE_REFUSED => Failure::Away("its gate says that it does not run".to_owned()),
+        GATE_NOT_FETCHED => Failure::Unsent(error::not_fetched()),
         _ if status == StatusCode::SERVICE_UNAVAILABLE => Failure::Busy(status),
         _ => Failure::Faulty(format!("status {status}")),
     }

@@ -149,12 +149,7 @@ pub(crate) async fn discard(headers: &HeaderMap, mut body: Body, limits: &Limits
 }
 
 fn take_room(held: &mut HeldBody, room: &Arc<Semaphore>, bytes: usize) -> Result<(), ApiError> {
-    let wanted = u32::try_from(bytes).unwrap_or(u32::MAX);
-    let Ok(permit) = room.clone().try_acquire_many_owned(wanted) else {
-        let message = "the bodies of the requests in flight take all the room there is";
-        let error = ApiError::new(503, ErrorKind::ServiceUnavailable, "overloaded", message);
-        return Err(error.retry_after(1));
-    };
+    let permit = room_for(bytes, room)?;
     match &mut held._room {
         Some(taken) => taken.merge(permit),
         none => *none = Some(permit),
@@ -162,7 +157,22 @@ fn take_room(held: &mut HeldBody, room: &Arc<Semaphore>, bytes: usize) -> Result
     Ok(())
 }
 
-fn too_large(limits: &Limits) -> ApiError {
+/// Room for so many bytes, for as long as it is held.
+pub(crate) fn room_for(
+    bytes: usize,
+    room: &Arc<Semaphore>,
+) -> Result<OwnedSemaphorePermit, ApiError> {
+    let wanted = u32::try_from(bytes).unwrap_or(u32::MAX);
+    let permit = room.clone().try_acquire_many_owned(wanted);
+    permit.map_err(|_| {
+        let message = "the bodies of the requests in flight take all the room there is";
+        let error = ApiError::new(503, ErrorKind::ServiceUnavailable, "overloaded", message);
+        error.retry_after(1)
+    })
+}
+
+/// The 413 of a body over the limit.
+pub(crate) fn too_large(limits: &Limits) -> ApiError {
     let message = format!("body is over {} bytes", limits.body_bytes_max);
     ApiError::new(
         413,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ::http::header::{ALLOW, CONNECTION};
 use ::http::request::Parts;
-use ::http::{HeaderName, Method};
+use ::http::{HeaderMap, HeaderName, Method};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -207,13 +207,7 @@ where
     F: FnOnce(RequestId, Request) -> A,
     A: Future<Output = Reply>,
 {
-    let sent = request
-        .headers()
-        .get(&REQUEST_ID)
-        .and_then(|value| value.to_str().ok());
-    let id = sent
-        .and_then(RequestId::from_client)
-        .unwrap_or_else(|| RequestId::from_bits(uuid::Uuid::new_v4().as_u128()));
+    let id = request_id(request.headers());
     let reply = AssertUnwindSafe(answer(id.clone(), request))
         .catch_unwind()
         .await;
@@ -227,6 +221,15 @@ where
         true => reply.with_header(CONNECTION, "close"),
         false => reply,
     })
+}
+
+/// The id that a request names; where it names none, or one that is not well formed, a new one.
+pub(crate) fn request_id(headers: &HeaderMap) -> RequestId {
+    let sent = headers
+        .get(&REQUEST_ID)
+        .and_then(|value| value.to_str().ok());
+    sent.and_then(RequestId::from_client)
+        .unwrap_or_else(|| RequestId::from_bits(uuid::Uuid::new_v4().as_u128()))
 }
 
 async fn answer(

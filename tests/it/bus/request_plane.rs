@@ -26,7 +26,11 @@ struct Rack {
 
 impl Rack {
     async fn start(workers: &[&str], words: &str) -> Self {
-        let (mut host, server) = (Host::new(), Server::start().await);
+        Self::on(Host::new(), workers, words).await
+    }
+
+    async fn on(mut host: Host, workers: &[&str], words: &str) -> Self {
+        let server = Server::start().await;
         let (mut engines, mut agents) = (Vec::new(), Vec::new());
         for worker in workers {
             let nats = server.url();
@@ -195,6 +199,25 @@ async fn a_large_request_needs_the_private_listener() {
     let frontend = rack.frontend().await;
     let told = frontend.ask(&body).await;
     assert!(told.prompt_tokens > 400, "{told:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_a_gate_cannot_fetch_is_no_fault_of_its_engine() {
+    let mut host = Host::new();
+    let elsewhere = ("KVLENS_DISCOVERY_NETWORKS", "10.0.0.0/8".to_owned());
+    host.settings.push(elsewhere);
+    let mut rack = Rack::on(host, &["gpu-0"], "--prefill-tokens-per-second 0").await;
+    let listen = ("KVLENS_MEDIA_HTTP_LISTEN", "127.0.0.1:0".to_owned());
+    rack.host.settings.pop();
+    rack.host.settings.push(listen);
+    let frontend = rack.frontend().await;
+    let large = chat(&[image(&data_uri(&noise())), text("What is it?")]);
+    let small = chat(&[text("What is it?")]);
+    for _ in 0..3 {
+        let refused = frontend.post(&large).await;
+        assert_error(&refused, (503, "body_not_fetched", Value::Null), "large");
+        frontend.ask(&small).await;
+    }
 }
 
 #[tokio::test]

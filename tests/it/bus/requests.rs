@@ -8,15 +8,19 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::StatusCode;
 use kvlens::bus::{Bus, subjects, wire};
+use kvlens::config::frontend::LimitsConfig;
 use kvlens::config::nats::NatsConfig;
 use kvlens::config::network::Network;
 use kvlens::dispatch::parts::{Part, Reply, Word};
 use kvlens::dispatch::plane::BusPlane;
-use kvlens::dispatch::{DispatchError, EngineClient, GATE_REFUSED};
+use kvlens::dispatch::{DispatchError, EngineClient, GATE_NOT_FETCHED};
+use kvlens::engine::requests::Requests;
+use kvlens::http::Limits;
 use kvlens::id::RequestId;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::bus::server::Server;
 use crate::end_to_end::stack::until;
@@ -265,7 +269,36 @@ async fn a_body_that_is_larger_than_a_message_is_fetched() {
     let lender = party.lender().await;
     let answer = told(&lender, body).await.expect("an answer");
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(json_of(answer).await["error"]["code"], GATE_REFUSED);
+    assert_eq!(json_of(answer).await["error"]["code"], GATE_NOT_FETCHED);
+}
+
+#[tokio::test]
+async fn a_body_over_the_gates_limits_is_refused_as_over_http() {
+    for (body_bytes_max, in_flight_bytes_max, status, code) in [
+        (1_000, 5_000, 413, "body_too_large"),
+        (2_000, 1_000, 503, "overloaded"),
+    ] {
+        let mut party = Party::start().await;
+        party.gate_tasks.shutdown().await;
+        let limits = Limits {
+            body_bytes_max,
+            bodies_in_flight_bytes_max: in_flight_bytes_max,
+            ..Limits::from(&LimitsConfig::default())
+        };
+        let to = (party.server.bus("w").await, worker());
+        let requests = Requests::new(party.gate.clone(), to, limits, &[]);
+        party
+            .gate_tasks
+            .spawn(requests.run(CancellationToken::new()));
+        until("the gate is asked", async || {
+            told(&party.client, Bytes::new()).await.is_ok()
+        })
+        .await;
+        let body = Bytes::from(vec![7; 1_001]);
+        let answer = told(&party.client, body).await.expect("an answer");
+        assert_eq!(answer.status.as_u16(), status);
+        assert_eq!(json_of(answer).await["error"]["code"], code);
+    }
 }
 
 /// A gate that tells what a row says.
