@@ -138,6 +138,7 @@ impl Listeners {
         );
         let (ending, is_shared) = (ending.clone(), self.is_shared);
         listeners.spawn(PUBLIC, async move {
+            let mut public = std::pin::pin!(public);
             let stopped = async {
                 ending.stop.cancelled().await;
                 if is_shared {
@@ -150,7 +151,11 @@ impl Listeners {
                 ending.settle().await;
                 public_stop.close.cancel();
             };
-            tokio::join!(stopped, public);
+            tokio::select! {
+                // It could not take over, and with it ends the frontend.
+                () = public.as_mut() => {}
+                () = stopped => public.await,
+            }
             // Who watches a drain asks the admin listener how far it is.
             admin_stop.close.cancel();
             // What is in flight may be placed again until then, and its images fetched.

@@ -231,6 +231,34 @@ async fn a_frontend_takes_over_and_no_request_is_lost() {
 }
 
 #[tokio::test]
+async fn a_frontend_that_cannot_take_over_ends() {
+    let (public, admin) = (kept(), kept());
+    let (mut host, _) = host(&public, &admin).await;
+    let engine = host.engine("gpu-1", FAST).await;
+    let agent = host.agent("gpu-1", &engine.agent_words("gpu-1")).await;
+    // Until then there is no worker to take over for.
+    agent.process.signal(Signal::STOP);
+    let listening = |shares: bool| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.set_reuseport(shares).unwrap();
+        socket.bind(([127, 0, 0, 1], public.port).into()).unwrap();
+        socket.listen(1).unwrap()
+    };
+    let former = listening(true);
+    let words = format!("frontend --model demo --worker-url {}", agent.url);
+    let mut frontend = host.start(&words);
+    until("it waits", async || frontend.log().contains(SHARED)).await;
+    drop((former, public._socket));
+    let _other = listening(false);
+    agent.process.signal(Signal::CONT);
+    assert_eq!(frontend.ended().await, Some(1), "{}", frontend.log());
+    let log = frontend.log();
+    assert!(log.contains("cannot take over"), "{log}");
+    assert!(log.contains("the public listener ended by itself"), "{log}");
+}
+
+#[tokio::test]
 async fn a_port_is_shared_only_where_both_say_so() {
     let (public, admin) = (kept(), kept());
     let (mut host, agent) = host(&public, &admin).await;
