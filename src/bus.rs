@@ -3,23 +3,24 @@
 
 pub mod credentials;
 pub mod probe;
+pub mod standing;
 pub mod subjects;
 pub mod wire;
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use async_nats::connection::State;
-use async_nats::{Client, ClientError, ConnectOptions, Event, StatusCode, Subscriber};
+use async_nats::{Client, ConnectOptions, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::bus::credentials::CredentialError;
+use crate::bus::standing::{BusState, Standing, note};
 use crate::config::nats::NatsConfig;
 
 /// A server that does not answer two of these in a row is taken to be gone: a cut network shows
@@ -80,21 +81,11 @@ pub enum BusError {
     },
 }
 
-/// How the bus stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BusState {
-    Up,
-    /// Why it is away, for a person.
-    Away {
-        cause: String,
-    },
-}
-
 /// A connection to the bus, made again whenever it breaks. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Bus {
     client: Client,
-    state: watch::Receiver<BusState>,
+    standing: Standing,
 }
 
 /// A subscription.
@@ -149,23 +140,20 @@ impl Bus {
                 std::future::ready(())
             });
         let client = ConnectOptions::connect(options, servers).await?;
-        let mut first = state.clone();
+        let standing = Standing::new(client.clone(), state);
         // Whoever begins would otherwise find everybody away first.
-        timeout(FIRST_MAX, first.wait_for(|state| *state == BusState::Up))
-            .await
-            .map(drop)
-            .ok();
-        Ok(Self { client, state })
+        timeout(FIRST_MAX, standing.until_up()).await.ok();
+        Ok(Self { client, standing })
     }
 
-    /// How the bus stands, and each change to come.
-    pub fn state(&self) -> watch::Receiver<BusState> {
-        self.state.clone()
+    /// How the bus stands, now and later.
+    pub fn state(&self) -> Standing {
+        self.standing.clone()
     }
 
     /// Whether the server is there.
     pub fn is_up(&self) -> bool {
-        self.client.connection_state() == State::Connected
+        self.standing.is_up()
     }
 
     /// Most bytes that the server takes in one message.
@@ -222,11 +210,7 @@ impl Bus {
     /// # Errors
     /// When the server is away, or it is too large.
     pub fn check(&self, bytes: usize) -> Result<(), BusError> {
-        if !self.is_up() {
-            let cause = match &*self.state.borrow() {
-                BusState::Up => "it has just gone".to_owned(),
-                BusState::Away { cause } => cause.clone(),
-            };
+        if let BusState::Away { cause } = self.standing.now() {
             return Err(BusError::Away { cause });
         }
         let bytes_max = self.message_bytes_max();
@@ -344,63 +328,6 @@ fn pause(attempts: usize) -> Duration {
     // Enough doublings to reach the last one, and no overflow.
     let doublings = attempts.saturating_sub(1).min(8) as u32;
     (RETRY_FIRST * 2_u32.pow(doublings)).min(RETRY_LAST)
-}
-
-/// Why the client is away, in an operator's words: it says little more than the kind.
-fn cause(error: &ClientError) -> String {
-    let ClientError::Other(kind) = error else {
-        return error.to_string();
-    };
-    let meaning = match kind.as_str() {
-        "authorization violation" => "the server does not take our user, password or nkey",
-        "TLS error" => {
-            "a certificate is not accepted, because it has expired or is of another authority: \
-             nats.ca_file, nats.cert_file or the server's own"
-        }
-        // A certificate that does not please is told as one of these too.
-        "IO error" | "timed out" => {
-            "no server can be reached, or its certificate or ours is not accepted"
-        }
-        _ => return kind.clone(),
-    };
-    format!("{meaning} ({kind})")
-}
-
-/// Tells how the bus stands, and the log whenever that changes.
-fn note(told: &watch::Sender<BusState>, slow: &AtomicU64, event: &Event) {
-    let state = match event {
-        Event::Connected => BusState::Up,
-        Event::Disconnected | Event::Closed => BusState::Away {
-            cause: "the connection broke".to_owned(),
-        },
-        // It may be a right that is missing, while all else goes on.
-        Event::ServerError(error) => {
-            warn!(%error, "nats refused something");
-            return;
-        }
-        Event::ClientError(error) => BusState::Away {
-            cause: cause(error),
-        },
-        Event::SlowConsumer(_) => {
-            // One for each message that is lost.
-            let lost = slow.fetch_add(1, Ordering::Relaxed) + 1;
-            if lost.is_power_of_two() {
-                warn!(lost, "nats messages came faster than they were read");
-            }
-            return;
-        }
-        Event::LameDuckMode | Event::Draining => return,
-    };
-    let changed = told.send_if_modified(|shown| {
-        let is_other = *shown != state;
-        *shown = state.clone();
-        is_other
-    });
-    match (changed, state) {
-        (true, BusState::Up) => info!("nats connected"),
-        (true, BusState::Away { cause }) => warn!(cause, "nats is away"),
-        (false, _) => {}
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use crate::bus::BusState;
+use crate::bus::standing::{BusState, Standing};
 use crate::telemetry::labels::{Plane, PlaneLabels};
 use crate::telemetry::metrics::Metrics;
 
@@ -46,7 +46,7 @@ impl PlaneState {
 #[derive(Clone, Debug, Default)]
 pub struct Planes {
     pub etcd: Option<watch::Receiver<PlaneState>>,
-    pub nats: Option<watch::Receiver<BusState>>,
+    pub nats: Option<Standing>,
 }
 
 impl Planes {
@@ -59,7 +59,7 @@ impl Planes {
                 Some(format!("etcd is away since {since}: {cause}"))
             }
         });
-        let nats = self.nats.as_ref().and_then(|state| match &*state.borrow() {
+        let nats = self.nats.as_ref().and_then(|nats| match nats.now() {
             BusState::Up => None,
             BusState::Away { cause } => Some(format!("NATS is away: {cause}")),
         });
@@ -75,10 +75,7 @@ impl Planes {
             .etcd
             .as_ref()
             .map(|state| *state.borrow() == PlaneState::Up);
-        let nats = self
-            .nats
-            .as_ref()
-            .map(|state| *state.borrow() == BusState::Up);
+        let nats = self.nats.as_ref().map(Standing::is_up);
         for (plane, is_up) in [(Plane::Etcd, etcd), (Plane::Nats, nats)] {
             if let Some(is_up) = is_up {
                 let gauge = metrics.plane_up.get_or_create(&PlaneLabels { plane });

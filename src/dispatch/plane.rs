@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::debug;
 
 use crate::bus::wire::WireFault;
-use crate::bus::{Bus, BusError, BusState, Replies, subjects, wire};
+use crate::bus::{Bus, BusError, Replies, subjects, wire};
 use crate::dispatch::DispatchError;
 use crate::dispatch::parts::{
     Asked, BEAT, Body, Part, Reply, RequestKey, SILENCE_MAX, TAKEN_EVERY, Word,
@@ -22,6 +22,13 @@ use crate::id::WorkerId;
 /// Longest wait for a bus that is away: a server that starts again takes a second or two, and clients
 /// are connected again half a second after that.
 const UP_MAX: Duration = Duration::from_secs(3);
+
+/// How long after the bus came up somebody who is not there may only be late: clients are connected
+/// again within half a second, and then listen.
+const RETURN: Duration = Duration::from_secs(1);
+
+/// How often such a one is asked again.
+const AGAIN_EVERY: Duration = Duration::from_millis(100);
 
 /// Cancelled requests that wait to be told of; of one more its engine hears by our silence.
 const CANCELLED_MAX: usize = 4_096;
@@ -101,7 +108,9 @@ impl BusPlane {
         path: &str,
         request: Request<Bytes>,
     ) -> Result<(StatusCode, HeaderMap, BusAnswer), DispatchError> {
-        self.shared.up().await;
+        let bus = &self.shared.bus;
+        // Sent while it is away, a request would be lost, and its sender told so.
+        timeout(UP_MAX, bus.state().until_up()).await.ok();
         let (head, body) = request.into_parts();
         // Fetched by the time of the head, and not needed after it.
         let (body, _lent) = self.body(body)?;
@@ -116,26 +125,34 @@ impl BusPlane {
         let subject = subjects::request(worker);
         let open = Open::new(&self.shared, worker, key);
         let word = Word::Asks(Box::new(asked));
-        let replies = self.shared.bus.ask(subject.clone(), &word).await;
+        let ask = async || {
+            let connection = bus.state().connection();
+            let replies = bus.ask(subject.clone(), &word).await;
+            let replies = replies.map_err(|source| DispatchError::Plane { source })?;
+            Ok::<_, DispatchError>((connection, replies))
+        };
+        let (connection, replies) = ask().await?;
         let mut answer = BusAnswer {
-            replies: replies.map_err(|source| DispatchError::Plane { source })?,
+            connection,
+            replies,
             open,
-            state: self.shared.bus.state(),
             number: 0,
             told: 0,
         };
-        let failed = |fault| match fault {
-            AnswerFault::Bus(source @ BusError::Away { .. }) => DispatchError::CutPlane { source },
-            AnswerFault::Bus(BusError::NoResponder { .. }) => DispatchError::Refused {
-                address: subject.clone(),
-                source: Box::new(fault),
-            },
-            fault => DispatchError::BrokenOff {
-                address: subject.clone(),
-                source: Box::new(fault),
-            },
+        let failed = |fault| before_its_head(fault, subject.clone());
+        let part = loop {
+            match answer.next().await {
+                // Its gate may not be back yet, where we are.
+                Err(AnswerFault::Bus(BusError::NoResponder { .. }))
+                    if bus.state().up_for() < RETURN =>
+                {
+                    sleep(AGAIN_EVERY).await;
+                    (answer.connection, answer.replies) = ask().await?;
+                }
+                part => break part.map_err(failed)?,
+            }
         };
-        match answer.next().await.map_err(failed)? {
+        match part {
             Part::Head { status, headers } => {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
                 Ok((status, read_headers(headers), answer))
@@ -195,13 +212,6 @@ impl Telling {
 }
 
 impl Shared {
-    /// Waits until the bus is there, not for long: what is sent then says that it is not.
-    async fn up(&self) {
-        let mut state = self.bus.state();
-        let up = state.wait_for(|state| *state == BusState::Up);
-        timeout(UP_MAX, up).await.ok();
-    }
-
     /// Tells a gate. What is lost is told again, or heard in our silence.
     async fn tell(&self, worker: &WorkerId, word: &Word) {
         if let Err(error) = self.bus.publish(subjects::request(worker), word).await {
@@ -256,10 +266,10 @@ impl Drop for Open {
 /// An answer as it comes over the bus.
 #[derive(Debug)]
 pub(super) struct BusAnswer {
+    /// Of the bus, over which the question went: of what is told over another some is lost.
+    connection: Option<u64>,
     replies: Replies,
     open: Open,
-    /// Of the bus: what is told while it is away is lost.
-    state: watch::Receiver<BusState>,
     /// Of the last part.
     number: u64,
     /// Up to which part the gate has been told.
@@ -286,23 +296,29 @@ impl BusAnswer {
         }
     }
 
-    /// The next part that is no beat.
+    /// The next part that is no beat. No gate is to blame for what is lost with a connection.
     async fn next(&mut self) -> Result<Part, AnswerFault> {
+        let part = self.part().await;
+        let connection = self.open.shared.bus.state().connection();
+        match part {
+            Err(_) if connection != self.connection => Err(gone()),
+            part => part,
+        }
+    }
+
+    async fn part(&mut self) -> Result<Part, AnswerFault> {
         // Before the next one is taken: a future that is dropped here has lost none.
         if self.number - self.told >= TAKEN_EVERY {
             let word = Word::Taken(vec![(self.open.key, self.number)]);
             self.open.shared.tell(&self.open.worker, &word).await;
             self.told = self.number;
         }
+        let bus = self.open.shared.bus.state();
         loop {
-            let is_away = |state: &BusState| *state != BusState::Up;
             let payload = tokio::select! {
                 biased;
                 payload = self.replies.next(SILENCE_MAX) => payload?,
-                _ = self.state.wait_for(is_away) => {
-                    let cause = "it went away under an answer".to_owned();
-                    return Err(BusError::Away { cause }.into());
-                }
+                () = bus.until_left(self.connection) => return Err(gone()),
             };
             let reply: Reply = wire::decode("a part of an answer", &payload)?;
             let is_beat = reply.part == Part::Beat;
@@ -318,6 +334,26 @@ impl BusAnswer {
             }
         }
     }
+}
+
+/// Why there is no answer from `address`.
+fn before_its_head(fault: AnswerFault, address: String) -> DispatchError {
+    match fault {
+        AnswerFault::Bus(source @ BusError::Away { .. }) => DispatchError::CutPlane { source },
+        AnswerFault::Bus(BusError::NoResponder { .. }) => DispatchError::Refused {
+            address,
+            source: Box::new(fault),
+        },
+        fault => DispatchError::BrokenOff {
+            address,
+            source: Box::new(fault),
+        },
+    }
+}
+
+fn gone() -> AnswerFault {
+    let cause = "it went away under an answer".to_owned();
+    BusError::Away { cause }.into()
 }
 
 /// Headers as a message has them.

@@ -247,6 +247,28 @@ async fn a_gate_that_is_gone_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_gate_that_is_back_after_us_is_not_taken_for_gone() {
+    let mut party = Party::start().await;
+    party.gate_tasks.shutdown().await;
+    let port = party.server.kill().await;
+    party.server = Server::again(port).await;
+    let of_gate = party.server.bus("w").await;
+    until("the bus is up", async || party.bus.is_up()).await;
+    let limits = Limits::from(&LimitsConfig::default());
+    let requests = Requests::new(party.gate.clone(), (of_gate, worker()), limits, &[]);
+    let late = async {
+        sleep(Duration::from_millis(400)).await;
+        party
+            .gate_tasks
+            .spawn(requests.run(CancellationToken::new()));
+    };
+    let body = Bytes::from_static(b"{}");
+    let (answer, ()) = tokio::join!(told(&party.client, body), late);
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.status, StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
 async fn a_body_that_is_larger_than_a_message_is_fetched() {
     let mut party = Party::start().await;
     let body = Bytes::from(vec![7; 3 << 20]);

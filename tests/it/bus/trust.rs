@@ -2,7 +2,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use kvlens::bus::{Bus, BusState};
+use kvlens::bus::Bus;
+use kvlens::bus::standing::BusState;
 use kvlens::config::nats::NatsConfig;
 
 use crate::bus::server::Server;
@@ -27,7 +28,7 @@ async fn until_away(config: &NatsConfig, part: &str) {
         .await
         .expect("the files can be read");
     let state = bus.state();
-    let says = async || match &*state.borrow() {
+    let says = async || match state.now() {
         BusState::Up => false,
         BusState::Away { cause } => cause.contains(part),
     };
