@@ -17,7 +17,9 @@ pub fn snapshot(worker: &WorkerId) -> String {
     format!("kvlens.snapshot.{worker}")
 }
 
-/// Asked of an engine's gate: a request, and how its answer is taken.
+/// Asked of an engine's gate: a request, and how its answer is taken. Whoever else listens there hides
+/// that no gate does: a request then waits for as long as a gate may be silent, and its engine is taken
+/// to have broken off.
 pub fn request(worker: &WorkerId) -> String {
     format!("kvlens.request.{worker}")
 }

@@ -68,6 +68,8 @@ pub enum Body {
 /// A message of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
+    /// Of the gate, which tells two apart that answer for one worker.
+    pub life: u64,
     /// Counts the parts from 1.
     pub number: u64,
     pub part: Part,
@@ -98,6 +100,7 @@ mod tests {
     fn a_chunk_is_sent_as_bytes() {
         let chunk = Bytes::from(vec![0xff; CHUNK_BYTES_MAX]);
         let reply = Reply {
+            life: u64::MAX,
             number: u64::MAX,
             part: Part::Chunk(chunk),
         };

@@ -1,6 +1,6 @@
 //! Requests to engines over the bus, by their workers' names, and their answers back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use ::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::bus::wire::WireFault;
 use crate::bus::{Bus, BusError, Replies, subjects, wire};
@@ -67,6 +67,8 @@ struct Shared {
     bus: Bus,
     /// Answers that are wanted, and how far they have been taken; as many as requests in flight.
     open: Mutex<HashMap<RequestKey, (WorkerId, u64)>>,
+    /// Workers for which two gates have answered, each said once; as many as a rack has at most.
+    doubled: Mutex<HashSet<WorkerId>>,
     cancelled: mpsc::Sender<(WorkerId, RequestKey)>,
 }
 
@@ -84,6 +86,7 @@ impl BusPlane {
         let shared = Arc::new(Shared {
             bus,
             open: Mutex::default(),
+            doubled: Mutex::default(),
             cancelled: tell,
         });
         let telling = Telling {
@@ -136,6 +139,7 @@ impl BusPlane {
             connection,
             replies,
             open,
+            life: None,
             number: 0,
             told: 0,
         };
@@ -219,6 +223,15 @@ impl Shared {
         }
     }
 
+    /// Says that two gates answer for a worker: each of its requests is computed twice.
+    fn note_double(&self, worker: &WorkerId) {
+        // A set is whole after each change.
+        let mut doubled = self.doubled.lock().unwrap_or_else(PoisonError::into_inner);
+        if doubled.insert(worker.clone()) {
+            warn!(%worker, "two engines' gates answer for one worker, one of them is not heard");
+        }
+    }
+
     fn open(&self) -> MutexGuard<'_, HashMap<RequestKey, (WorkerId, u64)>> {
         // Each change under the lock is one step: a panic leaves nothing half done.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
@@ -270,6 +283,8 @@ pub(super) struct BusAnswer {
     connection: Option<u64>,
     replies: Replies,
     open: Open,
+    /// Of the gate that was heard first.
+    life: Option<u64>,
     /// Of the last part.
     number: u64,
     /// Up to which part the gate has been told.
@@ -321,6 +336,11 @@ impl BusAnswer {
                 () = bus.until_left(self.connection) => return Err(gone()),
             };
             let reply: Reply = wire::decode("a part of an answer", &payload)?;
+            if *self.life.get_or_insert(reply.life) != reply.life {
+                // What it says may be right, and is of another run of the request.
+                self.open.shared.note_double(&self.open.worker);
+                continue;
+            }
             let is_beat = reply.part == Part::Beat;
             let expected = self.number + u64::from(!is_beat);
             if reply.number != expected {

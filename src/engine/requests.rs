@@ -67,6 +67,8 @@ pub struct Requests {
     gate: Arc<Gate>,
     bus: Bus,
     worker: WorkerId,
+    /// Told with each part of an answer.
+    life: u64,
     limits: Limits,
     /// From where bodies may be fetched.
     networks: Vec<Network>,
@@ -93,6 +95,7 @@ impl Requests {
             gate,
             bus,
             worker,
+            life: uuid::Uuid::new_v4().as_u64_pair().0,
             room: body::room(&limits),
             limits,
             networks: networks.to_vec(),
@@ -177,7 +180,8 @@ impl Requests {
         }
         let (taken, taken_seen) = watch::channel(0);
         let cancelled = CancellationToken::new();
-        let telling = Telling::new(self.bus.clone(), inbox, taken_seen, cancelled.clone());
+        let to = (self.bus.clone(), inbox);
+        let telling = Telling::new(to, self.life, taken_seen, cancelled.clone());
         open.insert(key, Open { taken, cancelled });
         let requests = self.clone();
         answering.spawn(async move {
@@ -194,7 +198,8 @@ impl Requests {
     async fn refuse(&self, inbox: String) {
         let (status, headers) = (StatusCode::SERVICE_UNAVAILABLE.as_u16(), Vec::new());
         for (number, part) in [(1, Part::Head { status, headers }), (2, Part::End)] {
-            let reply = Reply { number, part };
+            let life = self.life;
+            let reply = Reply { life, number, part };
             if let Err(error) = self.bus.publish(inbox.clone(), &reply).await {
                 debug!(%error, "a request is not refused");
             }
@@ -291,6 +296,7 @@ impl Requests {
 struct Telling {
     bus: Bus,
     inbox: String,
+    life: u64,
     /// Of the last part.
     number: u64,
     taken: watch::Receiver<u64>,
@@ -302,8 +308,8 @@ struct Telling {
 
 impl Telling {
     fn new(
-        bus: Bus,
-        inbox: String,
+        (bus, inbox): (Bus, String),
+        life: u64,
         taken: watch::Receiver<u64>,
         cancelled: CancellationToken,
     ) -> Self {
@@ -312,6 +318,7 @@ impl Telling {
         Self {
             bus,
             inbox,
+            life,
             number: 0,
             taken,
             cancelled,
@@ -370,10 +377,9 @@ impl Telling {
     }
 
     async fn send(&self, part: Part) -> Result<(), BusError> {
-        let number = self.number;
-        self.bus
-            .publish(self.inbox.clone(), &Reply { number, part })
-            .await
+        let (life, number) = (self.life, self.number);
+        let reply = Reply { life, number, part };
+        self.bus.publish(self.inbox.clone(), &reply).await
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod feeds;
 pub(crate) mod gated;
+mod parts;
 mod placements;
 mod request_plane;
 mod requests;

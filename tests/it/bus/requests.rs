@@ -1,24 +1,21 @@
 //! Requests to an engine's gate over the bus, and what is lost on the way.
 
-use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::StatusCode;
-use kvlens::bus::{Bus, subjects, wire};
+use kvlens::bus::Bus;
 use kvlens::config::frontend::LimitsConfig;
 use kvlens::config::nats::NatsConfig;
 use kvlens::config::network::Network;
-use kvlens::dispatch::parts::{Part, Reply, Word};
 use kvlens::dispatch::plane::BusPlane;
 use kvlens::dispatch::{DispatchError, EngineClient, GATE_NOT_FETCHED};
 use kvlens::engine::requests::Requests;
 use kvlens::http::Limits;
 use kvlens::id::RequestId;
 use serde_json::json;
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -320,115 +317,5 @@ async fn a_body_over_the_gates_limits_is_refused_as_over_http() {
         let answer = told(&party.client, body).await.expect("an answer");
         assert_eq!(answer.status.as_u16(), status);
         assert_eq!(json_of(answer).await["error"]["code"], code);
-    }
-}
-
-/// A gate that tells what a row says.
-async fn tell(bus: Bus, replies: Vec<Reply>) -> Infallible {
-    let mut words = bus
-        .listen(subjects::request(&worker()))
-        .await
-        .expect("it listens");
-    loop {
-        let heard = words.next().await.expect("the bus goes on");
-        let word: Word = wire::decode("a word", &heard.payload).expect("a word");
-        let (Word::Asks(_), Some(inbox)) = (word, heard.reply) else {
-            continue;
-        };
-        for reply in &replies {
-            bus.publish(inbox.clone(), reply).await.expect("it is sent");
-        }
-    }
-}
-
-/// What a gate tells, and what becomes of it.
-type Row = (Vec<(u64, Part)>, Result<&'static str, &'static str>);
-
-fn rows() -> Vec<Row> {
-    let head = || Part::Head {
-        status: 200,
-        headers: Vec::new(),
-    };
-    let chunk = |text: &'static str| Part::Chunk(Bytes::from_static(text.as_bytes()));
-    vec![
-        (
-            vec![(1, head()), (2, chunk("ab")), (3, Part::End)],
-            Ok("ab"),
-        ),
-        (
-            vec![
-                (1, head()),
-                (1, Part::Beat),
-                (2, chunk("ab")),
-                (3, Part::End),
-            ],
-            Ok("ab"),
-        ),
-        (
-            vec![(1, head()), (3, chunk("b"))],
-            Err("part 2 of an answer was lost: 3 came"),
-        ),
-        (
-            vec![(1, head()), (2, chunk("a")), (2, chunk("a"))],
-            Err("part 3 of an answer was lost: 2"),
-        ),
-        (
-            vec![(1, head()), (3, Part::End)],
-            Err("part 2 of an answer was lost: 3 came"),
-        ),
-        (
-            vec![(1, head()), (2, chunk("a")), (3, Part::Beat)],
-            Err("part 2 of an answer was lost: 3"),
-        ),
-        (
-            vec![(1, head()), (2, head())],
-            Err("part 2 is out of place"),
-        ),
-        (
-            vec![(1, head()), (2, Part::Broken("why".to_owned()))],
-            Err("broke off: why"),
-        ),
-        (
-            vec![(2, head())],
-            Err("part 1 of an answer was lost: 2 came"),
-        ),
-        (vec![(1, chunk("a"))], Err("part 1 is out of place")),
-    ]
-}
-
-#[tokio::test]
-async fn a_part_that_is_lost_or_foreign_breaks_the_answer() {
-    for (replies, expected) in rows() {
-        let server = Server::start().await;
-        let replies = replies.into_iter();
-        let replies = replies
-            .map(|(number, part)| Reply { number, part })
-            .collect();
-        let mut tasks = JoinSet::new();
-        let gate = server.bus("w").await;
-        tasks.spawn(async move { match tell(gate, replies).await {} });
-        let (plane, telling) = BusPlane::new(server.bus("frontend").await);
-        tasks.spawn(telling.run());
-        let client = EngineClient::new().over(plane);
-        let wish = json!({});
-        let mut asked_for = asked(&client, &wish).await;
-        while matches!(asked_for, Err(DispatchError::Refused { .. })) {
-            asked_for = asked(&client, &wish).await;
-        }
-        let whole = match asked_for {
-            Ok(answer) => answer.whole().await,
-            Err(error) => Err(error),
-        };
-        match (whole, expected) {
-            (Ok(whole), expected) => assert_eq!(Ok(&whole[..]), expected.map(str::as_bytes)),
-            (Err(error), Err(part)) => {
-                assert!(
-                    causes(&error).contains(part),
-                    "{} and {part}",
-                    causes(&error)
-                );
-            }
-            (Err(error), Ok(_)) => panic!("{}", causes(&error)),
-        }
     }
 }
