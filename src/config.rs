@@ -200,6 +200,16 @@ impl Config {
                 "dispatch.request_plane is nats and nats.servers is unset: no engine could be asked",
             ),
             (
+                self.dispatch.request_plane == RequestPlane::Nats
+                    && self
+                        .media
+                        .http_url
+                        .as_deref()
+                        .is_some_and(|url| url.starts_with("https")),
+                "dispatch.request_plane is nats and media.http_url is https: engines' gates fetch over \
+                 plain HTTP alone",
+            ),
+            (
                 self.router.bad_preference().is_some(),
                 "router.preferred_labels has an entry that is not label=weight",
             ),

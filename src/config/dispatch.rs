@@ -19,8 +19,9 @@ pub enum RequestPlane {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DispatchConfig {
-    /// What carries requests: `http`, a connection to each engine or its gate, or `nats`, where nothing
-    /// else crosses the network; each engine then runs under `kvlens engine` with `--nats`, and bodies
-    /// over the servers' limit need `media.http_listen`.
+    /// What carries requests: `http`, a connection to each engine or its gate, or `nats`, by which each
+    /// engine's gate is asked; each engine then runs under `kvlens engine` with this key or `--nats`.
+    /// Bodies over the servers' limit, and images with `media.transfer = "http"`, are fetched from
+    /// `media.http_listen`.
     pub request_plane: RequestPlane,
 }

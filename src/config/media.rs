@@ -75,7 +75,8 @@ pub struct MediaConfig {
     /// Where engines reach that listener, as `http://10.0.0.5:8002`, or with `{port}` for the port
     /// that it has; unset, as `http_listen` says. vLLM's `--allowed-media-domains` must name the host.
     pub http_url: Option<String>,
-    /// Most bytes of images that may be fetched at once; an image over it goes inline.
+    /// Most bytes that engines may fetch at once: images, where one over it goes inline, and with
+    /// `dispatch.request_plane = "nats"` bodies over the servers' limit, where one over it is refused.
     #[schemars(range(min = 1))]
     pub http_bytes_max: usize,
 }

@@ -51,6 +51,12 @@ impl NatsConfig {
         }
     }
 
+    /// Whether the servers are told who we are.
+    pub fn has_credentials(&self) -> bool {
+        let files = [&self.nkey_file, &self.creds_file, &self.cert_file];
+        self.user.is_some() || files.iter().any(|file| file.is_some())
+    }
+
     /// Keys that cannot hold together.
     pub(crate) fn contradictions(&self) -> [(bool, &'static str); 3] {
         [

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::bus::{Bus, BusError};
 use crate::config::Config;
+use crate::config::dispatch::RequestPlane;
 use crate::engine::Spec;
 use crate::engine::gate::Gate;
 use crate::engine::requests::Requests;
@@ -47,7 +48,8 @@ impl Entrance {
         spec: &Spec,
         config: &Config,
     ) -> Result<Option<Self>, EntranceError> {
-        if address.is_none() && !config.nats.is_used() {
+        let is_on_bus = config.dispatch.request_plane == RequestPlane::Nats;
+        if address.is_none() && !is_on_bus {
             return Ok(None);
         }
         let gate = Arc::new(Gate::new(spec.address.to_string()));
@@ -61,9 +63,14 @@ impl Entrance {
                 Some((listener, address, keys))
             }
         };
-        let requests = match config.nats.is_used() {
+        let requests = match is_on_bus {
             false => None,
             true => {
+                if !config.nats.has_credentials() {
+                    warn!(
+                        "whoever reaches the NATS servers may ask this engine: they know no users"
+                    );
+                }
                 let bus = Bus::connect(&config.nats, spec.worker.as_str()).await?;
                 let to = (bus, spec.worker.clone());
                 let limits = Limits::from(&config.frontend.limits);

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::config::dispatch::RequestPlane;
 use crate::config::{Config, Values};
 use crate::discovery::engine_file::{ENGINE_FILE_VERSION, EngineFile};
 use crate::engine::command::{Listen, Plan, Ranks, wants_socket};
@@ -73,8 +74,8 @@ pub struct Args {
     /// File with the bearer keys of the gate, as `name:key` lines
     #[arg(long, value_name = "FILE", requires = "listen")]
     key_file: Option<PathBuf>,
-    /// Address of a NATS server, as nats://127.0.0.1:4222, over which frontends ask the gate too; may
-    /// be repeated
+    /// Address of a NATS server, as nats://127.0.0.1:4222, over which frontends ask the gate too, as
+    /// with dispatch.request_plane = "nats"; may be repeated
     #[arg(long, value_name = "URL")]
     nats: Vec<String>,
     /// Further arguments of the engine; with `--kind command`, its command line, in which {port},
@@ -90,6 +91,7 @@ impl Args {
         let nats = (!self.nats.is_empty()).then_some(&self.nats);
         Values::default()
             .set_given("engine.block_size", self.block_size)
+            .set_given("dispatch.request_plane", nats.map(|_| RequestPlane::Nats))
             .set_given("nats.servers", nats)
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::dispatch::{DispatchError, GATE_NOT_FETCHED};
 use crate::frontend::overrides::{RANK, WORKER};
+use crate::http::lent::LendError;
 use crate::media::MediaError;
 use crate::model::ModelError;
 use crate::openai::error::{ApiError, ErrorKind};
@@ -139,6 +140,14 @@ pub(crate) fn not_carried(error: &DispatchError) -> Option<ApiError> {
             let message = format!(
                 "the request is {bytes} bytes as engines get it, and NATS carries {bytes_max}; its \
                  operator can set media.http_listen, from which engines fetch larger ones"
+            );
+            let kind = ErrorKind::InvalidRequestError;
+            Some(ApiError::new(413, kind, "body_too_large", message))
+        }
+        DispatchError::NotLent(LendError::Full { bytes, max, .. }) if bytes > max => {
+            let message = format!(
+                "the request is {bytes} bytes as engines get it, and media.http_bytes_max lets them \
+                 fetch {max}"
             );
             let kind = ErrorKind::InvalidRequestError;
             Some(ApiError::new(413, kind, "body_too_large", message))

@@ -65,10 +65,11 @@ impl Parcel {
             Way::Inline => false,
             Way::Folder(_, dir) => speaks_of_files(refusal, Some(dir)),
             Way::Http(lending) => {
-                // One that waited in vain may have no words for it.
+                // One that waited in vain may have no words for it; one that got some of them fails
+                // for another reason.
                 let in_vain = |lent: &Lent| matches!(lent, Lent::Http(lent) if !lent.was_fetched());
                 speaks_of_fetching(refusal, lending.loans.base())
-                    || status >= 500 && self.named.iter().any(in_vain)
+                    || status >= 500 && self.named.iter().all(in_vain)
             }
         }
     }

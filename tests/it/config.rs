@@ -277,6 +277,11 @@ fn requests_over_nats_need_nats() {
     let named = [("KVLENS_NATS_SERVERS", "nats://127.0.0.1:4222")];
     let config = Config::load(&sources(Some(&file(text)), &named)).unwrap();
     assert_eq!(config.dispatch.request_plane, RequestPlane::Nats);
+    let fetched = format!("{text}[media]\nhttp_url = \"https://host:1\"\n");
+    let expected = "dispatch.request_plane is nats and media.http_url is https: engines' gates fetch \
+                    over plain HTTP alone (dispatch.request_plane in file FILE, media.http_url in file \
+                    FILE)";
+    assert_eq!(problems(&fetched, &named), [expected]);
 }
 
 #[test]

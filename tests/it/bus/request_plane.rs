@@ -194,16 +194,21 @@ async fn a_large_request_needs_the_private_listener() {
     let body = chat(&[image(&data_uri(&noise())), text("What is it?")]);
     let frontend = rack.frontend().await;
     let refused = frontend.post(&body).await;
-    assert_error(
-        &refused,
-        (413, "body_too_large", Value::Null),
-        "no listener",
-    );
+    let too_large = (413, "body_too_large", Value::Null);
+    assert_error(&refused, too_large.clone(), "no listener");
     let message = refused.json()["error"]["message"].to_string();
     assert!(message.contains("media.http_listen"), "{message}");
 
     let listen = ("KVLENS_MEDIA_HTTP_LISTEN", "127.0.0.1:0".to_owned());
-    rack.host.settings.push(listen);
+    let room = ("KVLENS_MEDIA_HTTP_BYTES_MAX", "1000000".to_owned());
+    rack.host.settings.extend([listen, room]);
+    let frontend = rack.frontend().await;
+    let refused = frontend.post(&body).await;
+    assert_error(&refused, too_large, "no room for it ever");
+    let message = refused.json()["error"]["message"].to_string();
+    assert!(message.contains("media.http_bytes_max"), "{message}");
+
+    rack.host.settings.pop();
     let frontend = rack.frontend().await;
     let told = frontend.ask(&body).await;
     assert!(told.prompt_tokens > 400, "{told:?}");
