@@ -52,21 +52,8 @@ pub struct Planes {
 impl Planes {
     /// What is away, and why, for a person; `None` where nothing is.
     pub fn away(&self) -> Option<String> {
-        let etcd = self.etcd.as_ref().and_then(|state| match &*state.borrow() {
-            PlaneState::Up => None,
-            PlaneState::Down { since, cause } => {
-                let since = since.strftime("%FT%TZ");
-                Some(format!("etcd is away since {since}: {cause}"))
-            }
-        });
-        let nats = self.nats.as_ref().and_then(|nats| match nats.now() {
-            BusState::Up => None,
-            BusState::Away { cause } => Some(format!("NATS is away: {cause}")),
-        });
-        match (etcd, nats) {
-            (Some(etcd), Some(nats)) => Some(format!("{etcd}; {nats}")),
-            (etcd, nats) => etcd.or(nats),
-        }
+        let etcd = self.etcd.as_ref().map(|state| state.borrow().clone());
+        away(etcd, self.nats.as_ref().map(Standing::now))
     }
 
     /// Brings the metrics up to date.
@@ -82,6 +69,24 @@ impl Planes {
                 gauge.set(i64::from(is_up));
             }
         }
+    }
+}
+
+fn away(etcd: Option<PlaneState>, nats: Option<BusState>) -> Option<String> {
+    let etcd = match etcd {
+        Some(PlaneState::Down { since, cause }) => {
+            let since = since.strftime("%FT%TZ");
+            Some(format!("etcd is away since {since}: {cause}"))
+        }
+        Some(PlaneState::Up) | None => None,
+    };
+    let nats = match nats {
+        Some(BusState::Away { cause }) => Some(format!("NATS is away: {cause}")),
+        Some(BusState::Up) | None => None,
+    };
+    match (etcd, nats) {
+        (Some(etcd), Some(nats)) => Some(format!("{etcd}; {nats}")),
+        (etcd, nats) => etcd.or(nats),
     }
 }
 
@@ -123,19 +128,26 @@ mod tests {
             since: Timestamp::from_second(1_700_000_000).unwrap(),
             cause: "no route".to_owned(),
         };
-        let (_tell_etcd, etcd) = watch::channel(down);
         let cause = "it closed".to_owned();
-        let (tell_nats, nats) = watch::channel(BusState::Away { cause });
-        let planes = Planes {
-            etcd: Some(etcd),
-            nats: Some(nats),
-        };
-        let etcd = "etcd is away since 2023-11-14T22:13:20Z: no route";
-        let both = format!("{etcd}; NATS is away: it closed");
-        assert_eq!(planes.away(), Some(both));
-        tell_nats.send(BusState::Up).unwrap();
-        assert_eq!(planes.away().as_deref(), Some(etcd));
-        assert_eq!(Planes::default().away(), None);
+        let gone = BusState::Away { cause };
+        let told = "etcd is away since 2023-11-14T22:13:20Z: no route";
+        for (etcd, nats, expected) in [
+            (
+                Some(&down),
+                Some(gone.clone()),
+                Some(format!("{told}; NATS is away: it closed")),
+            ),
+            (Some(&down), Some(BusState::Up), Some(told.to_owned())),
+            (
+                Some(&PlaneState::Up),
+                Some(gone),
+                Some("NATS is away: it closed".to_owned()),
+            ),
+            (Some(&PlaneState::Up), Some(BusState::Up), None),
+            (None, None, None),
+        ] {
+            assert_eq!(away(etcd.cloned(), nats), expected);
+        }
     }
 
     #[test]

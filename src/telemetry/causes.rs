@@ -1,7 +1,6 @@
 //! What an error and its causes say, for logs and for persons.
 
 use std::error::Error;
-use std::iter;
 
 /// Deeper than any chain that was seen; it ends loops.
 const DEPTH_MAX: usize = 16;
@@ -9,13 +8,15 @@ const DEPTH_MAX: usize = 16;
 /// An error and its causes in one text. Some repeat what they wrap: what is said already is not said
 /// again.
 pub fn told(error: &dyn Error) -> String {
-    let causes = iter::successors(error.source(), |cause| cause.source());
     let mut told = error.to_string();
-    for cause in causes.take(DEPTH_MAX) {
-        let text = cause.to_string();
+    let mut cause = error.source();
+    for _ in 0..DEPTH_MAX {
+        let Some(error) = cause else { break };
+        let text = error.to_string();
         if !told.contains(&text) {
             told = format!("{told}: {text}");
         }
+        cause = error.source();
     }
     told
 }

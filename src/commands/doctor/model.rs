@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::commands::doctor::finding::{Check, Finding, told};
+use crate::commands::doctor::finding::{Check, Finding};
 use crate::model::ModelError;
 use crate::model::archive::ModelDigest;
 use crate::model::named::Named;
+use crate::telemetry::causes::told;
 use crate::vision::Family;
 
 /// A model as it is compared with workers'.
