@@ -3,8 +3,8 @@
 import ask
 from bodies import Bodies
 from cluster import FRONTENDS, ROUTERS
-from processes import until
 from scenario import PATIENCE_SECONDS, caught_up, settle, whole_at_last
+from wait import until
 
 STREAMS = 8
 # A router that is silent for five seconds has booked nothing.

@@ -6,8 +6,9 @@ import net
 from bodies import Bodies
 from cluster import CONTROL, NATS_PORT
 from lossy import Lossy
-from processes import Stopped, until
+from processes import Stopped
 from scenario import PATIENCE_SECONDS, caught_up, fallbacks, same, settle, whole, whole_at_last
+from wait import until
 
 AWAY_SECONDS = 60
 LOSING_SECONDS = 20

@@ -7,7 +7,8 @@ from ground import Nats
 from load import Load
 from members import ADDRESS as ETCD_URL
 from members import Etcd, registered
-from processes import Process, until
+from processes import Process
+from wait import until
 
 CONTROL = net.ADDRESSES[net.CONTROL]
 NATS_PORT = 4222

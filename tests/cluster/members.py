@@ -5,7 +5,8 @@ import json
 import urllib.request
 
 import net
-from processes import Process, until
+from processes import Process
+from wait import until
 
 PORT = 2379
 ADDRESS = f"http://{net.ADDRESSES[net.CONTROL]}:{PORT}"

@@ -4,9 +4,9 @@ import os
 import pathlib
 import signal
 import subprocess
-import time
 
 import net
+from wait import until
 
 USER = 65534
 END_SECONDS_MAX = 45
@@ -146,17 +146,3 @@ def parent(pid):
         return None
     # The command's name stands in brackets and may hold anything.
     return int(text.rpartition(b")")[2].split()[1])
-
-
-def until(what, happened, seconds=20.0, every=0.05):
-    """Waits until `happened()` is true; what it says, and after how many seconds."""
-    began = time.monotonic()
-    while True:
-        said = happened()
-        took = time.monotonic() - began
-        if said:
-            return said, took
-        if took > seconds:
-            shown = what() if callable(what) else what
-            raise AssertionError(f"{shown}: not within {seconds} s")
-        time.sleep(every)

@@ -25,7 +25,7 @@ import net
 import scenario
 from cluster import Cluster
 from ground import Site
-from report import new_report
+from sent import new_report
 
 SCENARIOS = {
     "nothing wrong": lambda row, cluster: time.sleep(5),

@@ -3,7 +3,7 @@
 import time
 
 from cluster import WHOLE_SECONDS_MAX, WORKERS
-from processes import until
+from wait import until
 
 # Longer than any promise: what takes so long is shown as it is.
 PATIENCE_SECONDS = 30
