@@ -267,6 +267,17 @@ impl Bus {
         })
     }
 
+    /// Sends a message to itself, and whether it came back within `patience`.
+    pub async fn echoes(&self, patience: Duration) -> bool {
+        let inbox = self.client.new_inbox();
+        let echoed = async {
+            let mut listener = self.listen(inbox.clone()).await.ok()?;
+            self.send(inbox, None, Bytes::new()).await.ok()?;
+            listener.next().await
+        };
+        timeout(patience, echoed).await.ok().flatten().is_some()
+    }
+
     /// Waits until all that was published has gone out.
     ///
     /// # Errors

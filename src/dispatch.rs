@@ -1,6 +1,7 @@
 //! Sends requests to engines and takes their answers back. Nothing else names hyper's client.
 
 mod body;
+pub mod own;
 pub mod parts;
 pub mod plane;
 pub mod request;

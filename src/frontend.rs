@@ -19,6 +19,7 @@ pub mod prompt;
 pub mod recovery;
 pub mod relay;
 pub mod role;
+mod standing;
 mod stream;
 pub mod tenants;
 pub mod text;

@@ -1,9 +1,12 @@
-//! A process's beginning and end: stop signals, the limit on open files, word to systemd, a folder.
+//! A process's beginning and end: stop signals, the limit on open files, word to systemd and what it
+//! hands over, a folder.
 
 pub mod folder;
+pub mod notify;
 pub mod shelter;
-
+pub mod sockets;
 pub mod tasks;
+pub mod watchdog;
 
 use std::future::Future;
 use std::io::{self, IsTerminal};
@@ -61,7 +64,7 @@ impl StopSignals {
             output = &mut role => return Some(output),
             name = self.first() => info!(signal = name, "stopping"),
         }
-        notify_stopping();
+        notify::stopping();
         stop.cancel();
         tokio::select! {
             output = &mut role => Some(output),
@@ -122,32 +125,6 @@ pub fn raise_fd_limit() -> Option<u64> {
         }
     }
 }
-
-/// Tells systemd that the role answers requests.
-pub fn notify_ready() {
-    notify("READY", "1");
-}
-
-/// Tells systemd that the role finishes what it has.
-pub fn notify_stopping() {
-    notify("STOPPING", "1");
-}
-
-/// Tells systemd, in one line, what the role is doing.
-pub fn notify_status(status: &str) {
-    notify("STATUS", status);
-}
-
-#[cfg(feature = "systemd")]
-fn notify(name: &str, value: &str) {
-    // Without NOTIFY_SOCKET there is nobody to tell, and libsystemd says so with Ok(false).
-    if let Err(error) = systemd::daemon::notify([(name, value)].iter()) {
-        warn!(%error, name, "systemd was not told");
-    }
-}
-
-#[cfg(not(feature = "systemd"))]
-fn notify(_name: &str, _value: &str) {}
 
 #[cfg(test)]
 mod tests {

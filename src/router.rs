@@ -14,6 +14,7 @@ mod link;
 mod member;
 pub mod members;
 mod outcome;
+mod own;
 mod rank_state;
 pub mod remote;
 pub mod role;

@@ -18,6 +18,7 @@ pub mod record;
 pub mod reset;
 pub mod role;
 pub mod spec;
+mod standing;
 pub mod state_file;
 
 use std::sync::Arc;

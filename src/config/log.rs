@@ -7,13 +7,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
-    /// Text on a terminal, JSON elsewhere.
+    /// Text on a terminal, the journal where systemd leads standard error there, JSON elsewhere.
     #[default]
     Auto,
     /// Text.
     Text,
     /// One JSON object a line.
     Json,
+    /// To systemd's journal, with a field for each value, as KVLENS_WORKER.
+    Journal,
 }
 
 /// What is logged, and how.

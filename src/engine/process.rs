@@ -22,6 +22,7 @@ use crate::engine::probe::{Fault, Probe};
 use crate::engine::run_dir::RunDir;
 use crate::engine::{EngineAddress, Spec, State, port};
 use crate::id::WorkerId;
+use crate::lifecycle::notify::ADDRESSED;
 
 /// Time to read what a dead engine left in its pipes: a process it started may hold them open.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
@@ -147,7 +148,7 @@ impl Supervisor {
         self.run_dir.clear(&self.spec.worker);
         let mark = uuid::Uuid::new_v4().simple().to_string();
         let mut command = Command::new(&self.spec.program);
-        for name in &self.spec.withheld {
+        for name in self.spec.withheld.iter().chain(&ADDRESSED) {
             command.env_remove(name);
         }
         let child = command

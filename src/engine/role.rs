@@ -27,7 +27,7 @@ use crate::http::keys::{KeyFileError, Keys};
 use crate::http::listener::bind_unix;
 use crate::http::serve::serve;
 use crate::id::WorkerId;
-use crate::lifecycle;
+use crate::lifecycle::notify;
 use crate::lifecycle::shelter::RunDirError;
 use crate::model::ModelError;
 use crate::model::named::{self, DEMO};
@@ -324,11 +324,11 @@ async fn follow(process: EngineProcess, seen: watch::Sender<Seen>) {
     let mut has_been_ready = false;
     loop {
         let state = states.borrow_and_update().clone();
-        lifecycle::notify_status(&line(&state));
+        notify::status(&line(&state));
         match &state {
             State::Ready { .. } if !has_been_ready => {
                 has_been_ready = true;
-                lifecycle::notify_ready();
+                notify::ready();
             }
             State::Restarting { last_lines, .. } => {
                 let skipped = last_lines.len().saturating_sub(LINES_SHOWN);

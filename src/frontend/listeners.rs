@@ -1,7 +1,7 @@
 //! The listeners of a frontend, two for others and one for engines: how they are taken over, settle and drain.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{self, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +13,10 @@ use crate::config::frontend::{FrontendConfig, LimitsConfig};
 use crate::config::media::MediaConfig;
 use crate::frontend::Frontend;
 use crate::http::lent::{self, Loans};
-use crate::http::listener::{bind, bind_shared, is_taken, listen};
+use crate::http::listener::{Listener, bind, bind_shared, hold, is_taken, listen};
 use crate::http::serve::{Stop, serve};
 use crate::http::{Limits, Routes};
+use crate::lifecycle::sockets::{self, SocketError};
 use crate::lifecycle::tasks::{TaskEnd, Tasks};
 
 /// How often a frontend that is to take over looks whether it can.
@@ -32,12 +33,21 @@ const ADMIN_PORT: &str = "--port (the admin listener takes the next one) or fron
 
 /// Why a listener cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("{what} cannot listen on {address}; choose another port with {remedy}")]
-pub struct ListenError {
-    what: &'static str,
-    address: SocketAddr,
-    remedy: &'static str,
-    source: io::Error,
+pub enum ListenError {
+    #[error("{what} cannot listen on {address}; choose another port with {remedy}")]
+    Bind {
+        what: &'static str,
+        address: SocketAddr,
+        remedy: &'static str,
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("systemd's socket for {what} cannot be used")]
+    Held {
+        what: &'static str,
+        source: io::Error,
+    },
 }
 
 /// Where the two listeners are.
@@ -60,25 +70,30 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds all.
+    /// Takes those that systemd hands over, and binds the others.
     ///
     /// # Errors
     /// When an address is taken or not ours.
     pub async fn bind(config: &FrontendConfig, media: &MediaConfig) -> Result<Self, ListenError> {
-        if !config.host.is_loopback() && config.key_file.is_none() {
-            let host = config.host;
+        let held = Held::sort(sockets::take()?)?;
+        // A free port is nobody else's, and the one after it may be anybody's.
+        let is_shared = config.hand_over && config.port != 0 && held.public.is_none();
+        let public = match held.public {
+            Some(socket) => taken_over(PUBLIC, socket)?,
+            None => take(PUBLIC, config.address(), (is_shared, "--port")).await?,
+        };
+        let public_address = public.address().unwrap_or(config.address());
+        if !public_address.ip().is_loopback() && config.key_file.is_none() {
+            let host = public_address.ip();
             warn!(%host, "other hosts may ask without a key, frontend.key_file asks for one");
         }
-        // A free port is nobody else's, and the one after it may be anybody's.
-        let shared = config.hand_over && config.port != 0;
-        let public = take(PUBLIC, config.address(), (shared, "--port")).await?;
-        let public_address = public.address().unwrap_or(config.address());
         // A free public port still has the admin listener on the next one, where that is free too.
         let next = SocketAddr::new(config.admin_host, public_address.port().wrapping_add(1));
-        let own = take(ADMIN, config.admin_address(), (shared, ADMIN_PORT));
-        let admin = match (config.admin_port, config.port) {
-            (None, 0) => match bind(next).await {
-                Ok(listener) => Bound::Listening(listener),
+        let own = take(ADMIN, config.admin_address(), (is_shared, ADMIN_PORT));
+        let admin = match (held.admin, config.admin_port, config.port) {
+            (Some(socket), ..) => taken_over(ADMIN, socket)?,
+            (None, None, 0) => match bind(next).await {
+                Ok(listener) => Bound::Listening(listener.into()),
                 Err(_) => own.await?,
             },
             _ => own.await?,
@@ -92,9 +107,14 @@ impl Listeners {
             public,
             admin,
             addresses,
-            is_shared: shared,
+            is_shared,
             private: private(media).await?,
         })
+    }
+
+    /// Whether new connections wait in systemd's socket while no process takes them.
+    pub fn is_held(&self) -> bool {
+        matches!(self.public, Bound::Listening(Listener::Held(_)))
     }
 
     /// What engines may fetch from here; `None` where there is no listener for them.
@@ -112,6 +132,7 @@ impl Listeners {
         ending: &Ending,
     ) -> Tasks {
         let limits = Limits::from(limits);
+        let is_held = self.is_held();
         let mut listeners = Tasks::default();
         let public_stop = Stop {
             settle: ending.settling.clone(),
@@ -141,11 +162,13 @@ impl Listeners {
             let mut public = std::pin::pin!(public);
             let stopped = async {
                 ending.stop.cancelled().await;
-                if is_shared {
+                if is_shared || is_held {
                     // However short it settles: who has connected is answered.
                     ending.settling.cancel();
-                    // Whoever asks there means the process that has taken over.
                     admin_stop.settle.cancel();
+                }
+                if is_shared {
+                    // Whoever asks there means the process that has taken over.
                     admin_stop.close.cancel();
                 }
                 ending.settle().await;
@@ -166,10 +189,40 @@ impl Listeners {
     }
 }
 
+/// The sockets that systemd has handed over.
+#[derive(Debug, Default)]
+struct Held {
+    public: Option<net::TcpListener>,
+    admin: Option<net::TcpListener>,
+}
+
+impl Held {
+    /// The admin listener is called so, or comes second: two sockets of one unit have one name.
+    fn sort(sockets: Vec<(String, net::TcpListener)>) -> Result<Self, SocketError> {
+        let mut held = Self::default();
+        for (name, socket) in sockets {
+            let place = match held.public {
+                None if name != "admin" => &mut held.public,
+                _ => &mut held.admin,
+            };
+            if place.replace(socket).is_some() {
+                return Err(SocketError::TooMany { name });
+            }
+        }
+        Ok(held)
+    }
+}
+
+fn taken_over(what: &'static str, socket: net::TcpListener) -> Result<Bound, ListenError> {
+    let listener = hold(socket).map_err(|source| ListenError::Held { what, source })?;
+    info!(listener = what, address = ?listener.address(), "systemd's socket is served");
+    Ok(Bound::Listening(listener))
+}
+
 /// An address that is ours.
 #[derive(Debug)]
 enum Bound {
-    Listening(TcpListener),
+    Listening(Listener),
     /// Another process listens there, and answers until we can.
     Taken(SocketAddr, TcpSocket),
 }
@@ -177,7 +230,7 @@ enum Bound {
 impl Bound {
     fn address(&self) -> Option<SocketAddr> {
         match self {
-            Self::Listening(listener) => listener.local_addr().ok(),
+            Self::Listening(listener) => listener.address(),
             Self::Taken(address, _) => Some(*address),
         }
     }
@@ -199,7 +252,7 @@ impl Bound {
                     return;
                 }
                 match listen(socket) {
-                    Ok(listener) => listener,
+                    Ok(listener) => listener.into(),
                     // The end of this task is the end of the frontend.
                     Err(error) => return error!(%address, %error, "cannot take over"),
                 }
@@ -282,7 +335,7 @@ async fn private(media: &MediaConfig) -> Result<Option<(TcpListener, Loans)>, Li
     let Some(address) = media.http_listen else {
         return Ok(None);
     };
-    let listener = bind(address).await.map_err(|source| ListenError {
+    let listener = bind(address).await.map_err(|source| ListenError::Bind {
         what: PRIVATE,
         address,
         remedy: "media.http_listen",
@@ -301,10 +354,13 @@ async fn take(
     (shared, remedy): (bool, &'static str),
 ) -> Result<Bound, ListenError> {
     let bound = match shared {
-        false => bind(address).await.map(Bound::Listening),
+        false => bind(address)
+            .await
+            .map(Listener::from)
+            .map(Bound::Listening),
         true => take_shared(what, address),
     };
-    bound.map_err(|source| ListenError {
+    bound.map_err(|source| ListenError::Bind {
         what,
         address,
         remedy,
@@ -317,7 +373,7 @@ fn take_shared(listener: &'static str, address: SocketAddr) -> io::Result<Bound>
     let socket = bind_shared(address)?;
     if !is_taken {
         info!(%address, listener, "another frontend of this user may take over from here");
-        return listen(socket).map(Bound::Listening);
+        return listen(socket).map(Listener::from).map(Bound::Listening);
     }
     // Meant or not, whoever started this is to hear of it.
     warn!(%address, listener, "another process listens here, from which this one takes over once it has workers");

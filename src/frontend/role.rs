@@ -1,6 +1,5 @@
 //! `kvlens frontend`: a frontend with its router, which follow the feeds of agents.
 
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use crate::config::{Config, Values};
 use crate::discovery::flags::PlaneFlags;
 use crate::discovery::hash_key::{HashKeyError, hash_key};
 use crate::dispatch::EngineClient;
+use crate::dispatch::own::OwnListener;
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
 use crate::frontend::listeners::{Ending, ListenError, Listeners};
@@ -25,19 +25,14 @@ use crate::frontend::models::Models;
 use crate::frontend::planes::Planes;
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::{KeyFileError, first_key};
-use crate::lifecycle;
+use crate::lifecycle::notify;
 use crate::lifecycle::tasks::TaskEnd;
 use crate::media::PolicyError;
 use crate::model::named::Named;
 use crate::model::{Model, ModelError};
-use crate::router::Router;
 use crate::router::members::{BadSources, Sources};
 use crate::router::rules::Rules;
-use crate::router::view::WorkerView;
 use crate::telemetry::metrics::Metrics;
-
-/// How often is looked how many workers take requests.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Answers the OpenAI API for a model whose workers run elsewhere.
 #[derive(Clone, Debug, clap::Args)]
@@ -80,10 +75,13 @@ impl Args {
     }
 }
 
-/// Longest wait of the first requests for workers that etcd knows: to list and to hear them takes some
-/// tenths of a second.
+/// Longest wait for a first worker: to list those that etcd knows and to hear them takes some tenths of
+/// a second.
 const FIRST_MAX: Duration = Duration::from_secs(1);
-const FIRST_POLL: Duration = Duration::from_millis(20);
+
+/// The same where those who connect wait in systemd's socket and come to no harm: to fetch a model's
+/// files takes longer.
+const FIRST_HELD_MAX: Duration = Duration::from_secs(3);
 
 /// What to serve and whom to follow, checked.
 #[derive(Debug)]
@@ -168,14 +166,13 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     let agents = (plan.sources, plan.client.clone());
     let mut planes = Planes::start(&config, rules.clone(), agents, &metrics).await?;
     let client = planes.client.clone().lending(listeners.loans());
-    let router = planes.routing.local.clone();
     let name = plan.model.as_ref().map(|(name, _)| name.clone());
     let models = Models::of(plan.model);
     if name.is_none() {
         let fetcher = Fetcher {
             models: models.clone(),
             rules,
-            router: router.clone(),
+            router: planes.routing.local.clone(),
             client: plan.client.clone(),
             agents: planes.waits_for.clone(),
         };
@@ -190,11 +187,16 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         (client, metrics, plan.tenants),
         listeners.loans(),
     )?;
-    if config.etcd.is_used() {
+    let longest = match listeners.is_held() {
+        true => FIRST_HELD_MAX,
+        false => FIRST_MAX,
+    };
+    let mut look = std::pin::pin!(frontend.look(longest));
+    let waits = config.etcd.is_used() || listeners.is_held();
+    if waits {
         // Who connects meanwhile waits, rather than be told that there is no worker.
-        tokio::time::timeout(FIRST_MAX, until_known(&router))
-            .await
-            .ok();
+        notify::status("looking for workers");
+        stop.run_until_cancelled(look.as_mut()).await;
     }
     let addresses = listeners.addresses;
     let settle = config.frontend.settle();
@@ -207,6 +209,8 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     );
     serving.spawn("the keys", frontend.tenants.clone().follow(stop.clone()));
 
+    let own = OwnListener::at(addresses.public);
+    own.watched(&mut serving, &stop);
     let mut followers = planes.tasks;
     let shown = async {
         frontend.listening.cancelled().await;
@@ -216,8 +220,12 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
             model = name,
             "frontend ready"
         );
-        lifecycle::notify_ready();
-        show_workers(&router).await
+        own.begun().await;
+        if !waits {
+            look.await;
+        }
+        notify::ready();
+        frontend.show().await
     };
     let running = tokio::select! {
         // First, because listeners end with it.
@@ -228,33 +236,11 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         never = shown => match never {},
     };
     stop.cancel();
-    let drained = ending.drain(serving).await;
+    // Its connection is not one to wait for.
+    drop(own);
+    let drained = frontend.end(&ending, serving).await;
     // Only now, so that what is in flight may still be placed again.
     drop(followers);
     info!("frontend stopped");
     Ok(running.and(drained)?)
-}
-
-/// Waits until a worker takes requests.
-async fn until_known(router: &Router) {
-    let takes = |worker: &WorkerView| worker.record.verdict.takes_requests();
-    while !router.workers().iter().any(takes) {
-        tokio::time::sleep(FIRST_POLL).await;
-    }
-}
-
-/// Says how many workers take requests, whenever that changes.
-async fn show_workers(router: &Router) -> Infallible {
-    let mut shown = None;
-    loop {
-        let workers = router.workers();
-        let takes = |worker: &&WorkerView| worker.record.verdict.takes_requests();
-        let (ready, all) = (workers.iter().filter(takes).count(), workers.len());
-        if shown != Some((ready, all)) {
-            info!(ready, workers = all, "workers that take requests");
-            lifecycle::notify_status(&format!("{ready} of {all} workers take requests"));
-            shown = Some((ready, all));
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
 }

@@ -43,6 +43,16 @@ pub fn listen(socket: TcpSocket) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// Takes over a listener that stays open elsewhere: whoever waits to be accepted when this one closes
+/// is accepted by the next process that has it.
+///
+/// # Errors
+/// When the system refuses it.
+pub fn hold(listener: std::net::TcpListener) -> io::Result<Listener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener).map(Listener::Held)
+}
+
 /// Whether somebody listens at an address. What is not ours to bind is not taken.
 pub fn is_taken(address: SocketAddr) -> bool {
     let bound = socket(address).and_then(|socket| socket.bind(address));
@@ -71,6 +81,8 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 #[derive(Debug)]
 pub enum Listener {
     Tcp(TcpListener),
+    /// One that stays open elsewhere.
+    Held(TcpListener),
     Unix(UnixListener),
 }
 
@@ -89,18 +101,28 @@ impl From<UnixListener> for Listener {
 pub(crate) type Stream = Either<TcpStream, UnixStream>;
 
 impl Listener {
+    /// Where connections come in; `None` for a unix socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) | Self::Held(listener) => listener.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
     pub(crate) async fn accept(&self) -> io::Result<Stream> {
         match self {
-            Self::Tcp(listener) => Ok(tcp(listener.accept().await?.0)),
+            Self::Tcp(listener) | Self::Held(listener) => Ok(tcp(listener.accept().await?.0)),
             Self::Unix(listener) => Ok(Either::Right(listener.accept().await?.0)),
         }
     }
 
     /// Closes the listener, and returns those who had connected and waited to be accepted: the kernel
     /// would reset them. Nothing else is done between the last of them and the close, for who connects
-    /// in that moment is reset after all (unless `net.ipv4.tcp_migrate_req` is 1).
+    /// in that moment is reset after all (unless `net.ipv4.tcp_migrate_req` is 1). Of one that stays open
+    /// elsewhere they are left to wait.
     pub(crate) fn close(self) -> Vec<Stream> {
         let closed = match self {
+            Self::Held(_) => return Vec::new(),
             Self::Tcp(listener) => listener.into_std().map(|listener| {
                 let waiting = waiting(|| listener.accept());
                 drop(listener);

@@ -4,11 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::StatusCode;
 use clap::ValueHint;
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -25,16 +27,31 @@ use crate::http::reply::Reply;
 use crate::http::serve::{panics_total, serve};
 use crate::http::{Answer, Call, Limits, Routes};
 use crate::id::RouterId;
-use crate::lifecycle;
+use crate::lifecycle::notify;
 use crate::lifecycle::tasks::{TaskEnd, Tasks};
+use crate::lifecycle::watchdog::Watchdog;
 use crate::openai::error::{ApiError, ErrorKind};
 use crate::router::Router;
 use crate::router::answers::Answers;
 use crate::router::feed::Feeds;
 use crate::router::members::{self, BadSources, Sources};
+use crate::router::own::OwnQuestion;
 use crate::router::rules::Rules;
 use crate::router::sharing;
 use crate::telemetry::metrics::{self, Metrics};
+
+/// Longest wait until it answers over the bus: NATS that is away holds up nobody who starts behind this
+/// router.
+const BUS_MAX: Duration = Duration::from_secs(3);
+
+/// Longest wait for a first worker: to list and to hear those who are there takes some tenths of a second.
+const FIRST_MAX: Duration = Duration::from_secs(1);
+
+/// Between two looks for it.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Beyond the longest wait of a request: its answer is on its way.
+const END_MAX: Duration = Duration::from_secs(1);
 
 /// Chooses workers for frontends in other processes, which ask over NATS.
 #[derive(Clone, Debug, clap::Args)]
@@ -137,7 +154,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     let metrics = Arc::new(Metrics::default());
     let router = Router::new(&config.router, metrics.clone());
     let (plane, etcd) = watch::channel(PlaneState::untried());
-    let pages = Pages {
+    let pages = Arc::new(Pages {
         router: router.clone(),
         metrics: metrics.clone(),
         id: plan.id.clone(),
@@ -146,10 +163,10 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
             etcd: config.etcd.is_used().then_some(etcd),
             nats: Some(bus.state()),
         },
-    };
+    });
     let mut tasks = Tasks::default();
     let limits = Limits::from(&LimitsConfig::default());
-    let routes = Arc::new(pages).routes();
+    let routes = pages.clone().routes();
     tasks.spawn(
         "the listener",
         serve(listener, routes, limits, stop.clone()),
@@ -170,22 +187,41 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     let (id, end) = (plan.id.clone(), CancellationToken::new());
     let others = sharing::hear(router.clone(), bus.clone(), id.clone(), end.clone());
     followers.spawn("other routers' bookings", others);
+    let own = Arc::new(OwnQuestion::new(router.clone(), bus.clone(), id.clone()));
     let answers = Answers::new(router, bus, id);
     let answering = answers.run(config.router.queue_requests_max, stop.clone());
     tasks.spawn("the answers", answering);
-    info!(id = %plan.id, admin = %address, "router ready");
-    lifecycle::notify_ready();
+    watch(&own, &mut tasks, &stop);
+    let shown = async {
+        pages.begin(&own).await;
+        info!(id = %plan.id, admin = %address, "router ready");
+        notify::ready();
+        notify::follow(|| pages.status()).await
+    };
     let running = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
         end = tasks.next_end() => Err(end),
         end = followers.next_end() => Err(end),
+        never = shown => match never {},
     };
     stop.cancel();
-    let ended = tasks.end().await;
+    notify::status("answering those who wait");
+    let longest = Duration::from_secs(config.router.queue_wait_secs) + END_MAX;
+    let ended = notify::extended(longest, tasks.end()).await;
     drop(followers);
     info!(id = %plan.id, "router stopped");
     Ok(running.and(ended)?)
+}
+
+/// Feeds systemd's watchdog, where there is one, until `stop`.
+fn watch(own: &Arc<OwnQuestion>, tasks: &mut Tasks, stop: &CancellationToken) {
+    if let Some(watchdog) = Watchdog::asked() {
+        let (own, stop) = (own.clone(), stop.clone());
+        tasks.spawn("the watchdog", async move {
+            watchdog.feed(stop, |deadline| own.is_well(deadline)).await;
+        });
+    }
 }
 
 /// What the admin listener shows.
@@ -204,6 +240,39 @@ impl Pages {
             .get("/kvlens/v1/workers", self.page(Self::workers))
             .get("/live", self.page(|_| Ok(shown("live"))))
             .get("/ready", self.page(Self::ready))
+    }
+
+    /// Waits until it answers over the bus and has looked for workers, as long as is worth it.
+    async fn begin(&self, own: &OwnQuestion) {
+        notify::status("waiting for NATS");
+        timeout(BUS_MAX, own.begun()).await.ok();
+        notify::status("looking for workers");
+        let known = async {
+            while self.workers_ready().0 == 0 {
+                sleep(LOOK_PAUSE).await;
+            }
+        };
+        timeout(FIRST_MAX, known).await.ok();
+    }
+
+    /// In a line.
+    fn status(&self) -> String {
+        let (ready, all, in_flight) = self.workers_ready();
+        let away = self.planes.away().map(|away| format!("; {away}"));
+        let away = away.unwrap_or_default();
+        format!("{ready} of {all} workers take requests, {in_flight} in flight{away}")
+    }
+
+    /// How many workers take requests, how many there are, and what is in flight on them.
+    fn workers_ready(&self) -> (usize, usize, u32) {
+        let workers = self.router.workers();
+        let takes = workers.iter().filter(|w| w.record.verdict.takes_requests());
+        let loads = workers.iter().flat_map(|worker| &worker.load);
+        (
+            takes.count(),
+            workers.len(),
+            loads.map(|load| load.requests).sum(),
+        )
     }
 
     fn page(
@@ -237,9 +306,8 @@ impl Pages {
         if !self.bus.is_up() {
             return Err(unready("NATS is away"));
         }
-        let workers = self.router.workers();
-        let takes = workers.iter().filter(|w| w.record.verdict.takes_requests());
-        match (takes.count(), self.planes.away()) {
+        let (ready, _, _) = self.workers_ready();
+        match (ready, self.planes.away()) {
             (0, Some(away)) => Err(unready(&format!("no worker takes requests; {away}"))),
             (0, None) => Err(unready("no worker takes requests")),
             _ => Ok(shown("ready")),

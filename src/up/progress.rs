@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::discovery::WorkerRecord;
 use crate::engine::{EngineProcess, State};
 use crate::id::WorkerId;
-use crate::lifecycle;
+use crate::lifecycle::notify;
 use crate::lifecycle::tasks::Tasks;
 use crate::router::Router;
 use crate::telemetry::metrics::Metrics;
@@ -47,7 +47,7 @@ pub(crate) fn follow(
 /// Prints the banner when the first worker takes requests, and says when all do.
 pub(crate) async fn announce(router: &Router, banner: &Banner) -> Infallible {
     until_ready(router, 1).await;
-    lifecycle::notify_ready();
+    notify::ready();
     // Whether all came in time is seen below.
     let all = until_ready(router, banner.workers);
     tokio::time::timeout(TOGETHER_MAX, all).await.ok();
@@ -97,7 +97,7 @@ fn show_workers(router: &Router, banner: &Banner, shown: &[WorkerId]) -> Vec<Wor
         records.len(),
         banner.workers
     ));
-    lifecycle::notify_status(&banner.status(records.len()));
+    notify::status(&banner.status(records.len()));
     records.into_iter().map(|record| record.worker).collect()
 }
 

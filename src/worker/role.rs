@@ -6,29 +6,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::ValueHint;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::bus::BusError;
 use crate::config::{Config, Values};
+use crate::discovery::Update;
 use crate::discovery::address::{is_address, is_http};
 use crate::discovery::flags::PlaneFlags;
 use crate::discovery::hash_key::{HashKeyError, hash_key};
-use crate::discovery::{Completeness, Update, WorkerRecord};
+use crate::dispatch::own::OwnListener;
 use crate::events::zmq::Source;
-use crate::health::Verdict;
 use crate::http::keys::{KeyFileError, Keys};
 use crate::http::listener::bind;
 use crate::http::serve::serve;
 use crate::id::{InvalidWorkerId, WorkerId};
-use crate::lifecycle;
+use crate::lifecycle::notify;
 use crate::lifecycle::shelter::{self, RunDirError};
 use crate::lifecycle::tasks::{TaskEnd, Tasks};
 use crate::model::ModelError;
 use crate::model::named::Named;
-use crate::telemetry::labels::VerdictLabels;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::beside::{Beside, Engine};
 use crate::worker::feed::{self, Feed};
@@ -36,6 +35,7 @@ use crate::worker::model_files::Files;
 use crate::worker::pages::{self, Agent};
 use crate::worker::planes;
 use crate::worker::reset;
+use crate::worker::standing;
 
 /// Updates of the agent that wait for the feed; the agent then waits too, and loses nothing.
 const UPDATES_MAX: usize = 4_096;
@@ -259,8 +259,11 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         serve(listener, routes, pages::limits(), stop.clone()),
     );
     tasks.spawn("the feed", feed::run(feed.clone(), told));
-    let shown = show(feed.record(), metrics.clone(), agent_stop.clone());
-    tasks.spawn("the status", shown);
+    let shown = standing::show(plan.worker.clone(), feed.record(), metrics.clone());
+    let shown = agent_stop.clone().run_until_cancelled_owned(shown);
+    tasks.spawn("the status", async {
+        shown.await;
+    });
     let beside = Beside {
         agent: config.worker.reached_at(address),
         ..plan.beside
@@ -276,8 +279,11 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     if is_told && address.ip().is_unspecified() && config.worker.advertise.is_none() {
         warn!(%address, "no other host can tell where this agent is, --advertise says it");
     }
+    let own = OwnListener::at(address);
+    own.watched(&mut tasks, &stop);
+    stop.run_until_cancelled(own.begun()).await;
     info!(worker = %plan.worker, %address, "agent ready");
-    lifecycle::notify_ready();
+    notify::ready();
     let running = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
@@ -290,31 +296,4 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     let ended = tasks.end().await;
     info!(worker = %plan.worker, "agent stopped");
     Ok(running.and(ended)?)
-}
-
-/// Shows the worker's state to operators whenever it changes, until `stop`.
-async fn show(
-    mut record: watch::Receiver<Option<Box<WorkerRecord>>>,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) {
-    while let Some(Ok(())) = stop.run_until_cancelled(record.changed()).await {
-        let Some(record) = record.borrow_and_update().clone() else {
-            continue;
-        };
-        for verdict in Verdict::ALL {
-            let labels = VerdictLabels { verdict };
-            let count = i64::from(verdict == record.verdict);
-            metrics.workers.get_or_create(&labels).set(count);
-        }
-        let is_partial = record.ledger.completeness == Completeness::Partial;
-        metrics.partial_ledgers.set(i64::from(is_partial));
-        let cause = record
-            .cause
-            .map(|cause| format!(": {cause}"))
-            .unwrap_or_default();
-        let blocks = record.ledger.blocks;
-        let status = format!("{:?}{cause}; {blocks} blocks known", record.verdict);
-        lifecycle::notify_status(&status);
-    }
 }
