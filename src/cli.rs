@@ -19,7 +19,7 @@ use crate::commands::replay;
 use crate::config::{Config, Sources, Values};
 use crate::engine::role::{self, RoleError};
 use crate::frontend::{self, tenants::Tenants};
-use crate::lifecycle::{self, HangUp, StopSignals};
+use crate::lifecycle::{self, HangUp, StopSignals, notify};
 use crate::mock;
 use crate::router;
 use crate::telemetry::causes::told;
@@ -108,11 +108,22 @@ pub fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            for line in report(&failure) {
-                eprintln!("kvlens: {line}");
+            let lines = report(&failure);
+            // What `systemctl status` then shows of a unit that did not start, or ended.
+            notify::status(&lines.join("; "));
+            for line in lines {
+                eprintln!("{}kvlens: {line}", as_error());
             }
             failure.code()
         }
+    }
+}
+
+/// The journal takes a line for an error that begins so, and for a mere word otherwise.
+fn as_error() -> &'static str {
+    match telemetry::is_journal() {
+        true => "<3>",
+        false => "",
     }
 }
 

@@ -13,6 +13,7 @@ mod process;
 pub mod requests;
 pub mod role;
 pub mod run_dir;
+mod standing;
 
 use std::fmt;
 use std::net::SocketAddr;

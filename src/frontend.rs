@@ -6,6 +6,7 @@ pub mod chat;
 mod continuation;
 pub mod error;
 pub mod flags;
+mod held;
 pub mod lending;
 pub mod listeners;
 mod live;

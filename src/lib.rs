@@ -64,7 +64,7 @@
 //! | `select` | the cost model: which worker is cheapest for a request; the queue: whose turn it is |
 //! | `config` | the configuration, from defaults to flags |
 //! | `telemetry` | logs and the list of metrics |
-//! | `lifecycle` | a process's beginning and end, and the folders of its own |
+//! | `lifecycle` | a process's beginning and end, word to systemd and its sockets, and the folders of its own |
 //! | `http` | HTTP servers: limits, routes, whole requests in, answers or streams out; bytes lent to engines |
 //! | `bus` | NATS between hosts: messages, questions and their answers |
 //! | `model` | a model's folder, read once, and the demo model |

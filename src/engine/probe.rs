@@ -56,6 +56,11 @@ impl Probe {
         }
     }
 
+    /// Whether it answers within `deadline`, whatever it says.
+    pub(crate) async fn answers(&self, deadline: Duration) -> bool {
+        self.ask(deadline).await != Health::Silent
+    }
+
     /// Asks every `period` until the engine is well.
     pub(crate) async fn until_ready(&self, period: Duration) {
         while self.ask(ANSWER_MAX).await != Health::Well {

@@ -20,8 +20,10 @@ use crate::engine::command::{Listen, Plan, Ranks, wants_socket};
 use crate::engine::control::{Control, Seen};
 use crate::engine::entrance::{Entrance, EntranceError};
 use crate::engine::gate::Gate;
+use crate::engine::probe::Probe;
 use crate::engine::run_dir::RunDir;
-use crate::engine::{EngineError, EngineProcess, Kind, Launcher, Spec, State, free_port_runs};
+use crate::engine::standing::{self, Standing};
+use crate::engine::{EngineError, EngineProcess, Kind, Launcher, Spec, free_port_runs};
 use crate::http::Limits;
 use crate::http::keys::{KeyFileError, Keys};
 use crate::http::listener::bind_unix;
@@ -29,14 +31,15 @@ use crate::http::serve::serve;
 use crate::id::WorkerId;
 use crate::lifecycle::notify;
 use crate::lifecycle::shelter::RunDirError;
+use crate::lifecycle::watchdog::Watchdog;
 use crate::model::ModelError;
 use crate::model::named::{self, DEMO};
 
-/// Lines of a failed engine's output that are logged; at level debug every line is.
-const LINES_SHOWN: usize = 12;
-
 /// Time for the last answers of the listeners, once the engine has ended.
 const LISTENERS_END_MAX: Duration = Duration::from_secs(1);
+
+/// Beyond draining and the engine's own grace: its last words and the listeners' last answers.
+const END_MAX: Duration = Duration::from_secs(3);
 
 /// Runs one engine and starts it again when it ends; other hosts reach it through its gate
 #[derive(Clone, Debug, clap::Args)]
@@ -152,14 +155,17 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     let gate = Entrance::open(args.listen, keys, &spec, &config).await?;
     let public = gate.as_ref().and_then(Entrance::public_address);
     write_file(&plan, &spec, public, run_dir.path())?;
-    let mut served = Served::start(spec, gate, run_dir, &config)?;
+    let what = standing::what(&plan.name, plan.gpus.as_deref());
+    let mut served = Served::start((spec, what), gate, run_dir, &config)?;
     let running = tokio::select! {
         // First, because the parts end with it.
         biased;
         () = stop.cancelled() => Ok(()),
         ended = served.next_end() => Err(ended),
     };
-    served.end(config.engine.drain()).await;
+    let drain = config.engine.drain();
+    let longest = drain + config.engine.grace() + END_MAX;
+    notify::extended(longest, served.end(drain)).await;
     running
 }
 
@@ -243,7 +249,7 @@ struct Served {
 
 impl Served {
     fn start(
-        spec: Spec,
+        (spec, what): (Spec, String),
         entrance: Option<Entrance>,
         run_dir: RunDir,
         config: &Config,
@@ -271,7 +277,9 @@ impl Served {
         let limits = Limits::from(&config.frontend.limits);
         let parts_stop = CancellationToken::new();
         let mut parts = JoinSet::new();
-        parts.spawn(follow(process, seen_in));
+        watch(&process, &mut parts, &parts_stop);
+        let standing = Standing::new(process, gate.clone(), what, config.engine.ready());
+        parts.spawn(standing.follow(seen_in));
         if let Some(entrance) = entrance {
             entrance.serve(&limits, &mut parts, &parts_stop);
         }
@@ -317,44 +325,14 @@ impl Served {
     }
 }
 
-/// Tells the log, systemd and the control socket of the engine's states, until it is stopped.
-async fn follow(process: EngineProcess, seen: watch::Sender<Seen>) {
-    let worker = process.spec.worker;
-    let mut states = process.state;
-    let mut has_been_ready = false;
-    loop {
-        let state = states.borrow_and_update().clone();
-        notify::status(&line(&state));
-        match &state {
-            State::Ready { .. } if !has_been_ready => {
-                has_been_ready = true;
-                notify::ready();
-            }
-            State::Restarting { last_lines, .. } => {
-                let skipped = last_lines.len().saturating_sub(LINES_SHOWN);
-                for line in last_lines.iter().skip(skipped) {
-                    warn!(%worker, line, "engine wrote before its end");
-                }
-            }
-            _ => {}
-        }
-        let is_stopped = state == State::Stopped;
-        seen.send_modify(|seen| seen.take(state));
-        if is_stopped || states.changed().await.is_err() {
-            break;
-        }
-    }
-    // The engine's end is the end of the role, not of this part.
-    seen.closed().await;
-}
-
-fn line(state: &State) -> String {
-    match state {
-        State::Starting => "starting".to_owned(),
-        State::Ready { life } => format!("ready, life {life}"),
-        State::Restarting { after, cause, .. } => {
-            format!("{cause}; starting it again in {:.1} s", after.as_secs_f64())
-        }
-        State::Stopped => "stopped".to_owned(),
+/// Feeds systemd's watchdog, where there is one, while the engine answers; until `stop`.
+fn watch(process: &EngineProcess, parts: &mut JoinSet<()>, stop: &CancellationToken) {
+    if let Some(watchdog) = Watchdog::asked() {
+        let (process, stop) = (process.clone(), stop.clone());
+        parts.spawn(async move {
+            let probe = Probe::new(process.spec.address.to_string());
+            let check = |deadline| standing::is_well(&process, &probe, deadline);
+            watchdog.feed(stop, check).await;
+        });
     }
 }

@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 use crate::config::frontend::{FrontendConfig, LimitsConfig};
 use crate::config::media::MediaConfig;
 use crate::frontend::Frontend;
+use crate::frontend::held::Held;
 use crate::http::lent::{self, Loans};
 use crate::http::listener::{Listener, bind, bind_shared, hold, is_taken, listen};
 use crate::http::serve::{Stop, serve};
@@ -186,30 +187,6 @@ impl Listeners {
         });
         listeners.spawn(ADMIN, admin);
         listeners
-    }
-}
-
-/// The sockets that systemd has handed over.
-#[derive(Debug, Default)]
-struct Held {
-    public: Option<net::TcpListener>,
-    admin: Option<net::TcpListener>,
-}
-
-impl Held {
-    /// The admin listener is called so, or comes second: two sockets of one unit have one name.
-    fn sort(sockets: Vec<(String, net::TcpListener)>) -> Result<Self, SocketError> {
-        let mut held = Self::default();
-        for (name, socket) in sockets {
-            let place = match held.public {
-                None if name != "admin" => &mut held.public,
-                _ => &mut held.admin,
-            };
-            if place.replace(socket).is_some() {
-                return Err(SocketError::TooMany { name });
-            }
-        }
-        Ok(held)
     }
 }
 

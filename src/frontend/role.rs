@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::ValueHint;
 use tokio_util::sync::CancellationToken;
@@ -19,13 +18,12 @@ use crate::dispatch::EngineClient;
 use crate::dispatch::own::OwnListener;
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
-use crate::frontend::listeners::{Ending, ListenError, Listeners};
+use crate::frontend::listeners::{Addresses, Ending, ListenError, Listeners};
 use crate::frontend::model_fetch::Fetcher;
 use crate::frontend::models::Models;
 use crate::frontend::planes::Planes;
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::{KeyFileError, first_key};
-use crate::lifecycle::notify;
 use crate::lifecycle::tasks::TaskEnd;
 use crate::media::PolicyError;
 use crate::model::named::Named;
@@ -74,14 +72,6 @@ impl Args {
             .set_given("discovery.key_file", self.worker_key_file.as_ref())
     }
 }
-
-/// Longest wait for a first worker: to list those that etcd knows and to hear them takes some tenths of
-/// a second.
-const FIRST_MAX: Duration = Duration::from_secs(1);
-
-/// The same where those who connect wait in systemd's socket and come to no harm: to fetch a model's
-/// files takes longer.
-const FIRST_HELD_MAX: Duration = Duration::from_secs(3);
 
 /// What to serve and whom to follow, checked.
 #[derive(Debug)]
@@ -169,16 +159,16 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     let name = plan.model.as_ref().map(|(name, _)| name.clone());
     let models = Models::of(plan.model);
     if name.is_none() {
+        let router = planes.routing.local.clone();
         let fetcher = Fetcher {
             models: models.clone(),
             rules,
-            router: planes.routing.local.clone(),
-            client: plan.client.clone(),
+            router,
+            client: plan.client,
             agents: planes.waits_for.clone(),
         };
-        planes.tasks.spawn("the fetcher of model files", async {
-            match fetcher.run().await {}
-        });
+        let fetching = async { match fetcher.run().await {} };
+        planes.tasks.spawn("the fetcher of model files", fetching);
     }
     let frontend = Frontend::new(
         &config,
@@ -187,16 +177,11 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         (client, metrics, plan.tenants),
         listeners.loans(),
     )?;
-    let longest = match listeners.is_held() {
-        true => FIRST_HELD_MAX,
-        false => FIRST_MAX,
-    };
-    let mut look = std::pin::pin!(frontend.look(longest));
     let waits = config.etcd.is_used() || listeners.is_held();
     if waits {
         // Who connects meanwhile waits, rather than be told that there is no worker.
-        notify::status("looking for workers");
-        stop.run_until_cancelled(look.as_mut()).await;
+        let look = frontend.look(listeners.is_held());
+        stop.run_until_cancelled(look).await;
     }
     let addresses = listeners.addresses;
     let settle = config.frontend.settle();
@@ -214,18 +199,12 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     let mut followers = planes.tasks;
     let shown = async {
         frontend.listening.cancelled().await;
-        info!(
-            public = %addresses.public,
-            admin = %addresses.admin,
-            model = name,
-            "frontend ready"
-        );
-        own.begun().await;
+        let Addresses { public, admin } = addresses;
+        info!(%public, %admin, model = name, "frontend ready");
         if !waits {
-            look.await;
+            frontend.look(false).await;
         }
-        notify::ready();
-        frontend.show().await
+        frontend.begin(&own).await
     };
     let running = tokio::select! {
         // First, because listeners end with it.

@@ -50,5 +50,7 @@ mod router;
 mod router_choice;
 mod shm;
 mod source;
+#[cfg(feature = "systemd")]
+mod systemd;
 mod template;
 mod tokenizer;

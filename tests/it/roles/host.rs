@@ -1,6 +1,7 @@
 //! A host on which the roles run as processes, started by hand.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -147,9 +148,30 @@ impl Host {
     }
 
     pub(crate) fn start(&mut self, words: &str) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvlens"));
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        self.spawn(command, words)
+    }
+
+    /// Starts a frontend as systemd does for a connection to one of two sockets, the public one and the
+    /// admin one.
+    pub(crate) fn activated(&mut self, words: &str, sockets: [OwnedFd; 2]) -> Process {
+        let [public, admin] = sockets.map(Stdio::from);
+        let mut command = Command::new("sh");
+        command
+            .stdin(public)
+            .stdout(admin)
+            .env("LISTEN_FDS", "2")
+            .env("LISTEN_FDNAMES", "public:admin")
+            .arg("-c")
+            .arg("exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_PID=$$; exec \"$@\"")
+            .args(["sh", env!("CARGO_BIN_EXE_kvlens")]);
+        self.spawn(command, words)
+    }
+
+    fn spawn(&mut self, mut command: Command, words: &str) -> Process {
         self.started += 1;
         let log = self.folder.path().join(format!("{}.log", self.started));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kvlens"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KVLENS_")) {
             command.env_remove(name);
         }
@@ -159,8 +181,6 @@ impl Host {
             .env("KVLENS_FRONTEND_EXPOSE_ROUTING", "true")
             .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .args(words.split_whitespace())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
             .stderr(fs::File::create(&log).expect("a file"))
             .kill_on_drop(true);
         let child = command.spawn().expect("the program was built");
