@@ -17,6 +17,7 @@ use crate::commands::doctor::finding::{Status, count, is_unusable};
 use crate::commands::explain::{self, ExplainError};
 use crate::commands::replay;
 use crate::config::{Config, Sources, Values};
+use crate::engine::flags;
 use crate::engine::role::{self, RoleError};
 use crate::frontend::{self, tenants::Tenants};
 use crate::lifecycle::{self, HangUp, StopSignals, notify};
@@ -52,7 +53,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Action {
     Up(up::Args),
-    Engine(role::Args),
+    Engine(flags::Args),
     Frontend(frontend::role::Args),
     Router(router::role::Args),
     Worker(worker::role::Args),
@@ -139,7 +140,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             })
         }
         Action::Engine(args) => {
+            let place = sources.place();
             let config = prepare(sources, Values::default(), args.flags())?;
+            let args = args.of_instance(&config, &place);
+            let args = args.map_err(bad_plan("engine"))?;
             run_role("engine", HangUp::Stops, |stop| {
                 role::run(args, config, stop)
             })
@@ -161,7 +165,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             })
         }
         Action::Worker(args) => {
+            let place = sources.place();
             let config = prepare(sources, Values::default(), args.flags())?;
+            let instance = args.of_instance(config, &place);
+            let (args, config) = instance.map_err(bad_plan("worker"))?;
             let plan = worker::role::Plan::new(&args, &config);
             let plan = plan.map_err(bad_plan("worker"))?;
             run_role("worker", HangUp::Stops, |stop| {

@@ -7,6 +7,8 @@ pub mod dispatch;
 pub mod engine;
 pub mod etcd;
 pub mod frontend;
+pub mod host;
+pub mod instance;
 mod layer;
 pub mod log;
 pub mod media;
@@ -19,8 +21,10 @@ pub mod reference;
 pub mod retries;
 pub mod router;
 mod schema;
+pub mod units;
 pub mod worker;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use figment::Figment;
@@ -34,6 +38,7 @@ use crate::config::dispatch::{DispatchConfig, RequestPlane};
 use crate::config::engine::EngineConfig;
 use crate::config::etcd::EtcdConfig;
 use crate::config::frontend::{FrontendConfig, RouterPlace};
+use crate::config::instance::InstanceConfig;
 use crate::config::layer::Layer;
 use crate::config::log::LogConfig;
 use crate::config::media::MediaConfig;
@@ -42,6 +47,7 @@ use crate::config::openai::OpenaiConfig;
 use crate::config::problem::{ConfigError, Problem};
 use crate::config::router::RouterConfig;
 use crate::config::schema::{Key, Kind};
+use crate::config::units::UnitsConfig;
 use crate::config::worker::WorkerConfig;
 use crate::select::RouterMode;
 
@@ -74,6 +80,10 @@ pub struct Config {
     pub engine: EngineConfig,
     /// What is logged.
     pub log: LogConfig,
+    /// What of kvlens this host runs as units of systemd.
+    pub units: UnitsConfig,
+    /// The workers of this host, by name: what `--instance NAME` runs.
+    pub workers: BTreeMap<String, InstanceConfig>,
 }
 
 /// Values by key path, as `("router.mode", …)`: the flags given, or the defaults of a role.
@@ -125,6 +135,17 @@ impl Sources {
             file: file.or_else(named),
             environment: layer::process_environment(),
             ..Self::default()
+        }
+    }
+
+    /// Where most of it comes from, in words.
+    pub fn place(&self) -> String {
+        match &self.file {
+            Some(path) => format!("file {}", path.display()),
+            None => format!(
+                "the configuration: neither --config nor {} names a file",
+                layer::FILE_VARIABLE
+            ),
         }
     }
 }
@@ -236,7 +257,13 @@ impl Config {
             places: places(text, &keys, figment),
         };
         let wrong = rows.filter(|(wrong, _)| *wrong);
-        wrong.map(|(_, text)| problem(text)).collect()
+        let wrong = wrong.map(|(_, text)| problem(text));
+        let on_host = self.wrong_on_host().into_iter();
+        let on_host = on_host.map(|(key, text)| Problem::OnHost {
+            text,
+            place: place(&key, figment),
+        });
+        wrong.chain(on_host).collect()
     }
 }
 
@@ -276,6 +303,15 @@ fn places(text: &str, keys: &[Key], figment: &Figment) -> String {
     set.collect::<Vec<_>>().join(", ")
 }
 
+/// Where a key, or the table it would be in, was set.
+fn place(key: &str, figment: &Figment) -> String {
+    let table = key.rsplit_once('.').map_or(key, |(table, _)| table);
+    let found = figment
+        .find_metadata(key)
+        .or_else(|| figment.find_metadata(table));
+    found.map_or_else(|| "the defaults".into(), |found| found.name.to_string())
+}
+
 fn value_problem(error: &figment::Error) -> Problem {
     let text = error.to_string().replace('\n', " ");
     Problem::Value { text }
@@ -286,28 +322,30 @@ fn out_of_range(config: &Config, figment: &Figment, keys: &[Key]) -> Vec<Problem
     let Ok(values) = serde_json::to_value(config) else {
         return Vec::new();
     };
-    let value = |key: &Key| {
+    let number = |key: &Key, dotted: &str, value: &serde_json::Value| {
         // JSON has no form for a number that is infinite or none.
-        let as_given = || figment.extract_inner(&key.dotted()).ok();
-        key.number(&values).or_else(|| match key.kind {
+        let as_given = || figment.extract_inner(dotted).ok();
+        value.as_f64().or_else(|| match key.kind {
             Kind::Number => as_given(),
             _ => None,
         })
     };
-    let problem = |(key, value): (&Key, f64)| Problem::OutOfRange {
-        key: key.dotted(),
+    let problem = |key: &Key, dotted: String, value: f64| Problem::OutOfRange {
         value,
-        place: figment
-            .find_metadata(&key.dotted())
-            .map_or_else(|| "the defaults".into(), |found| found.name.to_string()),
+        place: place(&dotted, figment),
         bounds: match value.is_finite() {
             true => key.bounds(),
             false => format!("finite and {}", key.bounds()),
         },
+        key: dotted,
     };
-    keys.iter()
-        .filter_map(|key| Some((key, value(key)?)))
-        .filter(|(key, value)| !key.admits(*value))
-        .map(problem)
-        .collect()
+    let mut problems = Vec::new();
+    for key in keys {
+        for (dotted, value) in key.found_in(&values) {
+            let value = number(key, &dotted, value);
+            let value = value.filter(|value| !key.admits(*value));
+            problems.extend(value.map(|value| problem(key, dotted, value)));
+        }
+    }
+    problems
 }

@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod command;
 pub mod control;
 mod entrance;
+pub mod flags;
 pub mod gate;
 mod leftover;
 mod output;
@@ -21,7 +22,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::ValueEnum;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -31,28 +31,6 @@ use crate::discovery::engine_file::KvEndpoints;
 use crate::engine::process::Supervisor;
 use crate::engine::run_dir::RunDir;
 use crate::id::WorkerId;
-
-/// Which program an engine is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
-    /// The stand-in inside this binary; needs no GPU.
-    Mock,
-    /// `vllm serve`.
-    Vllm,
-    /// A command line of the user's.
-    Command,
-}
-
-impl Kind {
-    /// Its name, as `--engine` takes it and as workers are named after it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Mock => "mock",
-            Self::Vllm => "vllm",
-            Self::Command => "command",
-        }
-    }
-}
 
 /// One engine to run.
 #[derive(Clone, Debug, PartialEq, Eq)]

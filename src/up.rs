@@ -15,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::frontend::FrontendConfig;
+use crate::config::instance::Kind;
 use crate::config::{Config, Values};
 use crate::dispatch::EngineClient;
 use crate::engine::run_dir::RunDir;
-use crate::engine::{EngineError, Kind, Launcher};
+use crate::engine::{EngineError, Launcher};
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
 use crate::frontend::listeners::{Ending, ListenError, Listeners};

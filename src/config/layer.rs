@@ -48,7 +48,7 @@ impl Layer {
         let mut unknown = Vec::new();
         prune(&mut self.dict, &mut Vec::new(), keys, &mut unknown);
         let problem = |key: String| Problem::UnknownKey {
-            nearest: nearest(&key, keys.iter().map(Key::dotted)),
+            nearest: nearest(&key, keys.iter().map(|known| known.dotted_like(&key))),
             place: self.place.clone(),
             key,
         };
@@ -59,8 +59,8 @@ impl Layer {
 fn prune(dict: &mut Dict, path: &mut Vec<String>, keys: &[Key], unknown: &mut Vec<String>) {
     dict.retain(|name, value| {
         path.push(name.clone());
-        let is_key = keys.iter().any(|key| key.path == *path);
-        let is_table = keys.iter().any(|key| key.path.starts_with(path));
+        let is_key = keys.iter().any(|key| key.is(path));
+        let is_table = keys.iter().any(|key| key.is_below(path));
         if !is_key && !is_table {
             unknown.push(path.join("."));
         }
@@ -130,10 +130,13 @@ pub(crate) fn variable(name: &str, text: &str, keys: &[Key]) -> Result<Option<La
     if !name.starts_with(PREFIX) || NO_KEYS.contains(&name) {
         return Ok(None);
     }
-    let Some(key) = keys.iter().find(|key| key.variable() == name) else {
+    let Some(key) = keys
+        .iter()
+        .find(|key| key.variable().as_deref() == Some(name))
+    else {
         return Err(Problem::UnknownVariable {
             name: name.to_owned(),
-            nearest: nearest(name, keys.iter().map(Key::variable)),
+            nearest: nearest(name, keys.iter().filter_map(Key::variable)),
         });
     };
     let path: Vec<&str> = key.path.iter().map(String::as_str).collect();

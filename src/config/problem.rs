@@ -41,6 +41,8 @@ pub enum Problem {
         /// Where the keys were set; empty for defaults.
         places: String,
     },
+    #[error("{text} (in {place})")]
+    OnHost { text: String, place: String },
 }
 
 /// All that is wrong with a configuration; never empty.

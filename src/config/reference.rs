@@ -1,4 +1,6 @@
 //! The reference of every key, written as a TOML file of the defaults.
+//!
+//! A table whose name is chosen, as `[workers.NAME]`, is all comment: there is none by default.
 
 use serde_json::Value;
 
@@ -15,7 +17,13 @@ pub fn reference() -> String {
 }
 
 fn table_text(table: &Table) -> String {
-    let title = format!("\n{}[{}]\n", prose(&table.documentation), table.name);
+    let name = table.name.replace('*', "NAME");
+    let head = format!("[{name}]\n");
+    let head = match table.is_in_map() {
+        true => prose(&head),
+        false => head,
+    };
+    let title = format!("\n{}{head}", prose(&table.documentation));
     table
         .keys
         .iter()
@@ -25,10 +33,14 @@ fn table_text(table: &Table) -> String {
 fn key_text(key: &Key) -> String {
     let name = key.path.last().map_or("", String::as_str);
     let line = match toml_value(&key.default) {
+        Some(value) if key.is_in_map() => format!("# {name} = {value}\n"),
         Some(value) => format!("#{name} = {value}\n"),
         None => format!("# {name} is unset by default\n"),
     };
-    let facts = format!("{}; {}", kind_text(key), key.variable());
+    let variable = key
+        .variable()
+        .unwrap_or_else(|| "no variable sets it".to_owned());
+    let facts = format!("{}; {variable}", kind_text(key));
     format!("{}{}{line}", prose(&key.documentation), prose(&facts))
 }
 

@@ -16,6 +16,9 @@ pub(crate) enum Kind {
     List(Box<Kind>),
 }
 
+/// In a key's path, any name of a table's own choosing: `workers.*.gpus`.
+const ANY: &str = "*";
+
 /// One key.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Key {
@@ -34,15 +37,52 @@ impl Key {
         self.path.join(".")
     }
 
-    /// The environment variable that sets the key, as `KVLENS_FRONTEND_PORT`.
-    pub(crate) fn variable(&self) -> String {
-        format!("KVLENS_{}", self.path.join("_").to_uppercase())
+    /// The key's name with the names that `other` has chosen, as `workers.gpu-0.gpus`.
+    pub(crate) fn dotted_like(&self, other: &str) -> String {
+        let mut chosen = other.split('.');
+        let words = self.path.iter().map(|word| {
+            let other = chosen.next();
+            other.filter(|_| word == ANY).unwrap_or(word)
+        });
+        words.collect::<Vec<_>>().join(".")
     }
 
-    /// The key's value in `values`, where it is a number.
-    pub(crate) fn number(&self, values: &Value) -> Option<f64> {
-        let found = self.path.iter().try_fold(values, |at, name| at.get(name))?;
-        found.as_f64()
+    /// Whether it is a key of tables whose names are chosen: then no variable sets it.
+    pub(crate) fn is_in_map(&self) -> bool {
+        self.path.iter().any(|word| word == ANY)
+    }
+
+    /// Whether `path` is this key.
+    pub(crate) fn is(&self, path: &[String]) -> bool {
+        self.path.len() == path.len() && self.is_below(path)
+    }
+
+    /// Whether `path` is a table that this key is in, or the key itself.
+    pub(crate) fn is_below(&self, path: &[String]) -> bool {
+        let fits = |(word, name): (&String, &String)| word == ANY || word == name;
+        self.path.len() >= path.len() && self.path.iter().zip(path).all(fits)
+    }
+
+    /// The environment variable that sets the key, as `KVLENS_FRONTEND_PORT`.
+    pub(crate) fn variable(&self) -> Option<String> {
+        let name = || format!("KVLENS_{}", self.path.join("_").to_uppercase());
+        (!self.is_in_map()).then(name)
+    }
+
+    /// The key's values in `values`, by their full names.
+    pub(crate) fn found_in<'a>(&self, values: &'a Value) -> Vec<(String, &'a Value)> {
+        let mut found = vec![(String::new(), values)];
+        for word in &self.path {
+            let step = |(name, at): (String, &'a Value)| {
+                let inner = at.as_object().into_iter().flatten();
+                let inner = inner.filter(|(key, _)| word == ANY || *key == word);
+                let dot = if name.is_empty() { "" } else { "." };
+                let inner = inner.map(|(key, value)| (format!("{name}{dot}{key}"), value));
+                inner.collect::<Vec<_>>()
+            };
+            found = found.into_iter().flat_map(step).collect();
+        }
+        found
     }
 
     /// Whether `number` is finite and within the key's bounds.
@@ -69,6 +109,13 @@ pub(crate) struct Table {
     pub(crate) name: String,
     pub(crate) documentation: String,
     pub(crate) keys: Vec<Key>,
+}
+
+impl Table {
+    /// Whether its name is chosen, and there may be several.
+    pub(crate) fn is_in_map(&self) -> bool {
+        self.keys.iter().any(Key::is_in_map)
+    }
 }
 
 /// All keys.
@@ -104,6 +151,10 @@ fn collect(schema: &Value, defaults: &Value, path: &[String], tables: &mut Vec<T
         let path = [path, std::slice::from_ref(name)].concat();
         if property.get("properties").is_some() {
             collect(property, &defaults[name], &path, tables);
+        } else if property["additionalProperties"].get("properties").is_some() {
+            let path = [&path[..], &[ANY.to_owned()]].concat();
+            let each = &property["additionalProperties"];
+            collect(each, &each_default(each), &path, tables);
         } else {
             tables[at].keys.push(Key {
                 path,
@@ -115,6 +166,13 @@ fn collect(schema: &Value, defaults: &Value, path: &[String], tables: &mut Vec<T
             });
         }
     }
+}
+
+/// What each table of a map has where nothing is said.
+fn each_default(schema: &Value) -> Value {
+    let properties = schema["properties"].as_object().into_iter().flatten();
+    let default = |(name, property): (&String, &Value)| (name.clone(), property["default"].clone());
+    properties.map(default).collect::<Value>()
 }
 
 fn documentation(schema: &Value) -> String {
@@ -161,7 +219,8 @@ mod tests {
     #[test]
     fn no_two_keys_share_an_environment_name() {
         let keys = keys();
-        let names: BTreeSet<_> = keys.iter().map(Key::variable).collect();
+        let keys: Vec<_> = keys.iter().filter(|key| !key.is_in_map()).collect();
+        let names: BTreeSet<_> = keys.iter().filter_map(|key| key.variable()).collect();
         assert_eq!(names.len(), keys.len());
         assert!(!names.contains(crate::config::layer::FILE_VARIABLE));
         assert!(names.contains("KVLENS_FRONTEND_LIMITS_BODY_BYTES_MAX"));
@@ -196,6 +255,7 @@ mod tests {
             ("router.temperature", Kind::Number),
             ("media.ports", Kind::List(Box::new(Kind::Integer))),
             ("media.allow", Kind::List(Box::new(Kind::Text))),
+            ("workers.*.ranks", Kind::Integer),
         ] {
             assert_eq!(find(name).kind, kind, "{name}");
         }

@@ -1,6 +1,7 @@
 //! The command lines of engines.
 
 mod arguments;
+mod podman;
 mod refusal;
 mod words;
 
@@ -9,10 +10,11 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use crate::block::BlockSize;
+use crate::config::instance::Kind;
 use crate::discovery::engine_file::KvEndpoints;
 use crate::engine::command::words::{fill, find};
 use crate::engine::run_dir::RunDir;
-use crate::engine::{EngineAddress, EngineError, Kind, Spec};
+use crate::engine::{EngineAddress, EngineError, Spec};
 use crate::id::WorkerId;
 
 /// Longest path of a unix socket: `sun_path` has 108 bytes, the last of them zero.
@@ -39,6 +41,8 @@ pub struct Plan {
     pub gpus: Option<Vec<String>>,
     /// A folder whose files the engine may read as images.
     pub media_dir: Option<PathBuf>,
+    /// The image that podman runs it from; `None` runs a program of this host.
+    pub image: Option<String>,
     /// Further arguments; for [`Kind::Command`] the whole command line.
     pub args: Vec<String>,
 }
@@ -108,9 +112,13 @@ impl Plan {
             Kind::Mock => (own_program()?, self.mock_args(&address, first)),
             Kind::Vllm => {
                 refusal::check(&self.args)?;
-                (find("vllm", VLLM)?, self.vllm_args(&address, first))
+                let args = self.vllm_args(&address, first);
+                self.program(run_dir, ("vllm", VLLM), args)?
             }
-            Kind::Command => self.command(run_dir, first)?,
+            Kind::Command => {
+                let (program, args) = self.command(run_dir, first)?;
+                self.program(run_dir, (&program, COMMAND), args)?
+            }
         };
         Ok(Spec {
             worker: self.worker.clone(),
@@ -169,11 +177,27 @@ impl Plan {
         }
     }
 
+    /// The program to start and its arguments: its own, or podman's.
+    fn program(
+        &self,
+        run_dir: &RunDir,
+        (program, advice): (&str, &'static str),
+        args: Vec<String>,
+    ) -> Result<(PathBuf, Vec<String>), EngineError> {
+        match &self.image {
+            None => Ok((find(program, advice)?, args)),
+            Some(image) => {
+                let args = self.podman_args(image, run_dir.path(), (program, args));
+                Ok((find("podman", PODMAN)?, args))
+            }
+        }
+    }
+
     fn command(
         &self,
         run_dir: &RunDir,
         first: &KvEndpoints,
-    ) -> Result<(PathBuf, Vec<String>), EngineError> {
+    ) -> Result<(String, Vec<String>), EngineError> {
         let port = match self.listen {
             Listen::Port(port) => port.to_string(),
             Listen::Socket => String::new(),
@@ -200,12 +224,12 @@ impl Plan {
         }
         let mut words = words.into_iter();
         let program = words.next().ok_or(EngineError::CommandEmpty)?;
-        let program = find(&program, "name a program that exists, or give its path")?;
         Ok((program, words.collect()))
     }
 
     fn environment(&self) -> Vec<(String, String)> {
-        let gpus = self.gpus.iter();
+        // Podman shows an engine its GPUs and no others.
+        let gpus = self.gpus.iter().filter(|_| self.image.is_none());
         let gpus = gpus.map(|gpus| ("CUDA_VISIBLE_DEVICES", gpus.join(",")));
         // What a box serves is its owner's own affair.
         let quiet = [("VLLM_NO_USAGE_STATS", "1"), ("DO_NOT_TRACK", "1")]
@@ -215,6 +239,8 @@ impl Plan {
     }
 }
 
+const COMMAND: &str = "name a program that exists, or give its path";
+const PODMAN: &str = "install podman, or choose runtime = \"native\"";
 const VLLM: &str = "install vLLM and activate its environment, or choose --engine mock or command";
 
 fn own_program() -> Result<PathBuf, EngineError> {
@@ -253,6 +279,7 @@ pub(crate) mod tests {
             block_size: None,
             gpus: Some(vec!["GPU-1f".to_owned()]),
             media_dir: None,
+            image: None,
             args: vec!["--extra".to_owned()],
         }
     }

@@ -2,28 +2,28 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::ValueHint;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::config::dispatch::RequestPlane;
-use crate::config::{Config, Values};
+use crate::config::Config;
+use crate::config::instance::Kind;
 use crate::discovery::engine_file::{ENGINE_FILE_VERSION, EngineFile};
 use crate::engine::command::{Listen, Plan, Ranks, wants_socket};
 use crate::engine::control::{Control, Seen};
 use crate::engine::entrance::{Entrance, EntranceError};
+use crate::engine::flags::Args;
 use crate::engine::gate::Gate;
 use crate::engine::probe::Probe;
 use crate::engine::run_dir::RunDir;
 use crate::engine::standing::{self, Standing};
-use crate::engine::{EngineError, EngineProcess, Kind, Launcher, Spec, free_port_runs};
+use crate::engine::{EngineError, EngineProcess, Launcher, Spec, free_port_runs};
 use crate::http::Limits;
 use crate::http::keys::{KeyFileError, Keys};
 use crate::http::listener::bind_unix;
@@ -41,67 +41,11 @@ const LISTENERS_END_MAX: Duration = Duration::from_secs(1);
 /// Beyond draining and the engine's own grace: its last words and the listeners' last answers.
 const END_MAX: Duration = Duration::from_secs(3);
 
-/// Runs one engine and starts it again when it ends; other hosts reach it through its gate
-#[derive(Clone, Debug, clap::Args)]
-pub struct Args {
-    /// Name of the worker: 1 to 63 of a-z, 0-9 and -
-    #[arg(long, value_parser = WorkerId::new)]
-    worker: WorkerId,
-    /// Which engine to run
-    #[arg(long, value_enum, default_value = "vllm")]
-    kind: Kind,
-    /// Folder or name of the model to serve
-    #[arg(long, value_hint = ValueHint::AnyPath)]
-    model: Option<String>,
-    /// Name to serve the model under; its folder's or its own where not given
-    #[arg(long)]
-    name: Option<String>,
-    /// Data-parallel ranks of the engine
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    ranks: u16,
-    /// Tokens of a KV-cache block; the engine's own choice where not given
-    #[arg(long, value_name = "TOKENS")]
-    block_size: Option<u32>,
-    /// GPUs that the engine may see, as CUDA_VISIBLE_DEVICES names them
-    #[arg(long, value_delimiter = ',', value_name = "LIST")]
-    gpus: Option<Vec<String>>,
-    /// Folder whose files the engine may read as images
-    #[arg(long, value_name = "DIR")]
-    media_dir: Option<PathBuf>,
-    /// Port of 127.0.0.1 for the engine to listen on, instead of a unix socket
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
-    port: Option<u16>,
-    /// Address of the gate, through which other hosts reach the engine; none where not given
-    #[arg(long, value_name = "ADDR:PORT")]
-    listen: Option<SocketAddr>,
-    /// File with the bearer keys of the gate, as `name:key` lines
-    #[arg(long, value_name = "FILE", requires = "listen")]
-    key_file: Option<PathBuf>,
-    /// Address of a NATS server, as nats://127.0.0.1:4222, over which frontends ask the gate too, as
-    /// with dispatch.request_plane = "nats"; may be repeated
-    #[arg(long, value_name = "URL")]
-    nats: Vec<String>,
-    /// Further arguments of the engine; with `--kind command`, its command line, in which {port},
-    /// {uds}, {model}, {name}, {kv_events}, {kv_replay}, {worker}, {ranks} and {media_dir} are
-    /// filled in
-    #[arg(last = true)]
-    args: Vec<String>,
-}
-
-impl Args {
-    /// The configuration that was given as flags.
-    pub fn flags(&self) -> Values {
-        let nats = (!self.nats.is_empty()).then_some(&self.nats);
-        Values::default()
-            .set_given("engine.block_size", self.block_size)
-            .set_given("dispatch.request_plane", nats.map(|_| RequestPlane::Nats))
-            .set_given("nats.servers", nats)
-    }
-}
-
 /// Why the engine is not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RoleError {
+    #[error("neither --worker nor --instance says which worker it is")]
+    WorkerMissing,
     #[error("--kind vllm needs --model with a folder or a name")]
     ModelMissing,
     #[error(transparent)]
@@ -131,7 +75,11 @@ impl RoleError {
     /// Whether it stays until somebody changes the command line or a file.
     pub fn is_lasting(&self) -> bool {
         match self {
-            Self::ModelMissing | Self::Model(_) | Self::Keys(_) | Self::KeysMissing { .. } => true,
+            Self::WorkerMissing
+            | Self::ModelMissing
+            | Self::Model(_)
+            | Self::Keys(_)
+            | Self::KeysMissing { .. } => true,
             Self::Entrance(error) => matches!(error, EntranceError::Bus(_)),
             Self::Engine(error) => !matches!(
                 error,
@@ -149,8 +97,9 @@ impl RoleError {
 /// When the command line, a file, the folder or an address cannot be used, or a part ended by itself.
 pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<(), RoleError> {
     let keys = gate_keys(&args)?;
-    let run_dir = RunDir::of_engine(config.engine.run_dir.as_deref(), &args.worker)?;
-    let plan = plan(&args, &config)?;
+    let worker = args.worker.as_ref().ok_or(RoleError::WorkerMissing)?;
+    let run_dir = RunDir::of_engine(config.engine.run_dir.as_deref(), worker)?;
+    let plan = plan(&args, worker, &config)?;
     let spec = plan.spec(&run_dir)?;
     let gate = Entrance::open(args.listen, keys, &spec, &config).await?;
     let public = gate.as_ref().and_then(Entrance::public_address);
@@ -179,7 +128,7 @@ fn gate_keys(args: &Args) -> Result<Option<Keys>, RoleError> {
     }
 }
 
-fn plan(args: &Args, config: &Config) -> Result<Plan, RoleError> {
+fn plan(args: &Args, worker: &WorkerId, config: &Config) -> Result<Plan, RoleError> {
     let (name, folder) = match (&args.model, args.kind) {
         (None, Kind::Vllm) => return Err(RoleError::ModelMissing),
         (None, _) => (DEMO.to_owned(), None),
@@ -195,7 +144,7 @@ fn plan(args: &Args, config: &Config) -> Result<Plan, RoleError> {
     let ports = free_port_runs(3, args.ranks)?;
     let listens_on_port = args.kind == Kind::Command && !wants_socket(&args.args);
     Ok(Plan {
-        worker: args.worker.clone(),
+        worker: worker.clone(),
         kind: args.kind,
         name: args.name.clone().unwrap_or(name),
         model: folder,
@@ -208,6 +157,7 @@ fn plan(args: &Args, config: &Config) -> Result<Plan, RoleError> {
         block_size: config.engine.block_size(),
         gpus: args.gpus.clone(),
         media_dir: args.media_dir.clone(),
+        image: args.image.clone(),
         args: args.args.clone(),
     })
 }

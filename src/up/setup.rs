@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::engine::EngineConfig;
+use crate::config::instance::Kind;
 use crate::config::media::MediaConfig;
 use crate::engine::command::{Listen, Plan, Ranks, wants_socket};
 use crate::engine::run_dir::RunDir;
-use crate::engine::{Kind, Spec, free_port_runs};
+use crate::engine::{Spec, free_port_runs};
 use crate::events::zmq::Source;
 use crate::frontend::listeners::Addresses;
 use crate::gpu::Gpus;
@@ -120,6 +121,7 @@ impl Setup {
                 block_size: config.block_size(),
                 gpus: self.gpus(number),
                 media_dir: media_dir.map(Path::to_owned),
+                image: None,
                 args: args.engine_args.clone(),
             };
             Ok(plan.spec(run_dir)?)

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::bus::BusError;
+use crate::config::instance::UnknownInstance;
 use crate::config::{Config, Values};
 use crate::discovery::Update;
 use crate::discovery::address::{is_address, is_http};
@@ -40,12 +41,26 @@ use crate::worker::standing;
 /// Updates of the agent that wait for the feed; the agent then waits too, and loses nothing.
 const UPDATES_MAX: usize = 4_096;
 
+/// What an instance says, so that flags do not.
+const INSTEAD: [&str; 7] = [
+    "worker",
+    "engine_url",
+    "name",
+    "model",
+    "listen",
+    "advertise",
+    "label",
+];
+
 /// Follows the KV events of one engine on this host and tells routers what it holds.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Name of the worker
-    #[arg(long, value_name = "NAME")]
-    worker: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "instance")]
+    worker: Option<String>,
+    /// Worker of this host, as [workers.NAME] of the configuration has it, instead of all these flags
+    #[arg(long, value_name = "NAME", conflicts_with_all = INSTEAD)]
+    instance: Option<String>,
     /// Address of an engine that runs already, as http://127.0.0.1:8000 or unix:/path; without it
     /// the agent follows the `kvlens engine` of its worker's name
     #[arg(long, value_name = "URL")]
@@ -97,6 +112,32 @@ impl Args {
                 "worker.labels",
                 (!self.label.is_empty()).then_some(&self.label),
             )
+    }
+
+    /// The flags and the configuration with what `[workers.NAME]` says of the instance, where one was
+    /// named. `place` is where the configuration came from.
+    ///
+    /// # Errors
+    /// When there is no such worker.
+    pub fn of_instance(
+        self,
+        mut config: Config,
+        place: &str,
+    ) -> Result<(Self, Config), UnknownInstance> {
+        let Some(name) = &self.instance else {
+            return Ok((self, config));
+        };
+        let instance = config.instance(name, place)?;
+        let told = instance.config;
+        config.worker.listen = instance.agent_listen;
+        config.worker.advertise = told.agent_advertise.or(config.worker.advertise);
+        config.worker.labels = told.labels;
+        // Model and name are the engine's, which says them itself.
+        let args = Self {
+            worker: Some(instance.worker.to_string()),
+            ..self
+        };
+        Ok((args, config))
     }
 }
 
@@ -154,8 +195,9 @@ impl Plan {
     /// # Errors
     /// When the role could never do its work with them.
     pub fn new(args: &Args, config: &Config) -> Result<Self, BadPlan> {
-        let worker = WorkerId::new(&args.worker).map_err(|source| BadPlan::Worker {
-            worker: args.worker.clone(),
+        let name = args.worker.clone().unwrap_or_default();
+        let worker = WorkerId::new(&name).map_err(|source| BadPlan::Worker {
+            worker: name,
             source,
         })?;
         let engine = args.engine_url.as_deref();

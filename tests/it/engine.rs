@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvlens::config::engine::EngineConfig;
+use kvlens::config::instance::Kind;
 use kvlens::discovery::engine_file::KvEndpoints;
 use kvlens::engine::command::{Listen, Plan, Ranks};
 use kvlens::engine::run_dir::RunDir;
-use kvlens::engine::{EngineProcess, Kind, Launcher, State, free_ports};
+use kvlens::engine::{EngineProcess, Launcher, State, free_ports};
 use kvlens::id::WorkerId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -75,6 +76,7 @@ fn plan(args: &[&str], port: u16) -> Plan {
         ranks: Ranks::One,
         block_size: None,
         gpus: None,
+        image: None,
         media_dir: None,
         args: args.iter().map(|&arg| arg.to_owned()).collect(),
     }
