@@ -4,7 +4,7 @@ use std::path::Path;
 
 use async_nats::ConnectOptions;
 
-use crate::config::named_file::{NamedFileError, read_secret};
+use crate::config::named_file::{NamedFileError, located, read_secret};
 use crate::config::nats::NatsConfig;
 
 /// Largest file: some times what `nsc` writes.
@@ -42,12 +42,14 @@ pub(super) fn options(config: &NatsConfig) -> Result<ConnectOptions, CredentialE
     }
     if let Some(path) = &config.ca_file {
         options = options
-            .add_root_certificates(path.clone())
+            .add_root_certificates(located("authority's certificates", path)?)
             .require_tls(true);
     }
     if let (Some(certificate), Some(key)) = (&config.cert_file, &config.cert_key_file) {
-        read_secret("certificate's key file", key, FILE_BYTES_MAX)?;
-        options = options.add_client_certificate(certificate.clone(), key.clone());
+        const KEY: &str = "certificate's key file";
+        read_secret(KEY, key, FILE_BYTES_MAX)?;
+        let certificate = located("certificate file", certificate)?;
+        options = options.add_client_certificate(certificate, located(KEY, key)?);
     }
     Ok(options)
 }

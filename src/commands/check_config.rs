@@ -1,5 +1,9 @@
 //! `kvlens check-config`: says what is wrong with a configuration before anything is started.
 
+use std::path::PathBuf;
+
+use crate::config::cluster::ClusterConfig;
+use crate::config::named_file::is_for_a_unit;
 use crate::config::problem::ConfigError;
 use crate::config::reference;
 use crate::config::{Config, Sources};
@@ -41,15 +45,15 @@ pub fn run(args: &Args, sources: &Sources) -> Result<String, CheckError> {
         return Ok(reference::reference());
     }
     let config = load(sources)?;
-    // Only here: what a role does not use need not be on its host.
-    Tenants::read(config.frontend.key_file.as_deref())?;
-    config
-        .discovery
-        .key_file
-        .as_deref()
-        .map(first_key)
-        .transpose()?;
-    hash_key(&config.cluster)?;
+    // Only here: what a role does not use need not be on its host. What systemd gives to a unit alone
+    // can be read nowhere else.
+    let here = |path: &Option<PathBuf>| path.clone().filter(|path| !is_for_a_unit(path));
+    Tenants::read(here(&config.frontend.key_file).as_deref())?;
+    let shown = here(&config.discovery.key_file);
+    shown.as_deref().map(first_key).transpose()?;
+    hash_key(&ClusterConfig {
+        hash_key_file: here(&config.cluster.hash_key_file),
+    })?;
     Ok("ok\n".to_owned())
 }
 

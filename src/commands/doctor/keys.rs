@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::commands::doctor::finding::{Check, Finding};
 use crate::config::Config;
-use crate::config::named_file::NamedFileError;
+use crate::config::named_file::{NamedFileError, is_for_a_unit};
 use crate::discovery::hash_key::{HashKeyError, hash_key};
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::{KeyFileError, Keys, first_key};
@@ -50,6 +50,10 @@ fn read(
     reading: impl Fn(&Path) -> Result<String, KeyFileError>,
 ) -> Option<Finding> {
     let path = path?;
+    if is_for_a_unit(path) {
+        let seen = format!("{}: only its unit can read it", path.display());
+        return Some(Finding::skip(Check::Keys, key, seen));
+    }
     Some(match reading(path) {
         Ok(seen) => Finding::ok(Check::Keys, key, format!("{}: {seen}", path.display())),
         Err(error) => Finding::fail(Check::Keys, key, told(&error), remedy(path, &error)),
@@ -59,6 +63,10 @@ fn read(
 fn seal(config: &Config, path: &Path) -> Finding {
     const KEY: &str = "cluster.hash_key_file";
     let shown = path.display();
+    if is_for_a_unit(path) {
+        let seen = format!("{shown}: only its unit can read it");
+        return Finding::skip(Check::Keys, KEY, seen);
+    }
     match hash_key(&config.cluster) {
         Ok(key) => {
             let fingerprint = key.map(|key| key.fingerprint()).unwrap_or_default();
@@ -85,6 +93,9 @@ fn remedy(path: &Path, error: &KeyFileError) -> String {
             io::ErrorKind::NotFound => format!("write {path}, or unset the key"),
             _ => format!("`ls -l {path}`; run this as the role's own user, who must read it"),
         },
+        KeyFileError::File(NamedFileError::CredentialMissing { source_path, .. }) => {
+            format!("write {source_path}, mode 600")
+        }
         KeyFileError::OnlyHash { .. } => {
             format!(
                 "put the key itself on the first line of {path}: who only checks keys can do with hashes"
