@@ -16,6 +16,7 @@ use crate::commands::doctor;
 use crate::commands::doctor::finding::{Status, count, is_unusable};
 use crate::commands::explain::{self, ExplainError};
 use crate::commands::replay;
+use crate::commands::units::{self, UnitsError};
 use crate::config::{Config, Sources, Values};
 use crate::engine::flags;
 use crate::engine::role::{self, RoleError};
@@ -63,6 +64,7 @@ enum Action {
     Doctor(doctor::Args),
     Explain(explain::Args),
     Replay(Box<replay::Args>),
+    Units(units::Args),
 }
 
 /// Why the program ends with another code than 0.
@@ -88,6 +90,18 @@ enum Failure {
     Output(#[from] io::Error),
     #[error("stopped at once by a second signal")]
     Dropped,
+}
+
+impl From<UnitsError> for Failure {
+    fn from(error: UnitsError) -> Self {
+        match error {
+            UnitsError::Check(error) => Self::Config(error),
+            error => Self::Role {
+                role: "units",
+                source: error.into(),
+            },
+        }
+    }
 }
 
 impl From<TelemetryError> for Failure {
@@ -184,6 +198,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Action::CheckConfig(args) => print(&check_config::run(&args, &sources)?),
         Action::Doctor(args) => diagnose(&args, sources),
         Action::Explain(args) => print(&explain::run(&args)?),
+        Action::Units(args) => print(&units::run(&args, &sources)?),
         Action::Replay(args) => {
             let config = check_config::load(&sources)?;
             let answer = replay::run(&args, &config.router);

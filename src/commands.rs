@@ -4,3 +4,4 @@ pub mod check_config;
 pub mod doctor;
 pub mod explain;
 pub mod replay;
+pub mod units;

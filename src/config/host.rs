@@ -9,6 +9,12 @@ use crate::config::instance::{InstanceConfig, Kind, Runtime};
 use crate::config::units::Part;
 use crate::id::{RouterId, WorkerId};
 
+/// Where the shipped unit of etcd listens, on 127.0.0.1.
+pub const ETCD_PORTS: [(&str, u16); 2] = [("clients", 2379), ("peers", 2380)];
+
+/// Where the shipped unit of NATS listens, on 127.0.0.1.
+pub const NATS_PORTS: [(&str, u16); 2] = [("clients", 4222), ("figures", 8222)];
+
 /// A listener of this host, by the key that moves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
@@ -27,10 +33,11 @@ impl Config {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut all = Vec::new();
         if self.units.has(Part::Control) {
-            all.push(of("etcd for its clients", local(2379)));
-            all.push(of("etcd for its peers", local(2380)));
-            all.push(of("NATS", local(4222)));
-            all.push(of("NATS for its figures", local(8222)));
+            let ports = |of_whom, ports: [(&str, u16); 2]| {
+                ports.map(|(what, port)| of(&format!("{of_whom} for {what}"), local(port)))
+            };
+            all.extend(ports("etcd", ETCD_PORTS));
+            all.extend(ports("NATS", NATS_PORTS));
         }
         if self.units.has(Part::Router) {
             all.push(of("router.admin", self.router.admin));

@@ -1,0 +1,161 @@
+//! `kvlens units`: the units of systemd that a host runs, from its configuration.
+
+mod files;
+mod install;
+mod plan;
+mod programs;
+mod status;
+mod systemd;
+mod texts;
+mod uninstall;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{Subcommand, ValueHint};
+
+use crate::commands::check_config::{self, CheckError};
+use crate::commands::units::plan::HostPlan;
+use crate::commands::units::programs::Programs;
+use crate::config::{Config, Sources};
+
+/// Where units look for the configuration.
+const CONFIG_DIR: &str = "/etc/kvlens";
+
+/// Writes, shows and removes the units of systemd that this host runs
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Action {
+    /// Prints which units this host runs, with their GPUs and ports, as JSON
+    Plan,
+    /// Writes the units, filled in for this host, into a folder
+    Render {
+        /// The folder, made where it is missing
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        to: PathBuf,
+        #[command(flatten)]
+        programs: Programs,
+    },
+    /// Installs the units, and a configuration where there is none
+    Install {
+        /// Root of the system to install into
+        #[arg(long, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath)]
+        prefix: PathBuf,
+        #[command(flatten)]
+        programs: Programs,
+    },
+    /// Shows all units that this host is to run: their states, ports, and what they say of themselves
+    Status,
+    /// Stops the units and removes all that install wrote, with what they kept
+    Uninstall {
+        /// Root of the system to remove them from
+        #[arg(long, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath)]
+        prefix: PathBuf,
+        /// Remove configuration and credentials of yours too
+        #[arg(long)]
+        purge: bool,
+    },
+}
+
+/// Why nothing can be said or done about units.
+#[derive(Debug, thiserror::Error)]
+pub enum UnitsError {
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    #[error(
+        "{program} is not found in PATH; install it ({package}), or say where it is with {flag}"
+    )]
+    ProgramMissing {
+        program: &'static str,
+        package: &'static str,
+        flag: &'static str,
+    },
+    #[error("{path} does not exist or is no program; name another with {flag}")]
+    NotAProgram { path: String, flag: &'static str },
+    #[error(
+        "{path} is below {folder}, which is hidden from units: copy it to /usr/local/bin, or name \
+         another with {flag}"
+    )]
+    Hidden {
+        path: String,
+        folder: &'static str,
+        flag: &'static str,
+    },
+    #[error(
+        "{path} cannot stand in a unit: it has to be absolute, without blanks, quotes, %, $ and \\"
+    )]
+    Unspeakable { path: String },
+    #[error("cannot {verb} {path}{}", hint(source))]
+    File {
+        verb: &'static str,
+        path: String,
+        source: io::Error,
+    },
+    #[error("this host runs no systemd (/run/systemd/system is missing): {instead}")]
+    NoSystemd { instead: &'static str },
+    #[error("{command} failed: {said}")]
+    Command { command: String, said: String },
+    #[error("cannot run {program}; it belongs to systemd or to the system's tools for users")]
+    Run {
+        program: &'static str,
+        source: io::Error,
+    },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; run this as root, or with another folder",
+        io::ErrorKind::ReadOnlyFilesystem => "; this part of the system is not for installing into",
+        _ => "",
+    }
+}
+
+impl UnitsError {
+    /// An error of the file system, about one path.
+    fn file(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.display().to_string();
+        move |source| Self::File { verb, path, source }
+    }
+}
+
+/// What to print once it is done.
+///
+/// # Errors
+/// What stood in the way, and what to do about it.
+pub fn run(args: &Args, sources: &Sources) -> Result<String, UnitsError> {
+    match &args.action {
+        Action::Plan => {
+            let plan = HostPlan::new(&load(sources, None)?);
+            // Text, numbers and lists have a form in JSON.
+            let text = serde_json::to_string_pretty(&plan).unwrap_or_default();
+            Ok(text + "\n")
+        }
+        Action::Render { to, programs } => {
+            let config = load(sources, None)?;
+            install::render(&config, programs, to)
+        }
+        Action::Install { prefix, programs } => install::install(sources, programs, prefix),
+        Action::Status => {
+            let plan = HostPlan::new(&load(sources, None)?);
+            status::show(&plan)
+        }
+        Action::Uninstall { prefix, purge } => uninstall::uninstall(prefix, *purge),
+    }
+}
+
+/// The configuration as units read it: the file that was named, or else the one in `prefix`. What this
+/// shell's environment says is not theirs.
+fn load(sources: &Sources, prefix: Option<&Path>) -> Result<Config, UnitsError> {
+    let installed =
+        || files::below(prefix.unwrap_or(Path::new("/")), CONFIG_DIR).join("kvlens.toml");
+    let sources = Sources {
+        file: Some(sources.file.clone().unwrap_or_else(installed)),
+        ..Sources::default()
+    };
+    Ok(check_config::load(&sources)?)
+}

@@ -1,0 +1,38 @@
+//! The programs of systemd, called and heard.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::commands::units::UnitsError;
+
+/// There where systemd is the init of this host.
+const BOOTED: &str = "/run/systemd/system";
+
+/// Whether systemd runs this host.
+pub(crate) fn is_running() -> bool {
+    Path::new(BOOTED).is_dir()
+}
+
+/// What a program says on its standard output.
+///
+/// # Errors
+/// When it is not there, or fails: then with what it says.
+pub(crate) fn call(program: &'static str, args: &[&str]) -> Result<String, UnitsError> {
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|source| UnitsError::Run { program, source })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim().replace('\n', "; ");
+    Err(UnitsError::Command {
+        command: format!("{program} {}", args.join(" ")),
+        said: match said.as_str() {
+            "" => output.status.to_string(),
+            said => said.to_owned(),
+        },
+    })
+}
