@@ -81,6 +81,13 @@ pub enum BusError {
     },
 }
 
+impl BusError {
+    /// Whether it stays until somebody changes the configuration or a file.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::Credentials(_) | Self::Server { .. })
+    }
+}
+
 /// A connection to the bus, made again whenever it breaks. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Bus {

@@ -20,14 +20,14 @@ use crate::commands::units::{self, UnitsError};
 use crate::config::{Config, Sources, Values};
 use crate::engine::flags;
 use crate::engine::role::{self, RoleError};
-use crate::frontend::{self, tenants::Tenants};
+use crate::frontend::{self, role::FrontendError, tenants::Tenants};
 use crate::lifecycle::{self, HangUp, StopSignals, notify};
 use crate::mock;
-use crate::router;
+use crate::router::{self, role::RouterError};
 use crate::telemetry::causes::told;
 use crate::telemetry::{self, TelemetryError};
 use crate::up;
-use crate::worker;
+use crate::worker::{self, role::WorkerError};
 
 /// The exit code for a configuration that is refused (`EX_CONFIG`): a unit's restarts stop there.
 const EXIT_CONFIG: u8 = 78;
@@ -308,8 +308,16 @@ impl Failure {
 
 /// Whether a role would fail again however often it is started.
 fn is_lasting(error: &(dyn Error + Send + Sync + 'static)) -> bool {
-    let error = error.downcast_ref::<RoleError>();
-    error.is_some_and(RoleError::is_lasting)
+    fn so<E: Error + 'static>(
+        error: &(dyn Error + Send + Sync + 'static),
+        is_lasting: fn(&E) -> bool,
+    ) -> bool {
+        error.downcast_ref::<E>().is_some_and(is_lasting)
+    }
+    so(error, RoleError::is_lasting)
+        || so(error, FrontendError::is_lasting)
+        || so(error, RouterError::is_lasting)
+        || so(error, WorkerError::is_lasting)
 }
 
 /// One line for each thing wrong, its causes after it.

@@ -80,7 +80,11 @@ impl RoleError {
             | Self::Model(_)
             | Self::Keys(_)
             | Self::KeysMissing { .. } => true,
-            Self::Entrance(error) => matches!(error, EntranceError::Bus(_)),
+            Self::Entrance(EntranceError::Bus(error)) => error.is_lasting(),
+            // Whoever has the port keeps it.
+            Self::Entrance(EntranceError::Listen { source, .. }) => {
+                source.kind() == io::ErrorKind::AddrInUse
+            }
             Self::Engine(error) => !matches!(
                 error,
                 EngineError::OwnProgram { .. } | EngineError::Port { .. }

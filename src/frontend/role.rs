@@ -111,6 +111,16 @@ pub enum FrontendError {
     Ended(#[from] TaskEnd),
 }
 
+impl FrontendError {
+    /// Whether it stays until somebody changes the configuration, a file or another program.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Bus(error) => error.is_lasting(),
+            Self::Listen(_) | Self::Media(_) | Self::Ended(_) => false,
+        }
+    }
+}
+
 impl Plan {
     /// Checks the flags and reads the model.
     ///

@@ -122,6 +122,18 @@ pub enum RouterError {
     Ended(#[from] TaskEnd),
 }
 
+impl RouterError {
+    /// Whether it stays until somebody changes the configuration, a file or another program.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Bus(error) => error.is_lasting(),
+            // Whoever has the port keeps it.
+            Self::Listen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+            Self::Ended(_) => false,
+        }
+    }
+}
+
 impl Plan {
     /// Checks the flags.
     ///

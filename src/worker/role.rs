@@ -189,6 +189,18 @@ pub enum WorkerError {
     Ended(#[from] TaskEnd),
 }
 
+impl WorkerError {
+    /// Whether it stays until somebody changes the configuration, a file or another program.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Bus(error) => error.is_lasting(),
+            // Whoever has the port keeps it.
+            Self::Listen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+            Self::Ended(_) => false,
+        }
+    }
+}
+
 impl Plan {
     /// Checks the flags and reads the model.
     ///
