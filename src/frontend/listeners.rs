@@ -51,6 +51,17 @@ pub enum ListenError {
     },
 }
 
+impl ListenError {
+    /// Whether it would fail again however often it is started.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            // Whoever has the port keeps it.
+            Self::Bind { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+            Self::Socket(_) | Self::Held { .. } => true,
+        }
+    }
+}
+
 /// Where the two listeners are.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {

@@ -116,7 +116,8 @@ impl FrontendError {
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Bus(error) => error.is_lasting(),
-            Self::Listen(_) | Self::Media(_) | Self::Ended(_) => false,
+            Self::Listen(error) => error.is_lasting(),
+            Self::Media(_) | Self::Ended(_) => false,
         }
     }
 }
