@@ -18,6 +18,7 @@ use crate::config::frontend::FrontendConfig;
 use crate::config::instance::Kind;
 use crate::config::{Config, Values};
 use crate::dispatch::EngineClient;
+use crate::dispatch::own::OwnListener;
 use crate::engine::run_dir::RunDir;
 use crate::engine::{EngineError, Launcher};
 use crate::frontend::Frontend;
@@ -137,14 +138,12 @@ pub async fn run(
         (EngineClient::new(), metrics.clone(), tenants),
         listeners.loans(),
     )?;
-    let settle = settle(&config.frontend);
-    let ending = Ending::new(&frontend, &config.frontend, settle, &stop);
+    let ending = Ending::new(&frontend, &config.frontend, settle(&config.frontend), &stop);
     let banner = setup.banner(listeners.addresses, frontend.tenants.are_asked());
+    let own = OwnListener::at(listeners.addresses.public);
     let mut resets = reset::Agents::default();
-    let commands: Vec<_> = specs
-        .iter()
-        .map(|spec| resets.add(spec.worker.clone()))
-        .collect();
+    let commands = specs.iter().map(|spec| resets.add(spec.worker.clone()));
+    let commands: Vec<_> = commands.collect();
     let mut serving = listeners.serve(
         &frontend,
         frontend.admin_routes().post(reset::PATH, resets.handler()),
@@ -152,6 +151,7 @@ pub async fn run(
         &ending,
     );
     serving.spawn("the keys", frontend.tenants.clone().follow(stop.clone()));
+    own.watched(&mut serving, &stop);
     let engines = Launcher {
         config: config.engine.clone(),
         run_dir,

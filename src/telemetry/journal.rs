@@ -1,8 +1,8 @@
 //! Log lines to systemd's journal: each value is a field of its own, as `KVLENS_WORKER`, by which
 //! `journalctl` finds it, and all of them stand in the message, which is what it shows.
 
-use std::fmt::{Debug, Write};
-use std::io;
+use std::fmt::{Debug, Write as _};
+use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -65,9 +65,16 @@ impl Journal {
         if lost > 0 {
             entry.put("lost_log_lines", &lost.to_string());
         }
-        let sent = self.socket.send_to(&entry.finish(), &self.path);
-        if sent.is_err() {
-            self.lost.fetch_add(lost + 1, Ordering::Relaxed);
+        let sent = self.socket.send_to(entry.finish(), &self.path);
+        if sent.is_ok() {
+            return;
+        }
+        self.lost.fetch_add(lost + 1, Ordering::Relaxed);
+        if let "3" | "4" = entry.priority {
+            // What somebody must see goes where the journal may find it all the same; where that is
+            // closed too, nobody is left to tell.
+            let line = entry.message.replace(char::is_control, " ");
+            let _ = writeln!(io::stderr(), "<{}>{line}", entry.priority);
         }
     }
 }
@@ -137,6 +144,7 @@ impl Visit for Values {
 /// One line as the journal's native protocol has it: fields, each with its length before its value.
 #[derive(Debug, Default)]
 struct Entry {
+    priority: &'static str,
     fields: Vec<u8>,
     message: String,
 }
@@ -152,6 +160,7 @@ impl Entry {
             Level::INFO => "6",
             Level::DEBUG | Level::TRACE => "7",
         };
+        entry.priority = priority;
         entry.field("PRIORITY", priority);
         entry.field("SYSLOG_IDENTIFIER", "kvlens");
         entry.field("KVLENS_TARGET", about.target());
@@ -186,10 +195,12 @@ impl Entry {
         self.fields.push(b'\n');
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    /// All of it, the message last.
+    fn finish(&mut self) -> &[u8] {
         let message = std::mem::take(&mut self.message);
         self.field("MESSAGE", &message);
-        self.fields
+        self.message = message;
+        &self.fields
     }
 }
 

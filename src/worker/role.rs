@@ -347,6 +347,7 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
     feed.close();
     stop.cancel();
     agent_stop.cancel();
+    notify::status("stopping, the engine goes on");
     let ended = tasks.end().await;
     info!(worker = %plan.worker, "agent stopped");
     Ok(running.and(ended)?)

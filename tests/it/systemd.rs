@@ -107,8 +107,8 @@ async fn an_engine_that_hangs_or_dies_shows() {
     pid1.until(ALIVE).await;
 
     let started = process.said("engine started").await;
-    let raw = started["pid"].as_i64().expect("its process");
-    let engine = Pid::from_raw(i32::try_from(raw).unwrap()).unwrap();
+    let raw = started["pid"].as_str().expect("its process");
+    let engine = Pid::from_raw(raw.parse().unwrap()).unwrap();
     let variables = std::fs::read(format!("/proc/{raw}/environ")).unwrap();
     let variables = String::from_utf8_lossy(&variables);
     assert!(variables.contains("PATH="), "{variables}");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::StatusCode;
-use kvlens::bus::Bus;
+use kvlens::bus::{Bus, subjects};
 use kvlens::config::frontend::LimitsConfig;
 use kvlens::config::nats::NatsConfig;
 use kvlens::config::network::Network;
@@ -91,7 +91,20 @@ async fn the_servers_rules_that_we_ship_let_requests_through() {
     party.until_open(1).await;
     drop(answer);
     party.until_open(0).await;
-    // A router asks whether an engine is well.
+    // A router asks itself whether it answers, and where it does not, whether the bus does.
+    let own = subjects::explain("r");
+    let mut questions = of_router.listen(own.clone()).await.expect("it listens");
+    let mut answers = of_router.ask(own, &()).await.expect("it is asked");
+    let question = timeout(PATIENCE, questions.next()).await;
+    let reply = question.expect("in time").and_then(|heard| heard.reply);
+    let reply = reply.expect("somewhere to answer to");
+    of_router
+        .send(reply, None, Bytes::new())
+        .await
+        .expect("it goes out");
+    answers.next(PATIENCE).await.expect("its own answer");
+    assert!(of_router.echoes(PATIENCE).await);
+    // And an engine whether it is well.
     let (plane, _telling) = BusPlane::new(of_router);
     let router = EngineClient::new().over(plane);
     let health = router.look((&worker(), NOBODY), "/health", PATIENCE).await;
