@@ -1,7 +1,6 @@
 //! A host on which the roles run as processes, started by hand.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -155,7 +154,8 @@ impl Host {
 
     /// Starts a frontend as systemd does for a connection to one of two sockets, the public one and the
     /// admin one.
-    pub(crate) fn activated(&mut self, words: &str, sockets: [OwnedFd; 2]) -> Process {
+    #[cfg(feature = "systemd")]
+    pub(crate) fn activated(&mut self, words: &str, sockets: [std::os::fd::OwnedFd; 2]) -> Process {
         let [public, admin] = sockets.map(Stdio::from);
         let mut command = Command::new("sh");
         command
