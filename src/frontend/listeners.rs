@@ -203,7 +203,8 @@ impl Listeners {
 
 fn taken_over(what: &'static str, socket: net::TcpListener) -> Result<Bound, ListenError> {
     let listener = hold(socket).map_err(|source| ListenError::Held { what, source })?;
-    info!(listener = what, address = ?listener.address(), "systemd's socket is served");
+    let address = listener.address().map(|address| address.to_string());
+    info!(listener = what, address, "systemd's socket is served");
     Ok(Bound::Listening(listener))
 }
 
