@@ -181,6 +181,29 @@ impl Config {
 
     /// Values that are each legal but cannot hold together.
     fn contradictions(&self, figment: &Figment) -> Vec<Problem> {
+        let rows = self
+            .across_tables()
+            .into_iter()
+            .chain(self.etcd.contradictions());
+        let rows = rows.chain(self.nats.contradictions());
+        let rows = rows.chain(self.media.contradictions());
+        let keys = schema::keys();
+        let problem = |text: &'static str| Problem::Contradiction {
+            text,
+            places: places(text, &keys, figment),
+        };
+        let wrong = rows.filter(|(wrong, _)| *wrong);
+        let wrong = wrong.map(|(_, text)| problem(text));
+        let on_host = self.wrong_on_host().into_iter();
+        let on_host = on_host.map(|(key, text)| Problem::OnHost {
+            text,
+            place: place(&key, figment),
+        });
+        wrong.chain(on_host).collect()
+    }
+
+    /// What cannot hold together in values of several tables, and whether it is so.
+    fn across_tables(&self) -> Vec<(bool, &'static str)> {
         let limits = &self.frontend.limits;
         let rows = [
             (
@@ -248,22 +271,7 @@ impl Config {
                 "engine.backoff_first_millis is above engine.backoff_max_secs",
             ),
         ];
-        let rows = rows.into_iter().chain(self.etcd.contradictions());
-        let rows = rows.chain(self.nats.contradictions());
-        let rows = rows.chain(self.media.contradictions());
-        let keys = schema::keys();
-        let problem = |text: &'static str| Problem::Contradiction {
-            text,
-            places: places(text, &keys, figment),
-        };
-        let wrong = rows.filter(|(wrong, _)| *wrong);
-        let wrong = wrong.map(|(_, text)| problem(text));
-        let on_host = self.wrong_on_host().into_iter();
-        let on_host = on_host.map(|(key, text)| Problem::OnHost {
-            text,
-            place: place(&key, figment),
-        });
-        wrong.chain(on_host).collect()
+        rows.into()
     }
 }
 

@@ -1,11 +1,11 @@
 //! `kvlens units`: the units of systemd that a host runs, from its configuration.
 
 mod files;
+mod init;
 mod install;
 mod plan;
 mod programs;
 mod status;
-mod systemd;
 mod texts;
 mod uninstall;
 

@@ -101,7 +101,7 @@ impl Log {
             Ok(()) => self.say("removed", path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                self.say("kept", path)
+                self.say("kept", path);
             }
             Err(error) => return Err(UnitsError::file("remove", path)(error)),
         }

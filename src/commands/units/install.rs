@@ -6,7 +6,7 @@ use crate::commands::units::files::{Log, below, names_in};
 use crate::commands::units::plan::{HostPlan, Role, Unit};
 use crate::commands::units::programs::Programs;
 use crate::commands::units::texts::{EXAMPLE, NATS_RACK, SYSUSERS, UNITS, Values, nats_alone};
-use crate::commands::units::{CONFIG_DIR, UnitsError, load, systemd};
+use crate::commands::units::{CONFIG_DIR, UnitsError, init, load};
 use crate::config::{Config, Sources};
 
 pub(crate) const UNIT_DIR: &str = "/etc/systemd/system";
@@ -55,7 +55,7 @@ pub(crate) fn install(
     prefix: &Path,
 ) -> Result<String, UnitsError> {
     let is_here = prefix == Path::new("/");
-    if is_here && !systemd::is_running() {
+    if is_here && !init::is_running() {
         let instead =
             "install below a folder with --prefix, or write the units with `kvlens units render`";
         return Err(UnitsError::NoSystemd { instead });
@@ -78,8 +78,8 @@ pub(crate) fn install(
     log.folder(sysusers.parent().unwrap_or(prefix), PUBLIC_FOLDER)?;
     log.write(&sysusers, SYSUSERS, PUBLIC)?;
     if is_here {
-        systemd::call("systemd-sysusers", &[SYSUSERS_FILE])?;
-        systemd::call("systemctl", &["daemon-reload"])?;
+        init::call("systemd-sysusers", &[SYSUSERS_FILE])?;
+        init::call("systemctl", &["daemon-reload"])?;
     }
     Ok(log.text() + &next_steps(&plan, &stale))
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::commands::units::plan::{HostPlan, Unit};
-use crate::commands::units::{UnitsError, systemd};
+use crate::commands::units::{UnitsError, init};
 
 /// What systemd is asked of each unit.
 const PROPERTIES: &str =
@@ -16,14 +16,14 @@ const HEAD: [&str; 6] = ["UNIT", "STATE", "SINCE", "RESTARTS", "PORTS", "STATUS"
 /// # Errors
 /// When systemd does not run here, or does not answer.
 pub(crate) fn show(plan: &HostPlan) -> Result<String, UnitsError> {
-    if !systemd::is_running() {
+    if !init::is_running() {
         let instead = "ask on the host that runs the units";
         return Err(UnitsError::NoSystemd { instead });
     }
     let names = plan.units.iter().map(|unit| unit.name.as_str());
     let args = ["show", "--no-pager", "--property", PROPERTIES, "--"];
     let args: Vec<_> = args.into_iter().chain([plan.target]).chain(names).collect();
-    Ok(table(plan, &systemd::call("systemctl", &args)?))
+    Ok(table(plan, &init::call("systemctl", &args)?))
 }
 
 /// The table, from what `systemctl show` says.

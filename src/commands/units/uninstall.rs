@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::commands::units::files::{Log, below, names_in};
 use crate::commands::units::install::{CREDENTIALS, SYSUSERS_FILE, UNIT_DIR, WANTS};
 use crate::commands::units::texts::{EXAMPLE, UNITS, nats_alone};
-use crate::commands::units::{CONFIG_DIR, UnitsError, systemd};
+use crate::commands::units::{CONFIG_DIR, UnitsError, init};
 
 /// What units keep and leave behind.
 const STATE: [&str; 6] = [
@@ -25,7 +25,7 @@ const STATE: [&str; 6] = [
 /// When a unit does not stop or a file cannot be removed. A second run begins where this one ended.
 pub(crate) fn uninstall(prefix: &Path, purge: bool) -> Result<String, UnitsError> {
     let is_here = prefix == Path::new("/");
-    let is_running = is_here && systemd::is_running();
+    let is_running = is_here && init::is_running();
     let units = below(prefix, UNIT_DIR);
     if is_running {
         stop(&units)?;
@@ -43,12 +43,12 @@ pub(crate) fn uninstall(prefix: &Path, purge: bool) -> Result<String, UnitsError
     }
     remove_config(&mut log, &below(prefix, CONFIG_DIR), purge)?;
     if is_running {
-        systemd::call("systemctl", &["daemon-reload"])?;
+        init::call("systemctl", &["daemon-reload"])?;
         // Those that had failed are forgotten with their units.
-        systemd::call("systemctl", &["reset-failed"])?;
+        init::call("systemctl", &["reset-failed"])?;
     }
     if is_here && has_user()? {
-        systemd::call("userdel", &["kvlens"])?;
+        init::call("userdel", &["kvlens"])?;
         log.say("removed", Path::new("user kvlens"));
     }
     Ok(match log.text() {
@@ -60,9 +60,9 @@ pub(crate) fn uninstall(prefix: &Path, purge: bool) -> Result<String, UnitsError
 /// Stops all that the target wants and all else of kvlens that runs.
 fn stop(units: &Path) -> Result<(), UnitsError> {
     if units.join("kvlens.target").exists() {
-        systemd::call("systemctl", &["disable", "--now", "kvlens.target"])?;
+        init::call("systemctl", &["disable", "--now", "kvlens.target"])?;
     }
-    systemd::call(
+    init::call(
         "systemctl",
         &["stop", "kvlens-*.socket", "kvlens-*.service"],
     )?;
