@@ -140,10 +140,8 @@ pub fn run(args: &Args, sources: &Sources) -> Result<String, UnitsError> {
             install::render(&config, programs, to)
         }
         Action::Install { prefix, programs } => install::install(sources, programs, prefix),
-        Action::Status => {
-            let plan = HostPlan::new(&load(sources, None)?);
-            status::show(&plan)
-        }
+        // A configuration that is refused is when its state is asked for.
+        Action::Status => status::show(load(sources, None)),
         Action::Uninstall { prefix, purge } => uninstall::uninstall(prefix, *purge),
     }
 }

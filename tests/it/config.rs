@@ -279,7 +279,7 @@ fn requests_over_nats_need_nats() {
     assert_eq!(config.dispatch.request_plane, RequestPlane::Nats);
     let fetched = format!("{text}[media]\nhttp_url = \"https://host:1\"\n");
     let expected = "dispatch.request_plane is nats and media.http_url is https: engines' gates fetch \
-                    over plain HTTP alone (dispatch.request_plane in file FILE, media.http_url in file \
+                    over plain HTTP alone (media.http_url in file FILE, dispatch.request_plane in file \
                     FILE)";
     assert_eq!(problems(&fetched, &named), [expected]);
 }

@@ -54,3 +54,4 @@ mod source;
 mod systemd;
 mod template;
 mod tokenizer;
+mod units;

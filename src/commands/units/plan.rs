@@ -85,6 +85,26 @@ impl HostPlan {
         }
     }
 
+    /// Units of which no more is known than their names.
+    pub(crate) fn of_names(names: Vec<String>) -> Self {
+        let roles = [
+            ("kvlens-etcd", Role::Etcd),
+            ("kvlens-nats", Role::Nats),
+            ("kvlens-router", Role::Router),
+            ("kvlens-engine", Role::Engine),
+            ("kvlens-worker", Role::Worker),
+        ];
+        let known = |name: String| {
+            let role = roles.iter().find(|(start, _)| name.starts_with(start));
+            let role = role.map_or(Role::Frontend, |(_, role)| *role);
+            unit(&name, role, [])
+        };
+        Self {
+            target: "kvlens.target",
+            units: names.into_iter().map(known).collect(),
+        }
+    }
+
     /// Whether it has a unit of this role.
     pub(crate) fn has(&self, role: Role) -> bool {
         self.units.iter().any(|unit| unit.role == role)

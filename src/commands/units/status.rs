@@ -1,9 +1,14 @@
 //! All units of a host in one table.
 
 use std::collections::HashMap;
+use std::path::Path;
 
+use crate::commands::units::files::names_in;
+use crate::commands::units::install::{UNIT_DIR, WANTS};
 use crate::commands::units::plan::{HostPlan, Unit};
 use crate::commands::units::{UnitsError, init};
+use crate::config::Config;
+use crate::telemetry::causes::told;
 
 /// What systemd is asked of each unit.
 const PROPERTIES: &str =
@@ -11,19 +16,28 @@ const PROPERTIES: &str =
 
 const HEAD: [&str; 6] = ["UNIT", "STATE", "SINCE", "RESTARTS", "PORTS", "STATUS"];
 
-/// Asks systemd once of all planned units.
+/// Asks systemd once of all planned units; where the configuration is refused, of those that the target
+/// wants as it is installed, under what is wrong with it.
 ///
 /// # Errors
 /// When systemd does not run here, or does not answer.
-pub(crate) fn show(plan: &HostPlan) -> Result<String, UnitsError> {
+pub(crate) fn show(config: Result<Config, UnitsError>) -> Result<String, UnitsError> {
     if !init::is_running() {
         let instead = "ask on the host that runs the units";
         return Err(UnitsError::NoSystemd { instead });
     }
+    let (head, plan) = match config {
+        Ok(config) => (String::new(), HostPlan::new(&config)),
+        Err(error) => {
+            let installed = names_in(&Path::new(UNIT_DIR).join(WANTS))?;
+            let text = format!("The configuration is refused: {}\n", told(&error));
+            (text, HostPlan::of_names(installed))
+        }
+    };
     let names = plan.units.iter().map(|unit| unit.name.as_str());
     let args = ["show", "--no-pager", "--property", PROPERTIES, "--"];
     let args: Vec<_> = args.into_iter().chain([plan.target]).chain(names).collect();
-    Ok(table(plan, &init::call("systemctl", &args)?))
+    Ok(head + &table(&plan, &init::call("systemctl", &args)?))
 }
 
 /// The table, from what `systemctl show` says.
@@ -96,7 +110,6 @@ fn row(name: &str, ports: String, shown: Option<&Properties>) -> [String; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
     use crate::config::units::Part;
 
     #[test]
