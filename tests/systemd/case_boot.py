@@ -41,5 +41,6 @@ def started(row, host):
     table = host.run("units", "status")
     print(table, flush=True)
     for unit in (*SERVICES, *SOCKETS):
-        line = next((line for line in table.splitlines() if unit in line), "")
-        row.require("active" in line, f"`kvlens units status` says of {unit}: {line!r}")
+        lines = (line.split() for line in table.splitlines())
+        state = next((words[1] for words in lines if words[:1] == [unit]), None)
+        row.require(state == "active", f"`kvlens units status` says of {unit}: {state}")

@@ -2,7 +2,7 @@
 
 import time
 
-from host import FRONTEND, SERVICES, systemctl
+from host import FRONTEND, SERVICES, pid, systemctl
 
 BEFORE_SECONDS = 1
 
@@ -11,9 +11,10 @@ def restarted(unit):
     def case(row, host):
         with host.loaded(row):
             time.sleep(BEFORE_SECONDS)
-            begun = time.monotonic()
+            begun, before = time.monotonic(), pid(unit)
             systemctl("restart", unit)
             row.remark(f"{time.monotonic() - begun:.1f} s")
+            row.require(pid(unit) != before, "it is the same process")
             host.whole(row)
         if unit == FRONTEND:
             row.require(not row.refused, f"{row.refused} connections were refused")

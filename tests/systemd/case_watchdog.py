@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from host import ENGINES, ROUTERS, child, drop_in, pid, show, systemctl
+from host import ENGINES, ROUTERS, child, command, drop_in, pid, show, systemctl
 from wait import until
 
 # The units' own are longer; a proof is not to wait for them.
@@ -26,7 +26,7 @@ def hangs(row, host, unit, stuck):
         systemctl("restart", unit)
         systemctl("reset-failed", unit)
         host.whole(row)
-        before = int(show(unit, "NRestarts"))
+        before, since = int(show(unit, "NRestarts")), time.time()
         with host.loaded(row):
             time.sleep(1)
             os.kill(stuck(unit), signal.SIGSTOP)
@@ -35,5 +35,7 @@ def hangs(row, host, unit, stuck):
             row.remark(f"restarted after {took:.1f} s")
             host.whole(row)
         row.require(restarts() == 1, f"{restarts()} restarts")
+        said = command("journalctl", "--no-pager", "--output=cat", f"--since=@{since}", f"--unit={unit}")
+        row.require("Watchdog timeout" in said, f"it was not the watchdog: {said[-500:]!r}")
     systemctl("restart", unit)
     host.whole(row)

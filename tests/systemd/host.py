@@ -111,7 +111,9 @@ class Host:
         try:
             yield
         finally:
-            row.count(self.load.pause())
+            outcomes = self.load.pause()
+            row.require(outcomes, "no request was sent")
+            row.count(outcomes)
 
     def asks(self, bodies):
         """Sends some requests; a future of their outcomes."""
@@ -132,9 +134,11 @@ class Host:
 
 
 def command(*words):
-    """What a command prints; it must succeed."""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 0, f"{words}: {done.returncode}: {done.stdout}{done.stderr}"
+    """What a command prints, its complaints too; it must succeed."""
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, f"{words}: {done.returncode}: {done.stdout}"
     return done.stdout
 
 
