@@ -76,9 +76,14 @@ pub fn located(what: &'static str, path: &Path) -> Result<PathBuf, NamedFileErro
     located_in(what, path, given.as_deref(), Path::new(SOURCES))
 }
 
+/// Whether `path` is a credential, which systemd copies when it starts a unit.
+pub fn is_credential(path: &Path) -> bool {
+    path.to_string_lossy().starts_with(CREDENTIAL)
+}
+
 /// Whether `path` is a credential and this process has none, so that only a unit could read it.
 pub fn is_for_a_unit(path: &Path) -> bool {
-    path.to_string_lossy().starts_with(CREDENTIAL) && std::env::var_os(DIRECTORY_VARIABLE).is_none()
+    is_credential(path) && std::env::var_os(DIRECTORY_VARIABLE).is_none()
 }
 
 fn located_in(

@@ -23,7 +23,10 @@ use crate::http::serve::serve;
 /// Why there is no way in.
 #[derive(Debug, thiserror::Error)]
 pub enum EntranceError {
-    #[error("cannot listen on {address}")]
+    #[error(
+        "the gate cannot listen on {address}; choose another with --listen, or listen of its table in \
+         [workers]"
+    )]
     Listen {
         address: SocketAddr,
         source: io::Error,

@@ -26,7 +26,7 @@ use crate::engine::standing::{self, Standing};
 use crate::engine::{EngineError, EngineProcess, Launcher, Spec, free_port_runs};
 use crate::http::Limits;
 use crate::http::keys::{KeyFileError, Keys};
-use crate::http::listener::bind_unix;
+use crate::http::listener::{bind_unix, is_anothers};
 use crate::http::serve::serve;
 use crate::id::WorkerId;
 use crate::lifecycle::notify;
@@ -81,10 +81,7 @@ impl RoleError {
             | Self::Keys(_)
             | Self::KeysMissing { .. } => true,
             Self::Entrance(EntranceError::Bus(error)) => error.is_lasting(),
-            // Whoever has the port keeps it.
-            Self::Entrance(EntranceError::Listen { source, .. }) => {
-                source.kind() == io::ErrorKind::AddrInUse
-            }
+            Self::Entrance(EntranceError::Listen { source, .. }) => is_anothers(source),
             Self::Engine(error) => !matches!(
                 error,
                 EngineError::OwnProgram { .. } | EngineError::Port { .. }

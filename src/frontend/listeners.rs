@@ -14,7 +14,7 @@ use crate::config::media::MediaConfig;
 use crate::frontend::Frontend;
 use crate::frontend::held::Held;
 use crate::http::lent::{self, Loans};
-use crate::http::listener::{Listener, bind, bind_shared, hold, is_taken, listen};
+use crate::http::listener::{Listener, bind, bind_shared, hold, is_anothers, is_taken, listen};
 use crate::http::serve::{Stop, serve};
 use crate::http::{Limits, Routes};
 use crate::lifecycle::sockets::{self, SocketError};
@@ -55,8 +55,7 @@ impl ListenError {
     /// Whether it would fail again however often it is started.
     pub fn is_lasting(&self) -> bool {
         match self {
-            // Whoever has the port keeps it.
-            Self::Bind { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+            Self::Bind { source, .. } => is_anothers(source),
             Self::Socket(_) | Self::Held { .. } => true,
         }
     }
@@ -91,8 +90,15 @@ impl Listeners {
         // A free port is nobody else's, and the one after it may be anybody's.
         let is_shared = config.hand_over && config.port != 0 && held.public.is_none();
         let public = match held.public {
-            Some(socket) => taken_over(PUBLIC, socket)?,
-            None => take(PUBLIC, config.address(), (is_shared, "--port")).await?,
+            Some(socket) => taken_over(PUBLIC, config.address(), socket)?,
+            None => {
+                take(
+                    PUBLIC,
+                    config.address(),
+                    (is_shared, "frontend.port (--port)"),
+                )
+                .await?
+            }
         };
         let public_address = public.address().unwrap_or(config.address());
         if !public_address.ip().is_loopback() && config.key_file.is_none() {
@@ -103,7 +109,7 @@ impl Listeners {
         let next = SocketAddr::new(config.admin_host, public_address.port().wrapping_add(1));
         let own = take(ADMIN, config.admin_address(), (is_shared, ADMIN_PORT));
         let admin = match (held.admin, config.admin_port, config.port) {
-            (Some(socket), ..) => taken_over(ADMIN, socket)?,
+            (Some(socket), ..) => taken_over(ADMIN, config.admin_address(), socket)?,
             (None, None, 0) => match bind(next).await {
                 Ok(listener) => Bound::Listening(listener.into()),
                 Err(_) => own.await?,
@@ -201,10 +207,17 @@ impl Listeners {
     }
 }
 
-fn taken_over(what: &'static str, socket: net::TcpListener) -> Result<Bound, ListenError> {
+fn taken_over(
+    what: &'static str,
+    configured: SocketAddr,
+    socket: net::TcpListener,
+) -> Result<Bound, ListenError> {
     let listener = hold(socket).map_err(|source| ListenError::Held { what, source })?;
     let address = listener.address().map(|address| address.to_string());
     info!(listener = what, address, "systemd's socket is served");
+    if let Some(address) = listener.address().filter(|address| *address != configured) {
+        warn!(listener = what, %address, %configured, "systemd's socket is not where the configuration says, `kvlens units install` moves it");
+    }
     Ok(Bound::Listening(listener))
 }
 

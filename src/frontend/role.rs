@@ -24,6 +24,7 @@ use crate::frontend::models::Models;
 use crate::frontend::planes::Planes;
 use crate::frontend::tenants::Tenants;
 use crate::http::keys::{KeyFileError, first_key};
+use crate::lifecycle::notify;
 use crate::lifecycle::tasks::TaskEnd;
 use crate::media::PolicyError;
 use crate::model::named::Named;
@@ -226,6 +227,8 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         never = shown => match never {},
     };
     stop.cancel();
+    // Where it ends by itself nobody has said so, and the watchdog is fed no more.
+    notify::stopping();
     // Its connection is not one to wait for.
     drop(own);
     let drained = frontend.end(&ending, serving).await;

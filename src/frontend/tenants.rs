@@ -7,8 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use ::http::HeaderMap;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
+use crate::config::named_file::is_credential;
 use crate::http::keys::{KeyFileError, Keys, no_key};
 use crate::openai::error::ApiError;
 
@@ -82,6 +83,10 @@ impl Ring {
         let path = self.path.display();
         match Keys::read_named(&self.path) {
             Ok(keys) => {
+                if is_credential(&self.path) {
+                    warn!(%path, "systemd gives a unit its credentials as it starts, a restart reads them again");
+                    return;
+                }
                 info!(%path, keys = keys.count(), "key file read again");
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
             }

@@ -53,10 +53,16 @@ pub fn hold(listener: std::net::TcpListener) -> io::Result<Listener> {
     TcpListener::from_std(listener).map(Listener::Held)
 }
 
+/// Whether binding failed because another program listens there: it keeps the port, so that another
+/// try fails too.
+pub fn is_anothers(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
+}
+
 /// Whether somebody listens at an address. What is not ours to bind is not taken.
 pub fn is_taken(address: SocketAddr) -> bool {
     let bound = socket(address).and_then(|socket| socket.bind(address));
-    bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    bound.is_err_and(|error| is_anothers(&error))
 }
 
 /// A socket that may take an address whose last connections linger, but none that is listened at.

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// By what systemd speaks to one process; whatever that one starts must not take it for its own.
-pub const ADDRESSED: [&str; 6] = [
+/// By what systemd speaks to one process; whatever that one starts must not take it for its own, nor
+/// read its secrets.
+pub const ADDRESSED: [&str; 7] = [
+    "CREDENTIALS_DIRECTORY",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::bus::{Bus, subjects};
 use crate::id::RouterId;
 use crate::router::Router;
-use crate::router::asked::Request;
+use crate::router::asked::{Asked, Request};
 use crate::router::footprint::{Footprint, Wish};
 
 /// Between two questions to a router that has not begun.
@@ -58,9 +58,15 @@ impl OwnQuestion {
     }
 
     async fn answers(&self, patience: Duration) -> bool {
-        // Of no model: nothing is looked up, and nobody is chosen.
-        let nothing = Request::new(&Footprint::new("", 0), &Wish::default());
-        let subject = subjects::explain(self.id.as_str());
+        // Of no model: nobody is chosen.
+        let nothing = Asked {
+            from: self.id.clone(),
+            life: 0,
+            key: 0,
+            may_wait: false,
+            request: Request::new(&Footprint::new("", 0), &Wish::default()),
+        };
+        let subject = subjects::place(self.id.as_str());
         let answer = async {
             let mut answers = self.bus.ask(subject, &nothing).await?;
             answers.next(patience).await

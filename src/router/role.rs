@@ -22,11 +22,11 @@ use crate::discovery::flags::PlaneFlags;
 use crate::discovery::plane::{PlaneState, Planes};
 use crate::dispatch::EngineClient;
 use crate::http::keys::{KeyFileError, first_key};
-use crate::http::listener::bind;
+use crate::http::listener::{bind, is_anothers};
 use crate::http::reply::Reply;
 use crate::http::serve::{panics_total, serve};
 use crate::http::{Answer, Call, Limits, Routes};
-use crate::id::RouterId;
+use crate::id::{InvalidRouterId, RouterId};
 use crate::lifecycle::notify;
 use crate::lifecycle::tasks::{TaskEnd, Tasks};
 use crate::lifecycle::watchdog::Watchdog;
@@ -58,7 +58,7 @@ const END_MAX: Duration = Duration::from_secs(1);
 pub struct Args {
     /// Name of the router: 1 to 63 of a-z, 0-9 and -. Frontends ask the first by name that is there
     #[arg(long, value_parser = RouterId::new)]
-    id: RouterId,
+    id: Option<RouterId>,
     #[command(flatten)]
     planes: PlaneFlags,
     /// What carries requests to engines, and so the question whether one is well: connections to
@@ -102,6 +102,11 @@ pub struct Plan {
 pub enum BadPlan {
     #[error("no NATS server is named, over which frontends could ask; name one with --nats")]
     NoBus,
+    #[error("a router cannot be called {name:?}; name it with units.router (--id)")]
+    Name {
+        name: String,
+        source: InvalidRouterId,
+    },
     #[error(transparent)]
     Sources(#[from] BadSources),
     #[error(transparent)]
@@ -113,7 +118,9 @@ pub enum BadPlan {
 pub enum RouterError {
     #[error(transparent)]
     Bus(#[from] BusError),
-    #[error("the admin listener cannot listen on {address}; choose another with --admin")]
+    #[error(
+        "the admin listener cannot listen on {address}; choose another with router.admin (--admin)"
+    )]
     Listen {
         address: SocketAddr,
         source: io::Error,
@@ -127,8 +134,7 @@ impl RouterError {
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Bus(error) => error.is_lasting(),
-            // Whoever has the port keeps it.
-            Self::Listen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+            Self::Listen { source, .. } => is_anothers(source),
             Self::Ended(_) => false,
         }
     }
@@ -146,11 +152,29 @@ impl Plan {
         let key = config.discovery.key_file.as_deref();
         let key = key.map(first_key).transpose()?;
         Ok(Self {
-            id: args.id.clone(),
+            id: id(args, config)?,
             sources: Sources::new(config)?,
             client: EngineClient::with_key(key.as_deref()),
         })
     }
+}
+
+/// As told; else this host's name, as far as it can be a router's.
+fn id(args: &Args, config: &Config) -> Result<RouterId, BadPlan> {
+    if let Some(id) = &args.id {
+        return Ok(id.clone());
+    }
+    let name = match &config.units.router {
+        Some(name) => name.clone(),
+        None => {
+            let host = rustix::system::uname();
+            let host = host.nodename().to_string_lossy().to_lowercase();
+            let first = host.split('.').next().unwrap_or_default();
+            let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+            first.replace(|c| !legal(c), "-")
+        }
+    };
+    RouterId::new(&name).map_err(|source| BadPlan::Name { name, source })
 }
 
 /// Answers until `stop`, and those who have asked by then to the end.
@@ -218,6 +242,8 @@ pub async fn run(plan: Plan, config: Config, stop: CancellationToken) -> Result<
         never = shown => match never {},
     };
     stop.cancel();
+    // Where it ends by itself nobody has said so, and the watchdog is fed no more.
+    notify::stopping();
     notify::status("answering those who wait");
     let longest = Duration::from_secs(config.router.queue_wait_secs) + END_MAX;
     let ended = notify::extended(longest, tasks.end()).await;

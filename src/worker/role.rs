@@ -21,7 +21,7 @@ use crate::discovery::hash_key::{HashKeyError, hash_key};
 use crate::dispatch::own::OwnListener;
 use crate::events::zmq::Source;
 use crate::http::keys::{KeyFileError, Keys};
-use crate::http::listener::bind;
+use crate::http::listener::{bind, is_anothers};
 use crate::http::serve::serve;
 use crate::id::{InvalidWorkerId, WorkerId};
 use crate::lifecycle::notify;
@@ -178,7 +178,10 @@ pub enum BadPlan {
 /// Why an agent ends.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    #[error("the agent cannot listen on {address}; choose another with --listen")]
+    #[error(
+        "the agent cannot listen on {address}; choose another with worker.listen (--listen), or \
+         agent_listen of its table in [workers]"
+    )]
     Listen {
         address: SocketAddr,
         source: io::Error,
@@ -194,8 +197,7 @@ impl WorkerError {
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Bus(error) => error.is_lasting(),
-            // Whoever has the port keeps it.
-            Self::Listen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+            Self::Listen { source, .. } => is_anothers(source),
             Self::Ended(_) => false,
         }
     }

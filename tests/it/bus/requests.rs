@@ -92,7 +92,7 @@ async fn the_servers_rules_that_we_ship_let_requests_through() {
     drop(answer);
     party.until_open(0).await;
     // A router asks itself whether it answers, and where it does not, whether the bus does.
-    let own = subjects::explain("r");
+    let own = subjects::place("r");
     let mut questions = of_router.listen(own.clone()).await.expect("it listens");
     let mut answers = of_router.ask(own, &()).await.expect("it is asked");
     let question = timeout(PATIENCE, questions.next()).await;
