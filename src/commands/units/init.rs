@@ -13,6 +13,25 @@ pub(crate) fn is_running() -> bool {
     Path::new(BOOTED).is_dir()
 }
 
+/// Those of `units` that run.
+///
+/// # Errors
+/// When systemctl is not there.
+pub(crate) fn running<'a>(units: &[&'a str]) -> Result<Vec<&'a str>, UnitsError> {
+    let program = "systemctl";
+    // Its exit code says only whether one of them runs.
+    let output = Command::new(program)
+        .arg("is-active")
+        .args(units)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|source| UnitsError::Run { program, source })?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let states = units.iter().zip(said.lines());
+    let running = states.filter(|(_, state)| ["active", "activating"].contains(state));
+    Ok(running.map(|(unit, _)| *unit).collect())
+}
+
 /// What a program says on its standard output.
 ///
 /// # Errors

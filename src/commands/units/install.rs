@@ -17,6 +17,9 @@ pub(crate) const WANTS: &str = "kvlens.target.wants";
 pub(crate) const CREDENTIALS: [&str; 6] =
     ["etcd", "nats", "router", "frontend", "engine", "worker"];
 
+/// Units of distributions that have the ports of ours, and start as they are installed.
+const RIVALS: [&str; 2] = ["etcd.service", "nats-server.service"];
+
 /// What everybody may read, and what nobody but root.
 const PUBLIC: u32 = 0o644;
 const SECRET: u32 = 0o600;
@@ -77,11 +80,15 @@ pub(crate) fn install(
     let sysusers = below(prefix, SYSUSERS_FILE);
     log.folder(sysusers.parent().unwrap_or(prefix), PUBLIC_FOLDER)?;
     log.write(&sysusers, SYSUSERS, PUBLIC)?;
+    let mut rivals = Vec::new();
     if is_here {
         init::call("systemd-sysusers", &[SYSUSERS_FILE])?;
         init::call("systemctl", &["daemon-reload"])?;
+        if plan.has(Role::Etcd) {
+            rivals = init::running(&RIVALS)?;
+        }
     }
-    Ok(log.text() + &next_steps(&plan, &stale))
+    Ok(log.text() + &next_steps(&plan, &stale, &rivals))
 }
 
 /// Writes every unit into a folder, and links those of the plan to the target. The links to units that
@@ -116,7 +123,7 @@ fn file_of(unit: &Unit) -> String {
     }
 }
 
-fn next_steps(plan: &HostPlan, stale: &[String]) -> String {
+fn next_steps(plan: &HostPlan, stale: &[String], rivals: &[&str]) -> String {
     let mut text = "\n".to_owned();
     let mut say = |line: &str| text += &format!("{line}\n");
     if !plan.has(Role::Engine) {
@@ -132,6 +139,11 @@ fn next_steps(plan: &HostPlan, stale: &[String]) -> String {
     if !stale.is_empty() {
         let stale = stale.join(" ");
         say(&format!("No longer planned: `systemctl stop {stale}`"));
+    }
+    if !rivals.is_empty() {
+        let rivals = rivals.join(" ");
+        say("The distribution's own have the ports of ours, and are used by nothing of kvlens:");
+        say(&format!("`systemctl disable --now {rivals}`"));
     }
     say("Next: `systemctl enable --now kvlens.target`, then `kvlens units status`");
     text

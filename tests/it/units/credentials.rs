@@ -1,6 +1,7 @@
 //! Secrets that systemd gives to a unit: missing, elsewhere, or none at all.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::cli::{kvlens, text};
@@ -45,7 +46,9 @@ fn one_that_nobody_can_read_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let given = folder.path().join("kvlens-frontend.service");
     // A folder is no file of keys for anybody, root included.
-    fs::create_dir_all(given.join("kvlens_tenants")).unwrap();
+    let tenants = given.join("kvlens_tenants");
+    fs::create_dir_all(&tenants).unwrap();
+    fs::set_permissions(tenants, fs::Permissions::from_mode(0o700)).unwrap();
     let environment = [
         ("CREDENTIALS_DIRECTORY", shown(&given)),
         ("KVLENS_DISCOVERY_WORKERS", "http://127.0.0.1:1"),
