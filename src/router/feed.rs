@@ -149,14 +149,14 @@ impl Feeds {
         asks_any: bool,
     ) -> Option<Link> {
         if let Some(bus) = &self.bus {
-            return Some(Link::Bus(BusLink {
+            return Some(Link::Bus(Box::new(BusLink {
                 bus: bus.clone(),
                 worker: worker.clone(),
                 with_blocks: self.with_blocks,
                 life: record
                     .map(|record| record.agent_life)
                     .filter(|life| *life != 0 && !asks_any),
-            }));
+            })));
         }
         // It would be shown our key.
         let is_reached = |url: &String| self.rules.reaches(url);

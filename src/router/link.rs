@@ -89,7 +89,7 @@ pub(crate) enum Link {
         /// Whose feed it must be; `None` where an operator named the listener alone.
         worker: Option<WorkerId>,
     },
-    Bus(BusLink),
+    Bus(Box<BusLink>),
 }
 
 /// An open feed.

@@ -267,7 +267,7 @@ async fn a_port_is_shared_only_where_both_say_so() {
     let words = format!("frontend --model demo --worker-url {agent}");
     let refused = async |host: &mut Host| {
         let mut other = host.start(&words);
-        assert_eq!(other.ended().await, Some(1), "{}", other.log());
+        assert_eq!(other.ended().await, Some(78), "{}", other.log());
         let address = format!("127.0.0.1:{}", public.port);
         let said = format!("the public listener cannot listen on {address}; ");
         assert!(other.log().contains(&said), "{}", other.log());

@@ -180,7 +180,7 @@ fn what_is_no_feed_is_refused() {
         ),
         (
             [hello(), foreign.to_vec()].concat(),
-            "a record of worker v in the feed of w",
+            "worker v is told of where the feed of w should be",
         ),
         (broken(&|_| Line::Down), "an event of rank 0 breaks off"),
         (broken(&other_rank), "an event of rank 0 breaks off"),

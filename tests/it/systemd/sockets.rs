@@ -102,7 +102,7 @@ async fn a_socket_of_another_kind_is_refused() {
     let words = "frontend --model demo --worker-url http://127.0.0.1:1";
     let file = File::open(host.file("file", "")).unwrap();
     let mut process = host.activated(words, [handed(&public), file.into()]);
-    assert_eq!(process.ended().await, Some(1));
+    assert_eq!(process.ended().await, Some(78));
     let log = process.log();
     let reason = "systemd's socket \"admin\" is not one that listens for TCP";
     assert!(log.contains(reason), "{log}");
