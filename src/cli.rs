@@ -96,6 +96,7 @@ impl From<UnitsError> for Failure {
     fn from(error: UnitsError) -> Self {
         match error {
             UnitsError::Check(error) => Self::Config(error),
+            error @ UnitsError::NoConfiguration { .. } => bad_plan("units")(error),
             error => Self::Role {
                 role: "units",
                 source: error.into(),
@@ -143,6 +144,7 @@ fn as_error() -> &'static str {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
+    let told = cli.config.clone();
     let sources = Sources::of_process(cli.config);
     match cli.action {
         Action::Up(args) => {
@@ -198,7 +200,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Action::CheckConfig(args) => print(&check_config::run(&args, &sources)?),
         Action::Doctor(args) => diagnose(&args, sources),
         Action::Explain(args) => print(&explain::run(&args)?),
-        Action::Units(args) => print(&units::run(&args, &sources)?),
+        Action::Units(args) => {
+            let report = units::run(&args, &sources, told.as_deref())?;
+            print(&report.text)?;
+            report.fault.map_or(Ok(()), |fault| Err(fault.into()))
+        }
         Action::Replay(args) => {
             let config = check_config::load(&sources)?;
             let answer = replay::run(&args, &config.router);

@@ -105,6 +105,11 @@ impl Values {
         self
     }
 
+    /// Whether no key is set.
+    pub fn is_empty(&self) -> bool {
+        self.dict.is_empty()
+    }
+
     /// Sets the key at `path` when there is a value.
     #[must_use]
     pub fn set_given(self, path: &str, value: Option<impl Serialize>) -> Self {

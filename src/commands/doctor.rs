@@ -17,7 +17,7 @@ mod verdicts;
 mod workers;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ use crate::commands::doctor::verdicts::Ours;
 use crate::commands::doctor::workers::{Answer, Asked, Candidate, Ways};
 use crate::config::dispatch::RequestPlane;
 use crate::config::frontend::RouterPlace;
+use crate::config::units::CONFIG_FILE;
 use crate::config::{Config, Sources, Values};
 use crate::discovery::flags::PlaneFlags;
 use crate::discovery::hash_key::hash_key;
@@ -56,6 +57,9 @@ const NATS_MAX: Duration = Duration::from_secs(4);
 const LOCAL_MAX: Duration = Duration::from_secs(5);
 
 /// Checks this host, etcd, NATS, agents and engines: what is wrong, and the next step.
+///
+/// Where no file, flag or variable says what to look at, and units are installed, it is what their
+/// configuration says.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -108,6 +112,7 @@ pub fn run(args: &Args, sources: Sources) -> io::Result<Diagnosis> {
         flags: args.flags(),
         ..sources
     };
+    let sources = or_installed(sources, Path::new(CONFIG_FILE));
     let findings = match check_config::load(&sources) {
         Err(error) => unusable(&sources, &error),
         Ok(config) => {
@@ -290,13 +295,25 @@ where
     }
 }
 
+/// The sources, or the configuration of the units where they name nothing.
+fn or_installed(sources: Sources, installed: &Path) -> Sources {
+    let is_named = sources.file.is_some() || !sources.flags.is_empty() || variables(&sources) > 0;
+    match is_named || !installed.exists() {
+        true => sources,
+        false => Sources {
+            file: Some(installed.to_owned()),
+            ..sources
+        },
+    }
+}
+
+fn variables(sources: &Sources) -> usize {
+    let ours = |(name, _): &&(String, String)| name.starts_with("KVLENS_");
+    sources.environment.iter().filter(ours).count()
+}
+
 fn usable(sources: &Sources) -> Finding {
-    let ours = |name: &str| name.starts_with("KVLENS_");
-    let variables = sources
-        .environment
-        .iter()
-        .filter(|(name, _)| ours(name))
-        .count();
+    let variables = variables(sources);
     let seen = format!("it can be used, with {variables} variables of the environment");
     Finding::ok(Check::Configuration, &place(sources), seen)
 }
@@ -323,4 +340,38 @@ fn place(sources: &Sources) -> String {
 /// A time as it is shown.
 fn millis(time: Duration) -> String {
     format!("{} ms", time.as_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_configuration_is_looked_at_where_nothing_else_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let installed = folder.path().join("kvlens.toml");
+        let file = |sources: Sources| or_installed(sources, &installed).file;
+        assert_eq!(file(Sources::default()), None);
+        std::fs::write(&installed, "").unwrap();
+        assert_eq!(file(Sources::default()).as_ref(), Some(&installed));
+        let named = Sources {
+            file: Some("k.toml".into()),
+            ..Sources::default()
+        };
+        assert_eq!(file(named), Some("k.toml".into()));
+        let flags = Values::default().set("discovery.workers", ["http://127.0.0.1:1"]);
+        let environment = vec![("KVLENS_NATS_SERVERS".to_owned(), String::new())];
+        for sources in [
+            Sources {
+                flags,
+                ..Sources::default()
+            },
+            Sources {
+                environment,
+                ..Sources::default()
+            },
+        ] {
+            assert_eq!(file(sources), None);
+        }
+    }
 }

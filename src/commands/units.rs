@@ -3,6 +3,7 @@
 mod files;
 mod init;
 mod install;
+mod next_steps;
 mod plan;
 mod programs;
 mod status;
@@ -17,10 +18,8 @@ use clap::{Subcommand, ValueHint};
 use crate::commands::check_config::{self, CheckError};
 use crate::commands::units::plan::HostPlan;
 use crate::commands::units::programs::Programs;
+use crate::config::units::CONFIG_FILE;
 use crate::config::{Config, Sources};
-
-/// Where units look for the configuration.
-const CONFIG_DIR: &str = "/etc/kvlens";
 
 /// Writes, shows and removes the units of systemd that this host runs
 #[derive(Clone, Debug, clap::Args)]
@@ -49,7 +48,8 @@ enum Action {
         #[command(flatten)]
         programs: Programs,
     },
-    /// Shows all units that this host is to run: their states, ports, and what they say of themselves
+    /// Shows all units that this host is to run: their states, ports, and what they say of themselves;
+    /// ends with 1 where one of them is not active
     Status,
     /// Stops the units and removes all that install wrote, with what they kept
     Uninstall {
@@ -96,6 +96,15 @@ pub enum UnitsError {
         path: String,
         source: io::Error,
     },
+    #[error("{path} does not exist: run `kvlens units install`, which writes one to begin with")]
+    NoConfiguration { path: String },
+    #[error(
+        "{path} is not taken here: units read {CONFIG_FILE} (below --prefix), and are planned from it; \
+         `kvlens units plan` and `render` take --config"
+    )]
+    OtherConfiguration { path: String },
+    #[error("{units} of the planned units are not active")]
+    NotActive { units: usize },
     #[error("this host runs no systemd (/run/systemd/system is missing): {instead}")]
     NoSystemd { instead: &'static str },
     #[error("{command} failed: {said}")]
@@ -124,35 +133,66 @@ impl UnitsError {
 }
 
 /// What to print once it is done.
-///
-/// # Errors
-/// What stood in the way, and what to do about it.
-pub fn run(args: &Args, sources: &Sources) -> Result<String, UnitsError> {
-    match &args.action {
-        Action::Plan => {
-            let plan = HostPlan::new(&load(sources, None)?);
-            // Text, numbers and lists have a form in JSON.
-            let text = serde_json::to_string_pretty(&plan).unwrap_or_default();
-            Ok(text + "\n")
-        }
-        Action::Render { to, programs } => {
-            let config = load(sources, None)?;
-            install::render(&config, programs, to)
-        }
-        Action::Install { prefix, programs } => install::install(sources, programs, prefix),
-        // A configuration that is refused is when its state is asked for.
-        Action::Status => status::show(load(sources, None)),
-        Action::Uninstall { prefix, purge } => uninstall::uninstall(prefix, *purge),
+#[derive(Debug)]
+pub struct Report {
+    pub text: String,
+    /// What is wrong all the same.
+    pub fault: Option<UnitsError>,
+}
+
+impl From<String> for Report {
+    fn from(text: String) -> Self {
+        Self { text, fault: None }
     }
 }
 
-/// The configuration as units read it: the file that was named, or else the one in `prefix`. What this
-/// shell's environment says is not theirs.
-fn load(sources: &Sources, prefix: Option<&Path>) -> Result<Config, UnitsError> {
-    let installed =
-        || files::below(prefix.unwrap_or(Path::new("/")), CONFIG_DIR).join("kvlens.toml");
+/// Does what was asked for. `told` is the file of `--config`, where that was given.
+///
+/// # Errors
+/// What stood in the way, and what to do about it.
+pub fn run(args: &Args, sources: &Sources, told: Option<&Path>) -> Result<Report, UnitsError> {
+    let named = sources.file.as_deref();
+    match &args.action {
+        Action::Plan => {
+            let plan = HostPlan::new(&load(named)?);
+            // Text, numbers and lists have a form in JSON.
+            let text = serde_json::to_string_pretty(&plan).unwrap_or_default();
+            Ok(Report::from(text + "\n"))
+        }
+        Action::Render { to, programs } => {
+            install::render(&load(named)?, programs, to).map(Report::from)
+        }
+        Action::Install { prefix, programs } => {
+            nowhere_else(told)?;
+            install::install(programs, prefix).map(Report::from)
+        }
+        // A configuration that is refused is when its state is asked for.
+        Action::Status => status::show(load(named)),
+        Action::Uninstall { prefix, purge } => {
+            nowhere_else(told)?;
+            uninstall::uninstall(prefix, *purge).map(Report::from)
+        }
+    }
+}
+
+/// Refuses another file than the one that installed units read.
+fn nowhere_else(told: Option<&Path>) -> Result<(), UnitsError> {
+    let other = |path: &Path| UnitsError::OtherConfiguration {
+        path: path.display().to_string(),
+    };
+    told.map_or(Ok(()), |path| Err(other(path)))
+}
+
+/// The configuration as units read it: the file that was named, or else the one that is installed. What
+/// this shell's environment says is not theirs.
+fn load(named: Option<&Path>) -> Result<Config, UnitsError> {
+    let path = named.unwrap_or(Path::new(CONFIG_FILE));
+    if named.is_none() && !path.exists() {
+        let path = path.display().to_string();
+        return Err(UnitsError::NoConfiguration { path });
+    }
     let sources = Sources {
-        file: Some(sources.file.clone().unwrap_or_else(installed)),
+        file: Some(path.to_owned()),
         ..Sources::default()
     };
     Ok(check_config::load(&sources)?)

@@ -10,11 +10,15 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::id::WorkerId;
 
-/// The gates' ports from here on, one for each worker that names none, by its place among all names.
+/// The gates' ports from here on: of a worker that names none it is this one and the number that the
+/// worker's name ends in. So no worker's port depends on which others there are.
 const GATE_PORT: u16 = 8100;
 
 /// The agents' ports likewise.
 const AGENT_PORT: u16 = 8200;
+
+/// The largest such number: the agents' ports begin behind the gates'.
+pub(crate) const NUMBER_MAX: u16 = 99;
 
 /// Which program an engine is.
 #[derive(
@@ -78,12 +82,13 @@ pub struct InstanceConfig {
     pub args: Vec<String>,
     /// Folder whose files the engine may read as images.
     pub media_dir: Option<PathBuf>,
-    /// Address and port of the engine's gate; unset, 127.0.0.1 and 8100 or as many ports above it as
-    /// there are names before this one in the alphabet.
+    /// Address and port of the engine's gate; unset, 127.0.0.1 and 8100 plus the number, 0 to 99, that
+    /// the worker's name ends in: 8113 for gpu-13. A name without one needs it set.
     pub listen: Option<SocketAddr>,
     /// File of the bearer keys of the gate, which it needs beyond loopback.
     pub key_file: Option<PathBuf>,
-    /// Address and port of the agent's listener; unset, 127.0.0.1 and 8200 or above it likewise.
+    /// Address and port of the agent's listener; unset, 127.0.0.1 and 8200 plus that number. Beyond
+    /// loopback it needs `worker.key_file`.
     pub agent_listen: Option<SocketAddr>,
     /// Where other hosts reach the agent's listener, as `http://10.0.0.5:8200`; unset, as
     /// `agent_listen` says.
@@ -113,7 +118,27 @@ impl Default for InstanceConfig {
     }
 }
 
-/// A worker of this host with all that its place among the others decides.
+impl InstanceConfig {
+    /// Where the gate of the worker of this name listens; `None` where neither of the two says it.
+    pub(crate) fn gate(&self, name: &str) -> Option<SocketAddr> {
+        self.listen.or_else(|| local(GATE_PORT, name))
+    }
+
+    /// Where its agent listens, likewise.
+    pub(crate) fn agent(&self, name: &str) -> Option<SocketAddr> {
+        self.agent_listen.or_else(|| local(AGENT_PORT, name))
+    }
+}
+
+/// The port that the number at the end of a name gives.
+fn local(first: u16, name: &str) -> Option<SocketAddr> {
+    let is_digit = |c: char| c.is_ascii_digit();
+    let digits = &name[name.trim_end_matches(is_digit).len()..];
+    let number: u16 = digits.parse().ok()?;
+    (number <= NUMBER_MAX).then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, first + number)))
+}
+
+/// A worker of this host with all that its name decides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Instance {
     pub worker: WorkerId,
@@ -141,23 +166,18 @@ fn there_are(known: &[String]) -> String {
 }
 
 impl Config {
-    /// The workers of this host, by name.
+    /// The workers of this host, by name. One whose addresses nothing says is left out; a configuration
+    /// with it is refused.
     pub fn instances(&self) -> Vec<Instance> {
-        let instance = |(place, (name, config)): (usize, (&String, &InstanceConfig))| {
-            let local = |first: u16| {
-                // More workers than ports there are would be refused as clashes.
-                let port = first.saturating_add(u16::try_from(place).unwrap_or(u16::MAX));
-                SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-            };
+        let instance = |(name, config): (&String, &InstanceConfig)| {
             Some(Instance {
                 worker: WorkerId::new(name).ok()?,
-                listen: config.listen.unwrap_or_else(|| local(GATE_PORT)),
-                agent_listen: config.agent_listen.unwrap_or_else(|| local(AGENT_PORT)),
+                listen: config.gate(name)?,
+                agent_listen: config.agent(name)?,
                 config: config.clone(),
             })
         };
-        let named = self.workers.iter().enumerate();
-        named.filter_map(instance).collect()
+        self.workers.iter().filter_map(instance).collect()
     }
 
     /// The worker of this name. `place` says where it was looked for, as `file /etc/kvlens/kvlens.toml`.
@@ -194,23 +214,33 @@ mod tests {
     }
 
     #[test]
-    fn ports_follow_the_names() {
-        let mut config = config(&["gpu-1", "gpu-0", "gpu-2"]);
-        let told = SocketAddr::from(([10, 0, 0, 1], 9000));
-        config.workers.get_mut("gpu-1").unwrap().listen = Some(told);
-        let shown: Vec<_> = config
-            .instances()
-            .iter()
-            .map(|one| format!("{} {} {}", one.worker, one.listen, one.agent_listen))
-            .collect();
-        assert_eq!(
-            shown,
-            [
-                "gpu-0 127.0.0.1:8100 127.0.0.1:8200",
-                "gpu-1 10.0.0.1:9000 127.0.0.1:8201",
-                "gpu-2 127.0.0.1:8102 127.0.0.1:8202",
-            ]
-        );
+    fn ports_follow_the_number_of_the_name_alone() {
+        let told = Some(SocketAddr::from(([10, 0, 0, 1], 9000)));
+        for (name, told, gate, agent) in [
+            ("gpu-0", None, "127.0.0.1:8100", "127.0.0.1:8200"),
+            ("gpu-13", None, "127.0.0.1:8113", "127.0.0.1:8213"),
+            ("gpu007", None, "127.0.0.1:8107", "127.0.0.1:8207"),
+            ("99", None, "127.0.0.1:8199", "127.0.0.1:8299"),
+            ("gpu-1", told, "10.0.0.1:9000", "127.0.0.1:8201"),
+            ("gpu-100", told, "10.0.0.1:9000", ""),
+            ("gpu-4294967297", None, "", ""),
+            ("blue", None, "", ""),
+            ("1-blue", None, "", ""),
+        ] {
+            let config = InstanceConfig {
+                listen: told,
+                ..InstanceConfig::default()
+            };
+            let shown = |address: Option<SocketAddr>| {
+                let shown = address.map(|address| address.to_string());
+                shown.unwrap_or_default()
+            };
+            assert_eq!(shown(config.gate(name)), gate, "{name}");
+            assert_eq!(shown(config.agent(name)), agent, "{name}");
+        }
+        let all = config(&["gpu-3", "gpu-1"]).instances();
+        let gates: Vec<_> = all.iter().map(|one| one.listen.port()).collect();
+        assert_eq!(gates, [8101, 8103]);
     }
 
     #[test]

@@ -10,15 +10,16 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::config::units::CREDENTIALS_DIR;
+
 /// What a name begins with that is a credential's and no path.
 const CREDENTIAL: &str = "credential:";
 
 /// Where systemd says that a unit's credentials are.
 const DIRECTORY_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 
-/// What the units call the folder of a role's credentials, and where those folders are.
+/// What the units call the folder of a role's credentials.
 const PREFIX: &str = "kvlens_";
-const SOURCES: &str = "/etc/kvlens/credentials";
 
 /// What users beyond the owner and its group may not do with the file.
 const WORLD: u32 = 0o007;
@@ -53,7 +54,8 @@ pub enum NamedFileError {
     CredentialName { what: &'static str, path: String },
     #[error(
         "{what} {path} is a credential, and this process has none: run it as a unit, which has \
-         LoadCredential=kvlens:/etc/kvlens/credentials/<role>, or name a file by its path"
+         LoadCredential=kvlens:{folder}/<role>, or name a file by its path",
+        folder = CREDENTIALS_DIR
     )]
     NoCredentials { what: &'static str, path: String },
     #[error(
@@ -73,7 +75,7 @@ pub enum NamedFileError {
 /// When it is a credential that this process was not given, or whose source everybody can read.
 pub fn located(what: &'static str, path: &Path) -> Result<PathBuf, NamedFileError> {
     let given = std::env::var_os(DIRECTORY_VARIABLE).map(PathBuf::from);
-    located_in(what, path, given.as_deref(), Path::new(SOURCES))
+    located_in(what, path, given.as_deref(), Path::new(CREDENTIALS_DIR))
 }
 
 /// Whether `path` is a credential, which systemd copies when it starts a unit.

@@ -152,7 +152,7 @@ fn units_are_filled_in_for_the_host() {
     for (name, line) in [
         (
             "kvlens-router.service",
-            "ExecStart=/bin/sh router --id router-a --config /etc/kvlens/kvlens.toml",
+            "ExecStart=/bin/sh router --config /etc/kvlens/kvlens.toml",
         ),
         ("kvlens-frontend.socket", "ListenStream=127.0.0.1:9000"),
         (
@@ -191,7 +191,7 @@ fn the_target_wants_what_is_planned() {
         [
             "kvlens-engine-podman@gpu-1.service ../kvlens-engine-podman@.service",
             "kvlens-engine@gpu-0.service ../kvlens-engine@.service",
-            "kvlens-engine@mock-0.service ../kvlens-engine@.service",
+            "kvlens-engine@mock-2.service ../kvlens-engine@.service",
             "kvlens-etcd.service ../kvlens-etcd.service",
             "kvlens-frontend-admin.socket ../kvlens-frontend-admin.socket",
             "kvlens-frontend.service ../kvlens-frontend.service",
@@ -200,7 +200,7 @@ fn the_target_wants_what_is_planned() {
             "kvlens-router.service ../kvlens-router.service",
             "kvlens-worker@gpu-0.service ../kvlens-worker@.service",
             "kvlens-worker@gpu-1.service ../kvlens-worker@.service",
-            "kvlens-worker@mock-0.service ../kvlens-worker@.service",
+            "kvlens-worker@mock-2.service ../kvlens-worker@.service",
         ]
     );
 }

@@ -1,4 +1,4 @@
-//! Files and folders that are written and removed, and a record of each for who reads the outcome.
+//! Files and folders that are written and removed, and what was done to each for who reads the outcome.
 
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -12,15 +12,28 @@ pub(crate) fn below(prefix: &Path, path: &str) -> PathBuf {
     prefix.join(path.trim_start_matches('/'))
 }
 
-/// What was done, one line for each path.
+/// Does the work on files, and has a line for each path that it was asked for.
 #[derive(Debug, Default)]
-pub(crate) struct Log {
+pub(crate) struct FileWork {
     lines: Vec<String>,
+    /// Whether anything is other than it was.
+    has_changed: bool,
 }
 
-impl Log {
-    pub(crate) fn say(&mut self, verb: &str, path: &Path) {
+impl FileWork {
+    /// Says of a path what it is left as.
+    pub(crate) fn leave(&mut self, verb: &str, path: &Path) {
         self.lines.push(format!("{verb:<9} {}", path.display()));
+    }
+
+    /// Says of a path what was done.
+    pub(crate) fn did(&mut self, verb: &str, path: &Path) {
+        self.leave(verb, path);
+        self.has_changed = true;
+    }
+
+    pub(crate) fn has_changed(&self) -> bool {
+        self.has_changed
     }
 
     pub(crate) fn text(&self) -> String {
@@ -30,11 +43,12 @@ impl Log {
     /// Writes a file, whole or not at all, unless it is so already.
     pub(crate) fn write(&mut self, path: &Path, text: &str, mode: u32) -> Result<(), UnitsError> {
         if fs::read_to_string(path).is_ok_and(|found| found == text) {
-            self.say("unchanged", path);
+            self.leave("unchanged", path);
             return Ok(());
         }
+        let is_there = path.symlink_metadata().is_ok();
         replace(path, text, mode).map_err(UnitsError::file("write", path))?;
-        self.say("written", path);
+        self.did(if is_there { "replaced" } else { "written" }, path);
         Ok(())
     }
 
@@ -45,14 +59,11 @@ impl Log {
         text: &str,
         mode: u32,
     ) -> Result<(), UnitsError> {
-        match fs::read_to_string(path) {
-            Ok(found) if found == text => self.say("unchanged", path),
-            Ok(_) => self.say("kept", path),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return self.write(path, text, mode);
-            }
-            Err(error) => return Err(UnitsError::file("read", path)(error)),
+        if path.symlink_metadata().is_err() {
+            return self.write(path, text, mode);
         }
+        let found = fs::read_to_string(path).map_err(UnitsError::file("read", path))?;
+        self.leave(if found == text { "unchanged" } else { "kept" }, path);
         Ok(())
     }
 
@@ -64,19 +75,32 @@ impl Log {
         let made = DirBuilder::new().recursive(true).mode(mode).create(path);
         made.and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
             .map_err(UnitsError::file("make folder", path))?;
-        self.say("made", path);
+        self.did("made", path);
+        Ok(())
+    }
+
+    /// Makes a folder that is its owner's alone, or makes it so where it is there. What a link leads to
+    /// is left to who made the link.
+    pub(crate) fn secret_folder(&mut self, path: &Path) -> Result<(), UnitsError> {
+        self.folder(path, SECRET_FOLDER)?;
+        let found = fs::symlink_metadata(path).map_err(UnitsError::file("look at", path))?;
+        if found.is_dir() && found.permissions().mode() & 0o777 != SECRET_FOLDER {
+            fs::set_permissions(path, Permissions::from_mode(SECRET_FOLDER))
+                .map_err(UnitsError::file("close folder", path))?;
+            self.did("closed", path);
+        }
         Ok(())
     }
 
     /// Makes a link, unless it is there.
     pub(crate) fn link(&mut self, path: &Path, to: &str) -> Result<(), UnitsError> {
         if fs::read_link(path).is_ok_and(|found| found == Path::new(to)) {
-            self.say("unchanged", path);
+            self.leave("unchanged", path);
             return Ok(());
         }
         self.remove(path)?;
         symlink(to, path).map_err(UnitsError::file("link", path))?;
-        self.say("linked", path);
+        self.did("linked", path);
         Ok(())
     }
 
@@ -91,17 +115,17 @@ impl Log {
             false => fs::remove_file(path),
         };
         removed.map_err(UnitsError::file("remove", path))?;
-        self.say("removed", path);
+        self.did("removed", path);
         Ok(())
     }
 
     /// Removes a folder that has nothing in it.
     pub(crate) fn remove_empty(&mut self, path: &Path) -> Result<(), UnitsError> {
         match fs::remove_dir(path) {
-            Ok(()) => self.say("removed", path),
+            Ok(()) => self.did("removed", path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                self.say("kept", path);
+                self.leave("kept", path);
             }
             Err(error) => return Err(UnitsError::file("remove", path)(error)),
         }
@@ -109,12 +133,21 @@ impl Log {
     }
 }
 
+/// The mode of a folder that nobody but its owner sees into.
+const SECRET_FOLDER: u32 = 0o700;
+
 fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // One that a run left which was killed.
+        _ => {}
+    }
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(mode);
+    // A link that others put there is not followed.
+    options.write(true).create_new(true).mode(mode);
     let mut file = options.open(&new)?;
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(text.as_bytes())?;

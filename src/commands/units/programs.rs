@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::ValueHint;
 
 use crate::commands::units::UnitsError;
-use crate::commands::units::plan::{HostPlan, Role};
+use crate::commands::units::plan::HostPlan;
+use crate::config::units::Role;
 
 /// Folders that units cannot see into, or see their own of.
 const HIDDEN: [&str; 5] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];

@@ -1,8 +1,8 @@
 //! The texts of units, as they are shipped and filled in for a host.
 
-use crate::commands::units::CONFIG_DIR;
 use crate::commands::units::programs::Found;
 use crate::config::Config;
+use crate::config::units::CONFIG_DIR;
 
 /// A shipped text, by its name.
 macro_rules! shipped {
@@ -55,14 +55,11 @@ impl Values {
         let frontend = config.frontend.settle() + config.frontend.drain();
         let engine = config.engine.drain() + config.engine.grace();
         let stop = |drains: std::time::Duration| (drains.as_secs() + STOP_MARGIN_SECS).to_string();
-        // %l is systemd's word for the host's name.
-        let router = config.units.router.clone().unwrap_or_else(|| "%l".into());
         Self(vec![
             ("@kvlens@", programs.kvlens.clone()),
             ("@etcd@", programs.etcd.clone()),
             ("@nats_server@", programs.nats_server.clone()),
             ("@config_dir@", CONFIG_DIR.to_owned()),
-            ("@router@", router),
             ("@public_listen@", config.frontend.address().to_string()),
             (
                 "@admin_listen@",

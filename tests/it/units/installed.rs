@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::cli::{kvlens, text};
@@ -76,13 +76,14 @@ fn a_second_install_changes_nothing_and_uninstall_leaves_nothing() {
     // What units keep where they ran.
     for path in [
         "var/lib/kvlens/gpu-0/ranks",
-        "var/cache/kvlens/gpu-0/kernel",
+        "var/cache/kvlens-engine/gpu-0/kernel",
     ] {
         let path = prefix.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "kept").unwrap();
     }
-    uninstall(prefix.path(), &[]);
+    let said = uninstall(prefix.path(), &[]);
+    assert!(said.contains("\nWhat stays: the program, /"), "{said}");
     assert_eq!(tree(prefix.path()), BTreeMap::new());
     assert!(!prefix.path().join("etc/kvlens").exists());
     assert_eq!(
@@ -154,18 +155,112 @@ fn a_worker_that_is_gone_from_the_configuration_is_no_longer_wanted() {
         )
         .unwrap();
     };
-    workers(&["a", "b"]);
+    workers(&["a-0", "b-1"]);
     install(prefix.path());
     assert_eq!(names(&wants).len(), 4);
-    workers(&["b"]);
+    let enabled = prefix
+        .path()
+        .join("etc/systemd/system/multi-user.target.wants");
+    fs::create_dir(&enabled).unwrap();
+    symlink("../kvlens.target", enabled.join("kvlens.target")).unwrap();
+    symlink("../other.service", wants.join("other.service")).unwrap();
+    workers(&["b-1"]);
     let said = install(prefix.path());
-    assert_eq!(
-        names(&wants),
-        ["kvlens-engine@b.service", "kvlens-worker@b.service"]
-    );
-    let line =
-        "No longer planned: `systemctl stop kvlens-engine@a.service kvlens-worker@a.service`";
-    assert!(said.contains(line), "{said}");
+    let left = [
+        "kvlens-engine@b-1.service",
+        "kvlens-worker@b-1.service",
+        "other.service",
+    ];
+    assert_eq!(names(&wants), left);
+    let steps = [
+        "`curl -X POST http://127.0.0.1:8200/kvlens/v1/deregister` first",
+        "`systemctl stop kvlens-engine@a-0.service kvlens-worker@a-0.service`",
+        "Next: `systemctl restart kvlens.target`",
+    ];
+    let places = steps.map(|step| said.find(step).unwrap_or_else(|| panic!("{step}\n{said}")));
+    assert!(places.is_sorted(), "{said}");
+    assert!(install(prefix.path()).contains("The units are as they were"));
+    uninstall(prefix.path(), &["--purge"]);
+    assert_eq!(names(&wants), ["other.service"]);
+    assert!(names(&enabled).is_empty());
+}
+
+#[test]
+fn where_nothing_is_installed_nothing_is_removed() {
+    let prefix = tempfile::tempdir().unwrap();
+    for path in [
+        "var/lib/kvlens/own",
+        "var/cache/kvlens/own",
+        "etc/kvlens/nats.conf",
+    ] {
+        let path = prefix.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "own").unwrap();
+    }
+    let before = tree(prefix.path());
+    let said = uninstall(prefix.path(), &[]);
+    let first = said.lines().next();
+    assert_eq!(first, Some("nothing of kvlens is installed there"));
+    assert_eq!(tree(prefix.path()), before);
+    install(prefix.path());
+    uninstall(prefix.path(), &["--purge"]);
+    let left: Vec<_> = tree(prefix.path()).into_keys().collect();
+    assert_eq!(left, [prefix.path().join("var/cache/kvlens/own")]);
+}
+
+#[test]
+fn what_was_there_before_is_closed_and_never_written_through() {
+    let prefix = tempfile::tempdir().unwrap();
+    let at = |path: &str| prefix.path().join(path);
+    let (credentials, own) = (at("etc/kvlens/credentials/nats"), at("own"));
+    fs::create_dir_all(&credentials).unwrap();
+    fs::set_permissions(&credentials, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&own, "own").unwrap();
+    fs::create_dir_all(at("etc/systemd/system")).unwrap();
+    for path in ["kvlens-etcd.service.new", "kvlens-nats.service"] {
+        symlink(&own, at("etc/systemd/system").join(path)).unwrap();
+    }
+    let said = install(prefix.path());
+    assert_eq!(fs::read_to_string(&own).unwrap(), "own");
+    for path in ["kvlens-etcd.service", "kvlens-nats.service"] {
+        let kind = fs::symlink_metadata(at("etc/systemd/system").join(path)).unwrap();
+        assert!(kind.is_file(), "{path}");
+    }
+    let mode = fs::metadata(&credentials).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    for (verb, path) in [
+        ("closed", &credentials),
+        ("replaced", &at("etc/systemd/system/kvlens-nats.service")),
+        ("written", &at("etc/systemd/system/kvlens-etcd.service")),
+    ] {
+        let line = format!("{verb:<9} {}", path.display());
+        assert!(said.lines().any(|found| found == line), "{line}\n{said}");
+    }
+}
+
+#[test]
+fn units_are_installed_from_their_own_configuration_alone() {
+    let prefix = tempfile::tempdir().unwrap();
+    let other = prefix.path().join("other.toml");
+    fs::write(&other, "[units]\nroles = []\n").unwrap();
+    for action in ["install", "uninstall"] {
+        let root = ["units", action, "--prefix", shown(prefix.path())];
+        let named = ["--config", shown(&other)];
+        let output = kvlens(&[&root[..], &named].concat(), &[]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains("units read /etc/kvlens/kvlens.toml"),
+            "{said}"
+        );
+    }
+    assert!(!prefix.path().join("etc").exists());
+    let root = ["units", "install", "--prefix", shown(prefix.path())];
+    let words = [&root[..], &PROGRAMS].concat();
+    let output = kvlens(&words, &[("KVLENS_CONFIG", shown(&other))]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let wants = prefix.path().join("etc/systemd/system/kvlens.target.wants");
+    assert!(names(&wants).contains(&"kvlens-router.service".to_owned()));
 }
 
 #[test]
@@ -198,7 +293,7 @@ fn what_stands_in_the_way_is_named_with_what_to_do() {
             &["render", "--to", shown(&folder), "--kvlens", "/nonexistent"],
             &nowhere,
             78,
-            &["/etc/kvlens/kvlens.toml"],
+            &["/etc/kvlens/kvlens.toml", "run `kvlens units install`"],
         ),
         (
             &["status", "--config", "/dev/null"],
