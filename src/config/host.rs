@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::config::instance::{Instance, InstanceConfig, Kind, NUMBER_MAX, Runtime};
 use crate::config::units::{Part, Role};
 use crate::config::worker::WorkerConfig;
-use crate::id::WorkerId;
+use crate::id::{RouterId, WorkerId};
 
 /// Where the shipped units of etcd and NATS listen, on 127.0.0.1: whose, what for, in words, the port.
 const CONTROL: [(Role, &str, &str, u16); 4] = [
@@ -114,8 +114,7 @@ impl Config {
         all
     }
 
-    /// What is wrong with `[workers.NAME]`, alone and beside each other: the key to look at, and the
-    /// sentence.
+    /// What is wrong with `[units]` and `[workers.NAME]`: the key to look at, and the sentence.
     pub(crate) fn wrong_on_host(&self) -> Vec<(String, String)> {
         let mut wrong = Vec::new();
         for (name, worker) in &self.workers {
@@ -139,6 +138,11 @@ impl Config {
         // Only where units of workers are planned: else the listeners are nobody's to clash.
         if !self.workers.is_empty() {
             wrong.extend(self.clashes());
+        }
+        let router = self.units.router.as_deref();
+        if router.is_some_and(|name| RouterId::new(name).is_err()) {
+            let text = "units.router must be 1 to 63 of a-z, 0-9 and -";
+            wrong.push(("units.router".to_owned(), text.to_owned()));
         }
         wrong
     }

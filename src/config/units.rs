@@ -79,12 +79,15 @@ impl From<Role> for &'static str {
 pub struct UnitsConfig {
     /// The parts that this host runs; `control` is etcd and NATS.
     pub roles: Vec<Part>,
+    /// Name of this host's router, which no other router has; unset, the host's name.
+    pub router: Option<String>,
 }
 
 impl Default for UnitsConfig {
     fn default() -> Self {
         Self {
             roles: Part::ALL.into(),
+            router: None,
         }
     }
 }

@@ -18,6 +18,9 @@ pub(crate) const SYSUSERS_FILE: &str = "/etc/sysusers.d/kvlens.conf";
 pub(crate) const WANTS: &str = "kvlens.target.wants";
 pub(crate) const ENABLED: &str = "multi-user.target.wants/kvlens.target";
 
+/// Units of distributions that have the ports of ours, and start as they are installed.
+const RIVALS: [&str; 2] = ["etcd.service", "nats-server.service"];
+
 /// What everybody may read, and what nobody but root.
 const PUBLIC: u32 = 0o644;
 const SECRET: u32 = 0o600;
@@ -76,13 +79,18 @@ pub(crate) fn install(programs: &Programs, prefix: &Path) -> Result<String, Unit
     let sysusers = below(prefix, SYSUSERS_FILE);
     files.folder(sysusers.parent().unwrap_or(prefix), PUBLIC_FOLDER)?;
     files.write(&sysusers, SYSUSERS, PUBLIC)?;
+    let mut rivals = Vec::new();
     if is_here {
         init::call("systemd-sysusers", &[SYSUSERS_FILE])?;
         init::call("systemctl", &["daemon-reload"])?;
+        if plan.has(Role::Etcd) {
+            rivals = init::running(&RIVALS)?;
+        }
     }
     let installed = Installed {
         plan,
         stale,
+        rivals,
         has_agent_keys: config.worker.key_file.is_some(),
         is_enabled: units.join(ENABLED).symlink_metadata().is_ok(),
         has_changed: files.has_changed(),

@@ -10,6 +10,8 @@ pub(crate) struct Installed {
     pub(crate) plan: HostPlan,
     /// Units that were planned before.
     pub(crate) stale: Vec<String>,
+    /// Units of the distribution's that have the ports of ours.
+    pub(crate) rivals: Vec<&'static str>,
     /// Whether agents ask for a key.
     pub(crate) has_agent_keys: bool,
     /// Whether the target starts at boot.
@@ -46,6 +48,11 @@ pub(crate) fn next_steps(installed: &Installed) -> String {
             say(&deregister(name, installed.has_agent_keys));
         }
         say(&format!("  `systemctl stop {}`", installed.stale.join(" ")));
+    }
+    if !installed.rivals.is_empty() {
+        say("The distribution's own have the ports of ours, and are used by nothing of kvlens:");
+        let rivals = installed.rivals.join(" ");
+        say(&format!("  `systemctl disable --now {rivals}`"));
     }
     match (installed.is_enabled, installed.has_changed) {
         (false, _) => {
@@ -95,6 +102,7 @@ mod tests {
         Installed {
             plan: HostPlan::new(config),
             stale: Vec::new(),
+            rivals: Vec::new(),
             has_agent_keys: false,
             is_enabled: true,
             has_changed: true,
@@ -113,12 +121,17 @@ mod tests {
             let text = next_steps(&Installed {
                 plan: base.plan.clone(),
                 stale: Vec::new(),
+                rivals: vec!["etcd.service"],
                 is_enabled,
                 has_changed,
                 ..base
             });
             assert!(text.contains(part), "{text}");
             assert!(text.contains("No worker is planned: to run"), "{text}");
+            assert!(
+                text.contains("systemctl disable --now etcd.service"),
+                "{text}"
+            );
         }
     }
 

@@ -116,8 +116,8 @@ fn what_a_host_cannot_run_is_told_in_a_sentence() {
             "unknown key workers.a-0.gpu in file FILE; did you mean workers.a-0.gpus?",
         ),
         (
-            "[units]\nrouter = \"a\"\n".to_owned(),
-            "unknown key units.router in file FILE; did you mean units.roles?",
+            "[units]\nrouter = \"A\"\n".to_owned(),
+            "units.router must be 1 to 63 of a-z, 0-9 and - (in file FILE)",
         ),
     ] {
         assert_eq!(load(&text).unwrap_err(), [expected], "{text}");
