@@ -1,11 +1,13 @@
 """Makes one site-packages tree of wheels, and says whether its vLLM tells what images a block holds.
 
 usage: tree.py build PREFIX PATCHES_FOLDER WHEEL...
+       tree.py link PREFIX INTERPRETER LIBRARY_PATH
        tree.py check SITE_PACKAGES
 
-`build` makes PREFIX a virtual environment of the Python that runs it: all wheels unpacked into one
-site-packages, which keeps the libraries' paths between packages ($ORIGIN/../..) true, then the
-patches of PATCHES_FOLDER/VERSION applied in the order of their names, then all of it compiled.
+`build` makes PREFIX a virtual environment of the Python that runs it. All wheels are unpacked into one
+site-packages, which keeps the paths between their libraries ($ORIGIN/../..) true. Then the patches of
+PATCHES_FOLDER/VERSION are applied in the order of their names, and all is compiled. `link` lets
+programs and libraries find a loader and libraries elsewhere, beside the paths that they have.
 """
 
 import ast
@@ -13,6 +15,7 @@ import compileall
 import pathlib
 import py_compile
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -21,6 +24,11 @@ from wheels import Wheel
 
 EVENTS = "vllm/distributed/kv_events.py"
 BLOCK_POOL = "vllm/v1/core/block_pool.py"
+# Left in their wheels by mistake, by several projects; only building those asks for it.
+STRAY = {"build_backend.py"}
+COPIED_BYTES = 1 << 20
+# A script's first line in a wheel, for the installer to fill in.
+SHEBANG = rb"#!python\w*"
 
 
 class Unfit(Exception):
@@ -30,53 +38,40 @@ class Unfit(Exception):
 def build(prefix, patches, wheels):
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     site = prefix / f"lib/python{version}/site-packages"
-    unpack(prefix, site, wheels)
-    vllm = [wheel for path in wheels if (wheel := Wheel(file_name(path))).name == "vllm"]
-    for wheel in vllm:
-        apply(site, patches_of(patches, wheel.version))
-    # Templates that are no Python of this version are not compiled, which hurts nobody. The tree
-    # never changes again, so that nothing need be compared at start.
-    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    compileall.compile_dir(site, maxlevels=99, quiet=2, invalidation_mode=unchecked, workers=0)
+    placed = {}
+    for path in wheels:
+        unpack(path, prefix, site, placed)
+    for path in wheels:
+        # The Nix store puts a hash before a file's name.
+        wheel = Wheel(re.sub(r"^[0-9a-z]{32}-", "", pathlib.Path(path).name))
+        if wheel.name == "vllm":
+            apply(site, patches_of(patches, wheel.version))
+    compile_all(site)
     make_environment(prefix, site, version)
 
 
-def file_name(path):
-    """A wheel's name; a Nix store puts a hash before it."""
-    return re.sub(r"^[0-9a-z]{32}-", "", pathlib.Path(path).name)
+def unpack(path, prefix, site, placed):
+    """Unpacks one wheel. `placed` has what others have brought, so that none brings another's file anew."""
+    with zipfile.ZipFile(path) as wheel:
+        for member in wheel.infolist():
+            if member.is_dir() or member.filename in STRAY:
+                continue
+            target = place_of(member.filename, prefix, site)
+            if placed.setdefault(target, member.CRC) != member.CRC:
+                raise Unfit(f"{path}: {member.filename} is in another wheel too, and differs")
+            write(wheel, member, target)
 
 
-def unpack(prefix, site, wheels):
-    """Unpacks wheels into one tree; two that differ in a file are refused."""
-    seen = {}
-    for path in wheels:
-        with zipfile.ZipFile(path) as wheel:
-            for member in wheel.infolist():
-                if not member.is_dir():
-                    unpack_member(wheel, member, prefix, site, seen)
-
-
-def unpack_member(wheel, member, prefix, site, seen):
-    target = place_of(member.filename, prefix, site)
-    if ".." in target.parts or not target.is_relative_to(prefix):
-        raise Unfit(f"{wheel.filename}: {member.filename} would be outside of the tree")
-    if (crc := seen.setdefault(target, member.CRC)) != member.CRC:
-        raise Unfit(f"{wheel.filename}: {member.filename} is in another wheel too, and differs ({crc:x})")
+def write(wheel, member, target):
     target.parent.mkdir(parents=True, exist_ok=True)
     with wheel.open(member) as source, open(target, "wb") as copy:
-        while chunk := source.read(1 << 20):
-            copy.write(chunk)
-    is_script = target.parent == prefix / "bin"
-    if is_script or member.external_attr >> 16 & 0o111:
+        shutil.copyfileobj(source, copy, COPIED_BYTES)
+    if member.external_attr >> 16 & 0o111 or ".data/scripts/" in member.filename:
         target.chmod(0o755)
 
 
 def place_of(member, prefix, site):
     """Where a wheel's member belongs; the layout is that of the wheel format."""
-    top, _, rest = member.partition("/")
-    if not top.endswith(".data"):
-        return site / member
-    kind, _, rest = rest.partition("/")
     folders = {
         "purelib": site,
         "platlib": site,
@@ -84,9 +79,13 @@ def place_of(member, prefix, site):
         "scripts": prefix / "bin",
         "headers": prefix / "include",
     }
-    if kind not in folders:
-        raise Unfit(f"{member}: no such part of a wheel")
-    return folders[kind] / rest
+    folder, rest = site, member
+    if in_data := re.fullmatch(r"[^/]+\.data/([^/]+)/(.+)", member):
+        kind, rest = in_data.groups()
+        folder = folders.get(kind)
+    if folder is None or rest.startswith("/") or ".." in rest.split("/"):
+        raise Unfit(f"{member} has no place in the tree")
+    return folder / rest
 
 
 def patches_of(folder, version):
@@ -110,61 +109,96 @@ def apply(site, patches):
                 compiled.unlink()
 
 
+def compile_all(site):
+    """Compiles all, for a tree that never changes again: nothing is compared at start."""
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    # Some packages have templates that are no Python; those are never imported.
+    compileall.compile_dir(site, maxlevels=99, quiet=2, force=True, invalidation_mode=unchecked, workers=0)
+
+
 def make_environment(prefix, site, version):
-    """What makes the tree an environment of its own, for children of vLLM too."""
+    """Makes the prefix an environment of its own, which holds for the children of vLLM too."""
     base = pathlib.Path(sys._base_executable)
     binary = prefix / "bin"
     binary.mkdir(exist_ok=True)
+    shebang = f"#!{binary.resolve()}/python".encode()
+    for script in binary.iterdir():
+        text = script.read_bytes()
+        if re.match(SHEBANG, text):
+            script.write_bytes(re.sub(SHEBANG, shebang, text, count=1))
     for name in ("python", "python3", f"python{version}"):
         (binary / name).symlink_to(base)
     lines = [f"home = {base.parent}", "include-system-site-packages = false", f"version = {version}"]
     (prefix / "pyvenv.cfg").write_text("\n".join(lines) + "\n")
-    own = [(name, entry) for name, entry in entries(site) if name == "vllm"]
-    for script in [path for path in binary.iterdir() if path.is_file() and not path.is_symlink()]:
-        text = script.read_bytes()
-        if text.startswith(b"#!python"):
-            script.write_bytes(re.sub(rb"^#!python\w*", f"#!{binary}/python".encode(), text, count=1))
-    for name, entry in own:
-        module, function = entry.split(":")
-        script = binary / name
-        script.write_text(
-            f"#!{binary}/python\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
-        )
-        script.chmod(0o755)
+    module, function = entry_of(site).split(":")
+    script = binary / "vllm"
+    script.write_text(
+        f"{shebang.decode()}\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+    )
+    script.chmod(0o755)
 
 
-def entries(site):
-    """The console scripts of vLLM."""
+def entry_of(site):
+    """The function that is vLLM's program."""
     for path in site.glob("vllm-*.dist-info/entry_points.txt"):
-        section = path.read_text().partition("[console_scripts]")[2].partition("[")[0]
-        yield from (tuple(re.split(r"\s*=\s*", line)) for line in section.split("\n") if "=" in line)
+        scripts = path.read_text().partition("[console_scripts]")[2].partition("[")[0]
+        if entry := re.search(r"^vllm\s*=\s*([\w.]+:\w+)", scripts, re.MULTILINE):
+            return entry[1]
+    raise Unfit("no wheel brings the program vllm")
+
+
+def link(prefix, interpreter, library_path):
+    for path in prefix.rglob("*"):
+        if path.is_file() and not path.is_symlink() and is_elf(path):
+            link_file(path, interpreter, library_path)
+
+
+def is_elf(path):
+    with open(path, "rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
+def link_file(path, interpreter, library_path):
+    told = subprocess.run(["readelf", "--wide", "-l", "-d", path], capture_output=True, text=True).stdout
+    words = []
+    if "(NEEDED)" in told:
+        # The older kind of path holds for a library's libraries too, which some wheels count on.
+        words += ["--force-rpath"] if "(RPATH)" in told else []
+        words += ["--add-rpath", library_path]
+    if "program interpreter" in told:
+        words += ["--set-interpreter", interpreter]
+    if words:
+        mode = path.stat().st_mode
+        path.chmod(mode | 0o200)
+        subprocess.run(["patchelf", *words, path], check=True)
+        path.chmod(mode)
 
 
 def check(site):
     """Refuses a vLLM whose events do not tell what images a block holds. Nothing of it is run."""
-    stored = ast.parse((site / EVENTS).read_text())
     fields = [
         item.target.id
-        for node in ast.walk(stored)
+        for node in ast.walk(ast.parse((site / EVENTS).read_text()))
         if isinstance(node, ast.ClassDef) and node.name == "BlockStored"
         for item in node.body
         if isinstance(item, ast.AnnAssign)
     ]
     if "extra_keys" not in fields:
-        raise Unfit(f"{EVENTS}: BlockStored has no extra_keys, only {', '.join(fields) or 'nothing'}")
-    pool = ast.parse((site / BLOCK_POOL).read_text())
-    given = [
+        raise Unfit(f"{EVENTS}: BlockStored has no extra_keys, but {', '.join(fields) or 'nothing'}")
+    made = [
         {keyword.arg for keyword in node.keywords}
-        for node in ast.walk(pool)
+        for node in ast.walk(ast.parse((site / BLOCK_POOL).read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "BlockStored"
     ]
-    if not given or not all("extra_keys" in names for names in given):
+    if not made or not all("extra_keys" in names for names in made):
         raise Unfit(f"{BLOCK_POOL}: a BlockStored is made without extra_keys")
 
 
-def main(command, *given):
+def main(command="", *given):
     if command == "build" and len(given) >= 3:
         build(pathlib.Path(given[0]), given[1], given[2:])
+    elif command == "link" and len(given) == 3:
+        link(pathlib.Path(given[0]), *given[1:])
     elif command == "check" and len(given) == 1:
         check(pathlib.Path(given[0]))
     else:
@@ -173,6 +207,6 @@ def main(command, *given):
 
 if __name__ == "__main__":
     try:
-        main(*(sys.argv[1:] or [""]))
+        main(*sys.argv[1:])
     except Unfit as reason:
         sys.exit(f"tree.py: {reason}")
