@@ -96,7 +96,15 @@ def apply(site, patches):
     """Applies patches in order, and takes away what was compiled from the files that they change."""
     for patch in patches:
         told = subprocess.run(
-            ["patch", "-p1", "--forward", "--fuzz=0", "--no-backup-if-mismatch", "-i", str(patch.resolve())],
+            [
+                "patch",
+                "-p1",
+                "--forward",
+                "--fuzz=0",
+                "--no-backup-if-mismatch",
+                "-i",
+                str(patch.resolve()),
+            ],
             cwd=site,
             capture_output=True,
             text=True,
@@ -113,7 +121,9 @@ def compile_all(site):
     """Compiles all, for a tree that never changes again: nothing is compared at start."""
     unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
     # Some packages have templates that are no Python; those are never imported.
-    compileall.compile_dir(site, maxlevels=99, quiet=2, force=True, invalidation_mode=unchecked, workers=0)
+    compileall.compile_dir(
+        site, maxlevels=99, quiet=2, force=True, invalidation_mode=unchecked, workers=0
+    )
 
 
 def make_environment(prefix, site, version):
@@ -128,7 +138,11 @@ def make_environment(prefix, site, version):
             script.write_bytes(re.sub(SHEBANG, shebang, text, count=1))
     for name in ("python", "python3", f"python{version}"):
         (binary / name).symlink_to(base)
-    lines = [f"home = {base.parent}", "include-system-site-packages = false", f"version = {version}"]
+    lines = [
+        f"home = {base.parent}",
+        "include-system-site-packages = false",
+        f"version = {version}",
+    ]
     (prefix / "pyvenv.cfg").write_text("\n".join(lines) + "\n")
     module, function = entry_of(site).split(":")
     script = binary / "vllm"
@@ -159,7 +173,9 @@ def is_elf(path):
 
 
 def link_file(path, interpreter, library_path):
-    told = subprocess.run(["readelf", "--wide", "-l", "-d", path], capture_output=True, text=True).stdout
+    told = subprocess.run(
+        ["readelf", "--wide", "-l", "-d", path], capture_output=True, text=True
+    ).stdout
     words = []
     if "(NEEDED)" in told:
         # The older kind of path holds for a library's libraries too, which some wheels count on.
@@ -184,7 +200,9 @@ def check(site):
         if isinstance(item, ast.AnnAssign)
     ]
     if "extra_keys" not in fields:
-        raise Unfit(f"{EVENTS}: BlockStored has no extra_keys, but {', '.join(fields) or 'nothing'}")
+        raise Unfit(
+            f"{EVENTS}: BlockStored has no extra_keys, but {', '.join(fields) or 'nothing'}"
+        )
     made = [
         {keyword.arg for keyword in node.keywords}
         for node in ast.walk(ast.parse((site / BLOCK_POOL).read_text()))

@@ -61,4 +61,7 @@ def rank_of_platform(platform, machine):
 def name_of_row(row):
     """The file name of a row of wheels.json."""
     build = [row["build"]] if "build" in row else []
-    return "-".join([row["name"], row["version"], *build, row["python"], row["abi"], row["platform"]]) + ".whl"
+    return (
+        "-".join([row["name"], row["version"], *build, row["python"], row["abi"], row["platform"]])
+        + ".whl"
+    )

@@ -6,7 +6,6 @@
   changed ? { },
 }:
 let
-  pins = builtins.fromJSON (builtins.readFile (environment + "/../../pins.json"));
   made = import environment (
     {
       lib = {
