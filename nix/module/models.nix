@@ -37,7 +37,7 @@ let
         RemainAfterExit = true;
         ExecStart = lib.escapeShellArgs [
           "${pkgs.runtimeShell}"
-          ./fetch.sh
+          "${./fetch.sh}"
           name
           model.repository
           model.revision

@@ -1,6 +1,7 @@
 {
   description = "A host with GPUs that serves a model";
 
+  # Where you have kvlens from.
   inputs.kvlens.url = "github:OWNER/kvlens";
 
   outputs =

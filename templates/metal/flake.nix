@@ -2,6 +2,7 @@
   description = "A bare machine with GPUs that serves a model, installed over SSH";
 
   inputs = {
+    # Where you have kvlens from.
     kvlens.url = "github:OWNER/kvlens";
     nixpkgs.follows = "kvlens/nixpkgs";
     disko = {
@@ -37,13 +38,13 @@
         ];
       };
 
-      # `nix run . -- root@ADDRESS` takes over a machine that runs any Linux, and wipes its disk.
+      # `nix run . -- root@ADDRESS`, in this folder, takes over a machine that runs any Linux, and wipes its disk.
       apps.${system}.default = {
         type = "app";
         program = toString (
           nixpkgs.legacyPackages.${system}.writeShellScript "install" ''
             exec ${nixos-anywhere.packages.${system}.nixos-anywhere}/bin/nixos-anywhere \
-              --flake ${./.}#metal --target-host "$@"
+              --flake .#metal --target-host "$@"
           ''
         );
         meta.description = "Installs this host on a machine, by SSH; all on its disk is lost";

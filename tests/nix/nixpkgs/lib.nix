@@ -24,7 +24,8 @@ let
         glue: make: items:
         concatStringsSep glue (map make items);
       escapeShellArgs =
-        words: concatStringsSep " " (map (word: "'${replaceStrings [ "'" ] [ "'\\''" ] "${word}"}'") words);
+        words:
+        concatStringsSep " " (map (word: "'${replaceStrings [ "'" ] [ "'\\''" ] (toString word)}'") words);
       fileset = {
         fileFilter = _: root: root;
         toSource = told: told.root;
