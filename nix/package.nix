@@ -68,6 +68,7 @@ craneLib.buildPackage (
             etcd
             git
             nats-server
+            systemd
           ];
         }
       );

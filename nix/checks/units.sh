@@ -5,8 +5,11 @@ check() {
   said=$(systemd-analyze verify --man=no --recursive-errors=no ./*.service ./*.socket ./*.target 2>&1 || true)
   [ -z "$said" ] || { echo "$said"; exit 1; }
   for unit in etcd nats router frontend worker@ engine@; do
-    most=12
-    case $unit in worker@ | engine@) most=18 ;; esac
+    case $unit in
+      worker@ | engine@) most=18 ;;
+      etcd | nats) most=15 ;;
+      *) most=12 ;;
+    esac
     systemd-analyze security --offline=true --threshold=$most --no-pager "./kvlens-$unit.service" >/dev/null ||
       { echo "kvlens-$unit.service is above $most"; exit 1; }
   done
