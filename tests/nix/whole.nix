@@ -1,5 +1,5 @@
 # The examples and the refused configurations under the whole option tree of NixOS. `nixpkgs` has lib/ and
-# nixos/; where it has no packages, `names` are those that its modules ask for, and stand-ins are given.
+# nixos/; its packages are stand-ins for the `names` that its modules ask for, because none is built.
 {
   nixpkgs,
   names ? [ ],
@@ -52,7 +52,6 @@ let
         "cdn"
         "yaml_1_1"
         "yaml_1_2"
-        "pythonVars"
         "nixConf"
       ]
       (
