@@ -51,7 +51,7 @@ def build(prefix, patches, wheels):
 
 
 def unpack(path, prefix, site, placed):
-    """Unpacks one wheel. `placed` has what others have brought, so that none brings another's file anew."""
+    """Unpacks one wheel. `placed` knows what others have brought, so that none is overwritten."""
     with zipfile.ZipFile(path) as wheel:
         for member in wheel.infolist():
             if member.is_dir() or member.filename in STRAY:

@@ -21,7 +21,7 @@ class Wheel:
         self.build = build[0] if build else None
 
     def rank(self, python_minor, machine):
-        """How well it fits that CPython 3 on Linux, greater is better; None if it does not run there."""
+        """How well it fits that CPython 3 on Linux, more is better; None if it does not run."""
         ranks = [
             (of_python, of_platform)
             for python in self.python.split(".")

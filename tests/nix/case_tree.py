@@ -2,6 +2,9 @@
 
 import pathlib
 import py_compile
+import shutil
+import subprocess
+import sys
 import tempfile
 import zipfile
 
@@ -179,9 +182,29 @@ def environment(row):
         row.require("home = /" in (prefix / "pyvenv.cfg").read_text(), "no pyvenv.cfg")
 
 
+def linked(row):
+    """Programs get a loader and a path beside their own; what is no program is left alone."""
+    if not shutil.which("patchelf") or not shutil.which("readelf"):
+        row.skip("no patchelf or readelf here")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        program, text = pathlib.Path(folder, "program"), pathlib.Path(folder, "text")
+        shutil.copy(pathlib.Path(sys.executable).resolve(), program)
+        text.write_text("#!/bin/sh\n")
+        program.chmod(0o555)
+        for path in ("$ORIGIN/../one", "/two"):
+            tree.link(pathlib.Path(folder), "/a/loader", path)
+        told = subprocess.run(["readelf", "-l", "-d", program], capture_output=True, text=True)
+        row.require("interpreter: /a/loader" in told.stdout, told.stdout)
+        row.require("$ORIGIN/../one:/two]" in told.stdout, told.stdout)
+        row.require(program.stat().st_mode & 0o777 == 0o555, "another mode")
+        row.require(text.read_text() == "#!/bin/sh\n", "a script is changed")
+
+
 CASES = {
     "a release's best wheel": chosen,
     "wheels in one tree": laid_out,
     "patches": patched,
     "the environment": environment,
+    "loaders and paths": linked,
 }

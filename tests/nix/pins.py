@@ -2,9 +2,10 @@
 
 usage: pins.py CACHE_FOLDER [full]
 
-Downloads vLLM's wheel (330 MB), the closure's wheels up to 100 kB (some 70, 3 MB) and the wheel that the
-patch of 0.16.0 is for (510 MB). `full` has all wheels of the closure on x86-64 (4 GB, at most 0.6 GB at
-once) and unpacks them into one tree (8 GB). All of it is below $TMPDIR and taken away at the end.
+Downloads vLLM's wheel (330 MB), the closure's wheels up to 100 kB (some 70, 3 MB) and the wheel
+that the patch of 0.16.0 is for (510 MB). `full` has all wheels of the closure on x86-64 (4 GB, at
+most 0.6 GB at once) and unpacks them into one tree (8 GB). All of it is below $TMPDIR and taken away
+at the end.
 CACHE_FOLDER is where vLLM for CPUs may have been installed, whose Python can run the patched code.
 Prints a table, and last `counted: P passed; F failed; S skipped`; exits 1 when anything failed.
 """
