@@ -140,7 +140,7 @@ def patched(row):
         folder = pathlib.Path(folder)
         site = folder / "site"
         events, pool = site / tree.EVENTS, site / tree.BLOCK_POOL
-        for path, text in ((events, STORED), (pool, POOL.format(""))):
+        for path, text in ((events, STORED), (pool, POOL.format(", extra_keys=[]"))):
             path.parent.mkdir(parents=True)
             path.write_text(text)
         stale = pathlib.Path(py_compile.compile(str(events)))
@@ -154,9 +154,9 @@ def patched(row):
         row.require([path.name for path in patches] == ["1.patch", "2.patch"], f"order: {patches}")
         row.require("later" in events.read_text(), "the second patch is not applied")
         row.require(not stale.exists() and kept.exists(), "the wrong file's compiled form is gone")
-        refuses(row, "extra_keys never given", tree.check, site)
-        pool.write_text(POOL.format(", extra_keys=[]"))
         tree.check(site)
+        pool.write_text(POOL.format(""))
+        refuses(row, "extra_keys never given", tree.check, site)
         refuses(row, "the same patch again", tree.apply, site, patches[:1])
         row.require(tree.patches_of(folder, "1.1") == [], "patches of another version")
 

@@ -48,10 +48,10 @@ class Index:
             timeout=BATCH_SECONDS_MAX,
         )
         if told.returncode != 0:
-            if HASH_FAULT not in told.stderr and any(
-                fault in told.stderr for fault in NETWORK_FAULTS
-            ):
-                raise Away(told.stderr.strip().splitlines()[-1])
+            lines = told.stderr.strip().splitlines()
+            away = [line for line in lines if any(fault in line for fault in NETWORK_FAULTS)]
+            if away and HASH_FAULT not in told.stderr:
+                raise Away(away[-1])
             raise RuntimeError(told.stderr)
 
     def each(self, rows, python):
