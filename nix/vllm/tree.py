@@ -27,6 +27,8 @@ BLOCK_POOL = "vllm/v1/core/block_pool.py"
 # Left in their wheels by mistake, by several projects; only building those asks for it.
 STRAY = {"build_backend.py"}
 COPIED_BYTES = 1 << 20
+# A patch for another version of a file is refused, even where it could be made to fit.
+PATCH = ("patch", "-p1", "--forward", "--fuzz=0", "--no-backup-if-mismatch")
 # A script's first line in a wheel, for the installer to fill in.
 SHEBANG = rb"#!python\w*"
 
@@ -95,20 +97,11 @@ def patches_of(folder, version):
 def apply(site, patches):
     """Applies patches in order, and takes away what was compiled from the files that they change."""
     for patch in patches:
-        told = subprocess.run(
-            [
-                "patch",
-                "-p1",
-                "--forward",
-                "--fuzz=0",
-                "--no-backup-if-mismatch",
-                "-i",
-                str(patch.resolve()),
-            ],
-            cwd=site,
-            capture_output=True,
-            text=True,
-        )
+        words = [*PATCH, "-i", str(patch.resolve())]
+        try:
+            told = subprocess.run(words, cwd=site, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise Unfit("patch is not on the PATH") from None
         if told.returncode != 0:
             raise Unfit(f"{patch.name} does not apply:\n{told.stdout}{told.stderr}")
         for name in re.findall(r"^\+\+\+ [^/\s]+/(\S+)", patch.read_text(), re.MULTILINE):
