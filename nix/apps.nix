@@ -50,6 +50,7 @@ rec {
     app "update-pins"
       "Bumps vLLM: writes nix/pins.json and nix/vllm anew, in a clone of this repository"
       [
+        pkgs.gnupatch
         pkgs.python3
         pkgs.uv
       ]

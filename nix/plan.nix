@@ -7,8 +7,7 @@ let
     concatMap
     elem
     elemAt
-    genList
-    length
+    fromJSON
     match
     ;
 
@@ -40,23 +39,29 @@ let
   );
   media = key [ "media" "http_listen" ] null;
 
-  # Workers in the order of their names, as attribute sets are; each with the ports of its place.
-  workers = settings.workers or { };
-  names = attrNames workers;
-  instances = genList (
-    place:
+  # A port is the first of its kind and the number that the worker's name ends in.
+  numbered =
+    first: name:
     let
-      name = elemAt names place;
+      found = match "(.*[^0-9])?0*([0-9]{1,2})" name;
+    in
+    # kvlens refuses a worker of which nothing says where it listens.
+    if found == null then "127.0.0.1:?" else local (first + fromJSON (elemAt found 1));
+
+  workers = settings.workers or { };
+  instances = map (
+    name:
+    let
       told = workers.${name};
     in
     {
       inherit name;
       gpus = told.gpus or [ ];
       podman = (told.runtime or "native") == "podman";
-      listen = told.listen or (local (8100 + place));
-      agentListen = told.agent_listen or (local (8200 + place));
+      listen = told.listen or (numbered 8100 name);
+      agentListen = told.agent_listen or (numbered 8200 name);
     }
-  ) (length names);
+  ) (attrNames workers);
 
   unit = name: role: listens: {
     inherit name role listens;

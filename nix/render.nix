@@ -37,8 +37,6 @@ let
     "@etcd@" = programs.etcd;
     "@nats_server@" = programs.nats_server;
     "@config_dir@" = "/etc/kvlens";
-    # %l is systemd's word for the host's name.
-    "@router@" = key [ "units" "router" ] "%l";
     "@public_listen@" = plan.public;
     "@admin_listen@" = plan.admin;
     "@frontend_stop_secs@" = stop (settle + drain);

@@ -79,8 +79,11 @@
 //! | `engine` | runs engines as child processes, and the gate and control socket of one |
 //! | `mock` | a stand-in for vLLM that needs no GPU |
 //! | `up` | everything on one box, in one process |
-//! | `commands` | commands that answer and end |
+//! | `commands` | commands that answer and end: the doctor, and the units of a host among them |
 //! | `cli` | the command line |
+//!
+//! Around the crate: `systemd/` has the units' texts, from which `kvlens units` and the NixOS module alike
+//! make those of a host; `nix/` the flake's bodies and all pins; `tests/` what proves each on real parts.
 //!
 //! # What always holds
 //!

@@ -16,31 +16,36 @@ let
     ];
   };
 
-  inference = name: {
-    imports = [
-      module
-      put
-    ];
-    services.kvlens = {
-      enable = true;
-      roles = [ "inference" ];
-      openFirewall = true;
-      workers.${name} = {
-        engine = "mock";
-        listen = "0.0.0.0:8100";
-        keyFile = "credential:keys";
-        agentListen = "0.0.0.0:8200";
-        agentAdvertise = "http://${name}:8200";
+  inference =
+    name:
+    { nodes, ... }:
+    let
+      address = nodes.${name}.networking.primaryIPAddress;
+    in
+    {
+      imports = [
+        module
+        put
+      ];
+      services.kvlens = {
+        enable = true;
+        roles = [ "inference" ];
+        openFirewall = true;
+        workers.${name} = {
+          engine = "mock";
+          listen = "${address}:8100";
+          keyFile = "credential:keys";
+          agentListen = "${address}:8200";
+        };
+        settings = {
+          etcd.endpoints = [ "http://control:2379" ];
+          nats.servers = [ "nats://control:4222" ];
+          worker.key_file = "credential:keys";
+        };
+        credentials.engine.keys = "/run/keys-of-the-test";
+        credentials.worker.keys = "/run/keys-of-the-test";
       };
-      settings = {
-        etcd.endpoints = [ "http://control:2379" ];
-        nats.servers = [ "nats://control:4222" ];
-        worker.key_file = "credential:keys";
-      };
-      credentials.engine.keys = "/run/keys-of-the-test";
-      credentials.worker.keys = "/run/keys-of-the-test";
     };
-  };
 in
 {
   name = "kvlens-cluster";

@@ -4,14 +4,14 @@ let
   one = settings: {
     services.kvlens = {
       enable = true;
-      workers.m.engine = "mock";
+      workers.m-0.engine = "mock";
     }
     // settings;
   };
   worker = told: {
     services.kvlens = {
       enable = true;
-      workers.w = told;
+      workers.w-0 = told;
     };
   };
   at = "services.kvlens";
@@ -21,22 +21,29 @@ in
     module.services.kvlens.enable = true;
     says = "${at}.workers is empty: name one";
   };
+  "a worker without a number" = {
+    module.services.kvlens = {
+      enable = true;
+      workers.blue.engine = "mock";
+    };
+    says = "${at}.workers.blue its name ends in no number of 0 to 99";
+  };
   "two workers on one GPU" = {
     module.services.kvlens = {
       enable = true;
-      workers.a = {
+      workers.a-0 = {
         model = "/srv/m";
         gpus = [
           0
           1
         ];
       };
-      workers.b = {
+      workers.b-1 = {
         model = "/srv/m";
         gpus = [ 1 ];
       };
     };
-    says = "${at}.workers.a.gpus and ${at}.workers.b.gpus both have 1";
+    says = "${at}.workers.a-0.gpus and ${at}.workers.b-1.gpus both have 1";
   };
   "one GPU twice" = {
     module = worker {
@@ -46,14 +53,14 @@ in
         "0"
       ];
     };
-    says = "${at}.workers.w.gpus names one GPU twice";
+    says = "${at}.workers.w-0.gpus names one GPU twice";
   };
   "a worker on the frontend's port" = {
     module = worker {
       engine = "mock";
       listen = "127.0.0.1:8000";
     };
-    says = "kvlens-engine@w.service (gate) is to listen on 127.0.0.1:8000 and kvlens-frontend.service (public) on 127.0.0.1:8000";
+    says = "kvlens-engine@w-0.service (gate) is to listen on 127.0.0.1:8000 and kvlens-frontend.service (public) on 127.0.0.1:8000";
   };
   "a frontend on etcd's port of every address" = {
     module = one {
@@ -74,7 +81,7 @@ in
       listen = "10.0.0.5:8100";
       keyFile = "${builtins.storeDir}/gate";
     };
-    says = "${at}.workers.w.keyFile is in the Nix store";
+    says = "${at}.workers.w-0.keyFile is in the Nix store";
   };
   "a credential in the store" = {
     module = one { credentials.router.nats = "${builtins.storeDir}/nats"; };
@@ -93,7 +100,7 @@ in
       runtime = "podman";
       model = "/srv/m";
     };
-    says = "${at}.workers.w.runtime is podman, which finds no GPU without hardware.nvidia-container-toolkit.enable";
+    says = "${at}.workers.w-0.runtime is podman, which finds no GPU without hardware.nvidia-container-toolkit.enable";
   };
   "podman without an image" = {
     module = worker {
@@ -101,14 +108,14 @@ in
       engine = "command";
       extraArgs = [ "serve" ];
     };
-    says = "${at}.workers.w.image is unset, its runtime podman and its engine command";
+    says = "${at}.workers.w-0.image is unset, its runtime podman and its engine command";
   };
   "an image that nothing uses" = {
     module = worker {
       image = "i@sha256:1";
       model = "/srv/m";
     };
-    says = "${at}.workers.w.image is set and its runtime is native";
+    says = "${at}.workers.w-0.image is set and its runtime is native";
   };
   "the mock in podman" = {
     module = worker {
@@ -116,33 +123,33 @@ in
       runtime = "podman";
       image = "i@sha256:1";
     };
-    says = "${at}.workers.w.runtime is podman and its engine is mock";
+    says = "${at}.workers.w-0.runtime is podman and its engine is mock";
   };
   "TensorRT-LLM" = {
     module = worker {
       engine = "tensorrt-llm";
       model = "/srv/m";
     };
-    says = "${at}.workers.w.engine is tensorrt-llm, which kvlens cannot run yet";
+    says = "${at}.workers.w-0.engine is tensorrt-llm, which kvlens cannot run yet";
   };
   "SGLang" = {
     module = worker {
       engine = "sglang";
       model = "/srv/m";
     };
-    says = "${at}.workers.w.engine is sglang, which kvlens cannot run yet";
+    says = "${at}.workers.w-0.engine is sglang, which kvlens cannot run yet";
   };
   "vLLM without a model" = {
     module = worker { };
-    says = "${at}.workers.w.model is unset and its engine is vllm";
+    says = "${at}.workers.w-0.model is unset and its engine is vllm";
   };
   "a model that is nowhere" = {
     module = worker { model = "qwen"; };
-    says = "${at}.workers.w.model is qwen, which is neither in ${at}.models nor the path of a folder";
+    says = "${at}.workers.w-0.model is qwen, which is neither in ${at}.models nor the path of a folder";
   };
   "a worker's model in a home" = {
     module = worker { model = "/home/me/qwen"; };
-    says = "${at}.workers.w.model is /home/me/qwen, in a folder that is hidden from units";
+    says = "${at}.workers.w-0.model is /home/me/qwen, in a folder that is hidden from units";
   };
   "a model in a home" = {
     module = one { models.qwen.path = "/root/qwen"; };
@@ -163,14 +170,14 @@ in
   };
   "a command without words" = {
     module = worker { engine = "command"; };
-    says = "${at}.workers.w.extraArgs is empty and its engine is command";
+    says = "${at}.workers.w-0.extraArgs is empty and its engine is command";
   };
   "a gate for everybody" = {
     module = worker {
       engine = "mock";
       listen = "10.0.0.5:8100";
     };
-    says = "${at}.workers.w.listen is reachable from other hosts and its keyFile is unset";
+    says = "${at}.workers.w-0.listen is reachable from other hosts and its keyFile is unset";
   };
   "a worker's name" = {
     module.services.kvlens = {
@@ -181,22 +188,22 @@ in
   };
   "an option that is not there" = {
     module = worker { engin = "mock"; };
-    throws = "The option `${at}.workers.w.engin' does not exist";
+    throws = "The option `${at}.workers.w-0.engin' does not exist";
   };
   "an engine of nobody" = {
     module = worker { engine = "ollama"; };
-    throws = "A definition for option `${at}.workers.w.engine' is not of type `one of \"vllm\", \"mock\"";
+    throws = "A definition for option `${at}.workers.w-0.engine' is not of type `one of \"vllm\", \"mock\"";
   };
   "a GPU that is no number" = {
     module = worker { gpus = [ true ]; };
-    throws = "A definition for option `${at}.workers.w.gpus";
+    throws = "A definition for option `${at}.workers.w-0.gpus";
   };
   "roles in the settings" = {
     module = one { settings.units.roles = [ "frontend" ]; };
     says = "${at}.settings.units.roles is said by ${at}.roles";
   };
   "workers in the settings" = {
-    module = one { settings.workers.n.engine = "mock"; };
+    module = one { settings.workers.n-1.engine = "mock"; };
     says = "${at}.settings.workers is said by ${at}.workers";
   };
 }

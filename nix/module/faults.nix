@@ -38,6 +38,14 @@ in
       "its name must be 1 to 63 of a-z, 0-9 and -"
     ]
     [
+      (
+        match "(.*[^0-9])?0*[0-9]{1,2}" name == null
+        && (worker.listen == null || worker.agentListen == null)
+      )
+      ""
+      "its name ends in no number of 0 to 99, which would be its ports': set listen and agentListen"
+    ]
+    [
       (!elem worker.engine runs)
       "engine"
       "is ${worker.engine}, which kvlens cannot run yet: take vllm, mock or command"

@@ -74,11 +74,11 @@ in
 
     mediaDir = unset types.str "Folder whose files the engine may read as images.";
 
-    listen = unset types.str "Address and port of the engine's gate; unset, 127.0.0.1 and a port from 8100 on.";
+    listen = unset types.str "Address and port of the engine's gate; unset, 127.0.0.1 and 8100 plus the number that the name ends in.";
 
     keyFile = unset types.str "File of the gate's bearer keys, which it needs beyond loopback.";
 
-    agentListen = unset types.str "Address and port of the agent; unset, 127.0.0.1 and a port from 8200 on.";
+    agentListen = unset types.str "Address and port of the agent; unset, 127.0.0.1 and 8200 plus the number that the name ends in.";
 
     agentAdvertise = unset types.str "Where other hosts reach the agent, as `http://10.0.0.5:8200`.";
 

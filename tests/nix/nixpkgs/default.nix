@@ -36,6 +36,7 @@ let
     "gcc"
     "curl"
     "git"
+    "gnupatch"
     "gnused"
     "jq"
     "makeWrapper"
