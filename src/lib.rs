@@ -63,7 +63,7 @@
 //! | `health` | whether a worker may be used, as a verdict |
 //! | `select` | the cost model: which worker is cheapest for a request; the queue: whose turn it is |
 //! | `config` | the configuration, from defaults to flags |
-//! | `telemetry` | logs and the list of metrics |
+//! | `telemetry` | logs, to standard error or the journal, what errors say in them, and the list of metrics |
 //! | `lifecycle` | a process's beginning and end, word to systemd and its sockets, and the folders of its own |
 //! | `http` | HTTP servers: limits, routes, whole requests in, answers or streams out; bytes lent to engines |
 //! | `bus` | NATS between hosts: messages, questions and their answers |

@@ -152,8 +152,8 @@ in
     says = "${at}.workers.w-0.model is /home/me/qwen, in a folder that is hidden from units";
   };
   "a model in a home" = {
-    module = one { models.qwen.path = "/root/qwen"; };
-    says = "${at}.models.qwen.path is /root/qwen, in a folder that is hidden from units";
+    module = one { models.qwen.path = "/home/me/qwen"; };
+    says = "${at}.models.qwen.path is /home/me/qwen, in a folder that is hidden from units";
   };
   "a model that is nothing" = {
     module = one { models.qwen = { }; };

@@ -56,7 +56,8 @@ const END_MAX: Duration = Duration::from_secs(1);
 /// Chooses workers for frontends in other processes, which ask over NATS.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Name of the router: 1 to 63 of a-z, 0-9 and -. Frontends ask the first by name that is there
+    /// Name of the router: 1 to 63 of a-z, 0-9 and -; unless told, as units.router or the host has it.
+    /// Frontends ask the first by name that is there
     #[arg(long, value_parser = RouterId::new)]
     id: Option<RouterId>,
     #[command(flatten)]

@@ -76,20 +76,6 @@ let
       description = "TOML value";
     };
   kernel = stand-in "linux" // {
-    toml =
-      with lib.types;
-      oneOf [
-        bool
-        int
-        float
-        str
-        path
-        (attrsOf toml)
-        (listOf toml)
-      ]
-      // {
-        description = "TOML value";
-      };
     kernel = stand-in "linux" // {
       version = "6.12";
       modDirVersion = "6.12";
