@@ -1,5 +1,7 @@
 //! Whether a worker may be used, as a verdict.
 
+pub mod reading;
+
 use serde::{Deserialize, Serialize};
 
 /// What is held true of a worker's health.
