@@ -10,10 +10,12 @@ pub struct Code(pub u32);
 
 impl Code {
     pub const UNINITIALIZED: Self = Self(1);
+    pub const INVALID_ARGUMENT: Self = Self(2);
     pub const NOT_SUPPORTED: Self = Self(3);
     pub const NO_PERMISSION: Self = Self(4);
     pub const NOT_FOUND: Self = Self(6);
     pub const DRIVER_NOT_LOADED: Self = Self(9);
+    pub const TIMEOUT: Self = Self(10);
     pub const IRQ_ISSUE: Self = Self(11);
     pub const LIBRARY_NOT_FOUND: Self = Self(12);
     pub const FUNCTION_NOT_FOUND: Self = Self(13);
@@ -83,7 +85,8 @@ impl Event {
 /// the call failed, which is in `failures`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reading {
-    /// Calls of this very poll that failed.
+    /// Calls of this very poll that failed; and, in each, that which validated the InfoROM when the GPU was
+    /// opened.
     pub failures: Vec<Failure>,
 
     // With each poll.
@@ -118,9 +121,9 @@ pub struct Reading {
     pub fabric: Option<Fabric>,
     pub pcie_width: Option<OfMost>,
     pub pcie_generation: Option<OfMost>,
-    /// Field 179.
-    pub pcie_fatal_errors: Option<u64>,
     /// Field 180.
+    pub pcie_fatal_errors: Option<u64>,
+    /// Field 179.
     pub pcie_nonfatal_errors: Option<u64>,
     /// Degrees at which the driver slows the GPU down.
     pub slowdown_celsius: Option<i32>,
