@@ -17,8 +17,10 @@ mod engine_role;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod fake_engine;
+mod fake_nvml;
 mod feed;
 mod gate;
+mod gpu;
 mod hand_over;
 mod hash_vectors;
 mod http;
