@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::commands::check_config::{self, CheckError};
 use crate::commands::doctor;
 use crate::commands::doctor::finding::{Status, count, is_unusable};
 use crate::commands::explain::{self, ExplainError};
+use crate::commands::gpus::{self, GpusError};
 use crate::commands::replay;
 use crate::commands::units::{self, UnitsError};
 use crate::config::{Config, Sources, Values};
@@ -26,7 +27,7 @@ use crate::mock;
 use crate::router::{self, role::RouterError};
 use crate::telemetry::causes::told;
 use crate::telemetry::{self, TelemetryError};
-use crate::up;
+use crate::up::{self, UpError};
 use crate::worker::{self, role::WorkerError};
 
 /// The exit code for a configuration that is refused (`EX_CONFIG`): a unit's restarts stop there.
@@ -63,6 +64,7 @@ enum Action {
     CheckConfig(check_config::Args),
     Doctor(doctor::Args),
     Explain(explain::Args),
+    Gpus(gpus::Args),
     Replay(Box<replay::Args>),
     Units(units::Args),
 }
@@ -84,6 +86,8 @@ enum Failure {
     },
     #[error("explain")]
     Explain(#[from] ExplainError),
+    #[error("gpus")]
+    Gpus(#[from] GpusError),
     #[error("doctor: {failed} of the checks failed")]
     Unwell { failed: usize, is_config: bool },
     #[error("standard output cannot be written")]
@@ -200,11 +204,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Action::CheckConfig(args) => print(&check_config::run(&args, &sources)?),
         Action::Doctor(args) => diagnose(&args, sources),
         Action::Explain(args) => print(&explain::run(&args)?),
-        Action::Units(args) => {
-            let report = units::run(&args, &sources, told.as_deref())?;
-            print(&report.text)?;
-            report.fault.map_or(Ok(()), |fault| Err(fault.into()))
-        }
+        Action::Gpus(args) => Ok(gpus::run(&args, &check_config::load(&sources)?)?),
+        Action::Units(args) => units(&args, &sources, told.as_deref()),
         Action::Replay(args) => {
             let config = check_config::load(&sources)?;
             let answer = replay::run(&args, &config.router);
@@ -214,6 +215,13 @@ fn run(cli: Cli) -> Result<(), Failure> {
             })?)
         }
     }
+}
+
+/// Prints what was done or is to be; an error where that is not all.
+fn units(args: &units::Args, sources: &Sources, told: Option<&Path>) -> Result<(), Failure> {
+    let report = units::run(args, sources, told)?;
+    print(&report.text)?;
+    report.fault.map_or(Ok(()), |fault| Err(fault.into()))
 }
 
 /// Prints what is wrong; an error where something is.
@@ -305,9 +313,11 @@ impl Failure {
                 is_config: true, ..
             } => ExitCode::from(EXIT_CONFIG),
             Self::Dropped => ExitCode::from(EXIT_DROPPED),
-            Self::Role { .. } | Self::Explain(_) | Self::Unwell { .. } | Self::Output(_) => {
-                ExitCode::FAILURE
-            }
+            Self::Role { .. }
+            | Self::Explain(_)
+            | Self::Gpus(_)
+            | Self::Unwell { .. }
+            | Self::Output(_) => ExitCode::FAILURE,
         }
     }
 }
@@ -321,6 +331,7 @@ fn is_lasting(error: &(dyn Error + Send + Sync + 'static)) -> bool {
         error.downcast_ref::<E>().is_some_and(is_lasting)
     }
     so(error, RoleError::is_lasting)
+        || so(error, UpError::is_lasting)
         || so(error, FrontendError::is_lasting)
         || so(error, RouterError::is_lasting)
         || so(error, WorkerError::is_lasting)

@@ -4,9 +4,11 @@ pub mod circuit;
 pub mod cluster;
 pub mod discovery;
 pub mod dispatch;
+pub mod driver;
 pub mod engine;
 pub mod etcd;
 pub mod frontend;
+pub mod gpu;
 pub mod host;
 pub mod instance;
 mod layer;
@@ -38,6 +40,7 @@ use crate::config::dispatch::{DispatchConfig, RequestPlane};
 use crate::config::engine::EngineConfig;
 use crate::config::etcd::EtcdConfig;
 use crate::config::frontend::{FrontendConfig, RouterPlace};
+use crate::config::gpu::GpuConfig;
 use crate::config::instance::InstanceConfig;
 use crate::config::layer::Layer;
 use crate::config::log::LogConfig;
@@ -78,6 +81,8 @@ pub struct Config {
     pub worker: WorkerConfig,
     /// Engines that run as our child processes.
     pub engine: EngineConfig,
+    /// The GPUs of this host, and when one is sick.
+    pub gpu: GpuConfig,
     /// What is logged.
     pub log: LogConfig,
     /// What of kvlens this host runs as units of systemd.
@@ -199,7 +204,7 @@ impl Config {
         };
         let wrong = rows.filter(|(wrong, _)| *wrong);
         let wrong = wrong.map(|(_, text)| problem(text));
-        let on_host = self.wrong_on_host().into_iter();
+        let on_host = self.wrong_on_host().into_iter().chain(self.gpu.wrong());
         let on_host = on_host.map(|(key, text)| Problem::OnHost {
             text,
             place: place(&key, figment),

@@ -7,6 +7,7 @@ pub mod engine_file;
 pub mod etcd;
 pub mod feed;
 pub mod flags;
+pub mod gpus;
 pub mod hash_key;
 pub mod membership;
 pub mod model_files;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::BlockSize;
 use crate::health::Verdict;
+use crate::health::incident::GpuState;
 use crate::id::{Incarnation, WorkerId};
 use crate::index::KvEvent;
 use crate::select::Device;
@@ -162,6 +164,9 @@ pub struct WorkerRecord {
     /// Why the verdict is not healthy, for a person.
     #[serde(default)]
     pub cause: Option<String>,
+    /// How each of its GPUs is; empty where they are not watched.
+    #[serde(default, deserialize_with = "gpus::known")]
+    pub gpus: Vec<GpuState>,
     pub ledger: LedgerState,
     #[serde(default)]
     pub parity: Parity,
@@ -198,6 +203,7 @@ impl WorkerRecord {
             engine_readings: 0,
             verdict: Verdict::Unknown,
             cause: None,
+            gpus: Vec::new(),
             ledger: LedgerState {
                 completeness: Completeness::Partial,
                 sequence: 0,

@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use crate::block::HashKey;
 use crate::config::Config;
 use crate::config::media::Transfer;
+use crate::discovery::gpus::GPUS_PATH;
 use crate::discovery::plane::Planes;
 use crate::dispatch::EngineClient;
 use crate::frontend::lending::Lending;
@@ -248,6 +249,7 @@ impl Frontend {
         Routes::default()
             .get("/metrics", self.plain(Self::metrics_page))
             .get("/kvlens/v1/workers", self.plain(Self::list_workers))
+            .get(GPUS_PATH, self.plain(Self::list_gpus))
             .post("/kvlens/v1/explain", self.plain(Self::explain))
             .get("/live", self.plain(Self::live))
     }

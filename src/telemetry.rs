@@ -1,6 +1,7 @@
 //! Logs to standard error or the journal, what errors say in them, and the list of metrics.
 
 pub mod causes;
+pub mod gpu_labels;
 mod journal;
 pub mod labels;
 pub mod metrics;

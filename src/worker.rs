@@ -7,6 +7,7 @@ pub mod engine_load;
 pub mod engine_watch;
 pub mod feed;
 pub mod follow;
+pub mod gpus;
 mod model_files;
 mod pages;
 pub mod parity;
@@ -41,6 +42,9 @@ use crate::telemetry::labels::AlarmLabels;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::engine_watch::{EngineWatch, Sighting};
 use crate::worker::follow::{Order, Told, new_incarnation};
+use crate::worker::gpus::States;
+use crate::worker::gpus::advance::Advance;
+use crate::worker::gpus::verdict::with_gpus;
 use crate::worker::probe::{EngineFacts, Probe};
 use crate::worker::rank::{Rank, RankStatus};
 use crate::worker::ranks::{ORDERS_MAX, Ranks};
@@ -113,6 +117,8 @@ struct Agent {
     facts: EngineFacts,
     /// What the ranks were told of the facts.
     described: Option<(Option<u64>, Option<BlockSize>)>,
+    advance: Advance,
+    gpus: States,
     record: WorkerRecord,
     /// The record as it was told last, and when.
     told: Option<(WorkerRecord, Instant)>,
@@ -140,6 +146,7 @@ impl Agent {
             session: format!("kvlens-{}", uuid::Uuid::new_v4().simple()).into(),
             parity: parity::Check::none(&spec.worker),
             compared: None,
+            gpus: States::of(spec.watched.as_ref()),
             spec,
             metrics,
             updates,
@@ -149,6 +156,7 @@ impl Agent {
             proof: 0,
             facts: EngineFacts::default(),
             described: None,
+            advance: Advance::default(),
             record,
             told: None,
             ranks: Ranks::default(),
@@ -209,6 +217,9 @@ impl Agent {
                 _ => TICK,
             };
             tokio::select! {
+                // First: a sick GPU is to leave the route at once.
+                biased;
+                () = self.gpus.changed() => {}
                 (rank, error) = self.ranks.failure() => {
                     error!(worker = %self.spec.worker, rank = rank.0, %error, "kv events of a rank no longer followed");
                     self.tell(self.forgotten(rank)).await?;
@@ -233,6 +244,7 @@ impl Agent {
                     let capacity_blocks = self.facts.capacity_blocks;
                     self.record.engine_load = engine_load::parse(&metrics, capacity_blocks);
                     self.record.engine_readings += 1;
+                    self.advance.note(engine_load::progress(&metrics));
                 }
                 if !matches!(self.standing, Standing::Well | Standing::Proving) {
                     self.standing = Standing::Proving;
@@ -302,29 +314,24 @@ impl Agent {
         let is_late = Instant::now() >= self.proof_until;
         if self.standing == Standing::Proving && (is_late || self.is_proven(&statuses)) {
             self.standing = Standing::Well;
-            self.tell_operator();
+            record::tell_operator(&self.record);
         }
         let misfit = record::misfit(&self.spec, &self.facts);
-        (self.record.verdict, self.record.cause) =
-            record::verdict(&self.standing, misfit.as_deref());
+        let verdict = record::verdict(&self.standing, misfit.as_deref());
+        self.record.gpus = self.gpus.take();
+        (self.record.verdict, self.record.cause) = with_gpus(verdict, &self.record.gpus);
+        if let Some(gpus) = &self.spec.watched {
+            gpus.tell(record::engine_seen(
+                &self.spec,
+                &self.standing,
+                (&self.facts, self.advance.progress()),
+            ));
+        }
     }
 
     fn is_proven(&self, statuses: &[RankStatus]) -> bool {
         let is_proven = |status: &RankStatus| status.is_caught_up && status.proof == self.proof;
         statuses.iter().all(is_proven)
-    }
-
-    fn tell_operator(&self) {
-        let record = &self.record;
-        info!(
-            worker = %record.worker,
-            model = %record.model,
-            engine = %record.engine.version,
-            block_size = record.block_size.map(BlockSize::tokens),
-            capacity_blocks = record.capacity_blocks,
-            ledger = record.ledger.cause,
-            "worker ready"
-        );
     }
 
     /// Counts the ranks' alarms and gaps since the last look.
@@ -361,8 +368,9 @@ impl Agent {
     /// often.
     async fn tell_record(&mut self) -> Result<(), Unwanted> {
         if let Some((told, at)) = &self.told {
-            let is_pressing =
-                told.verdict != self.record.verdict || told.cause != self.record.cause;
+            let is_pressing = told.verdict != self.record.verdict
+                || told.cause != self.record.cause
+                || told.gpus != self.record.gpus;
             if *told == self.record || (!is_pressing && at.elapsed() < TICK / 2) {
                 return Ok(());
             }

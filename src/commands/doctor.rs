@@ -139,7 +139,10 @@ pub async fn examine(config: &Config, model: Option<&str>) -> Vec<Finding> {
             let config = config.clone();
             move || (limits::check(&config), ())
         }),
-        local((Check::Gpu, "NVIDIA driver"), || (gpu::check(), ())),
+        local((Check::Gpu, "NVIDIA driver"), {
+            let config = config.gpu.clone();
+            move || (gpu::check(&config), ())
+        }),
         model_files(model),
         nats::check(config),
         meet(config),

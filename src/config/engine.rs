@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::block::BlockSize;
+use crate::config::driver::DriverVersion;
 
 /// Engines that run as our child processes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +52,9 @@ pub struct EngineConfig {
     /// Tokens of a KV-cache block; unset leaves it to the engine.
     #[schemars(range(min = 1))]
     pub block_size: Option<u32>,
+    /// The oldest NVIDIA driver that vLLM, and whatever podman runs, is started with, as `580` or
+    /// `580.65.06`; unset takes any. `workers.NAME.driver_min` goes before it.
+    pub driver_min: Option<DriverVersion>,
     /// Folder below which a folder `kvlens-<uid>` is made for sockets and process ids; unset takes
     /// `$XDG_RUNTIME_DIR`, or `/tmp`.
     pub run_dir: Option<PathBuf>,
@@ -72,6 +76,7 @@ impl Default for EngineConfig {
             log_lines_max: 200,
             log_line_bytes_max: 2048,
             block_size: None,
+            driver_min: None,
             run_dir: None,
         }
     }

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::config::driver::DriverVersion;
 use crate::id::WorkerId;
 
 /// The gates' ports from here on: of a worker that names none it is this one and the number that the
@@ -74,6 +75,9 @@ pub struct InstanceConfig {
     pub name: Option<String>,
     /// GPUs that the engine may see, best by their UUIDs; none of them leaves the choice to it.
     pub gpus: Vec<String>,
+    /// The oldest NVIDIA driver that its engine is started with, as `engine.driver_min`; unset takes
+    /// that.
+    pub driver_min: Option<DriverVersion>,
     /// Data-parallel ranks of the engine.
     #[schemars(range(min = 1, max = 1024))]
     pub ranks: u16,
@@ -106,6 +110,7 @@ impl Default for InstanceConfig {
             model: None,
             name: None,
             gpus: Vec::new(),
+            driver_min: None,
             ranks: 1,
             args: Vec::new(),
             media_dir: None,

@@ -16,6 +16,9 @@ pub const ENGINE_FILE_VERSION: u32 = 1;
 /// The file's name in an engine's folder.
 pub const ENGINE_FILE: &str = "engine.json";
 
+/// The name of the control socket of `kvlens engine` in that folder.
+pub const CONTROL_SOCKET: &str = "control.sock";
+
 /// Where one rank of an engine publishes its KV events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvEndpoints {
@@ -56,6 +59,12 @@ pub struct EngineFile {
     pub sources: Vec<KvEndpoints>,
     /// A folder whose files the engine may read as images.
     pub media_dir: Option<PathBuf>,
+    /// The GPUs that are its own, by their UUIDs; none where it was left the choice.
+    #[serde(default)]
+    pub gpus: Vec<String>,
+    /// The process of `kvlens engine`, in whose control group the engine's are.
+    #[serde(default)]
+    pub pid: Option<u32>,
 }
 
 impl EngineFile {
@@ -109,10 +118,20 @@ mod tests {
                 replay: "tcp://127.0.0.1:6557".to_owned(),
             }],
             media_dir: None,
+            gpus: vec!["GPU-1f".to_owned()],
+            pid: Some(7),
         };
         assert!(EngineFile::read(folder.path()).is_err(), "not there yet");
         file.write(folder.path()).unwrap();
         assert_eq!(EngineFile::read(folder.path()).unwrap(), file);
+        // As one wrote it that knew of no GPUs.
+        let text = fs::read_to_string(folder.path().join(ENGINE_FILE)).unwrap();
+        let mut older: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let fields = older.as_object_mut().unwrap();
+        assert!(fields.remove("gpus").is_some() && fields.remove("pid").is_some());
+        fs::write(folder.path().join(ENGINE_FILE), older.to_string()).unwrap();
+        let read = EngineFile::read(folder.path()).unwrap();
+        assert_eq!((read.gpus, read.pid), (Vec::new(), None));
         file.version = 2;
         file.write(folder.path()).unwrap();
         let error = EngineFile::read(folder.path()).unwrap_err();

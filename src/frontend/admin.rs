@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use ::http::StatusCode;
 use serde_json::{Value, json};
 
+use crate::discovery::gpus;
 use crate::frontend::Frontend;
 use crate::frontend::chat::PreparedChat;
 use crate::frontend::prompt::Exactness;
@@ -54,6 +55,13 @@ impl Frontend {
             body["routers"] = json!(remote.routers());
         }
         Ok(Reply::json(StatusCode::OK, &body))
+    }
+
+    /// Answers `GET /kvlens/v1/gpus`: how each GPU of each worker is.
+    pub(crate) async fn list_gpus(self: Arc<Self>, _call: Call) -> Result<Reply, ApiError> {
+        let workers = self.router.workers();
+        let page = gpus::page(workers.iter().map(|worker| &worker.record));
+        Ok(Reply::json(StatusCode::OK, &page))
     }
 
     /// Answers `POST /kvlens/v1/explain`: where a chat request would go now, and every term of

@@ -95,7 +95,7 @@ pub enum BadPlan {
     Keys(#[from] KeyFileError),
     #[error(transparent)]
     HashKey(#[from] HashKeyError),
-    #[error(transparent)]
+    #[error("--model cannot be used")]
     Model(#[from] ModelError),
 }
 

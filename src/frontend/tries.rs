@@ -276,9 +276,14 @@ impl Frontend {
     }
 
     /// A failure for what it is: a worker that was leaving, or was taken out, did not die of a
-    /// request; one whose engine is known to be dead did.
+    /// request, nor did one whose GPU is lost; one whose engine is known to be dead did.
     fn seen_from_here(&self, worker: &WorkerId, failure: Failure) -> Failure {
         match (failure, self.router.verdict(worker)) {
+            (Failure::Died(reason) | Failure::Left(reason), Some(Verdict::Failed))
+                if self.router.has_failed_gpu(worker) =>
+            {
+                Failure::Left(reason)
+            }
             (Failure::Died(reason), None | Some(Verdict::Draining)) => Failure::Left(reason),
             (Failure::Left(reason), Some(Verdict::Failed)) => Failure::Died(reason),
             (failure, _) => failure,

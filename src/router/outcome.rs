@@ -76,6 +76,14 @@ impl Router {
         member.map(|member| member.record.verdict)
     }
 
+    /// Whether a worker is held for failed because of a GPU, whatever its engine does.
+    pub fn has_failed_gpu(&self, worker: &WorkerId) -> bool {
+        let state = self.lock();
+        let member = state.workers.get(worker);
+        let gpus = member.map_or(&[][..], |member| &member.record.gpus);
+        gpus.iter().any(|gpu| gpu.verdict == Verdict::Failed)
+    }
+
     fn note_failure(&self, worker: &WorkerId, cause: Cause) {
         let opened = self.change_workers(|state, now| {
             let until = state.note_failure(worker, cause, now)?;

@@ -19,6 +19,7 @@ use crate::config::dispatch::RequestPlane;
 use crate::config::frontend::LimitsConfig;
 use crate::config::{Config, Values};
 use crate::discovery::flags::PlaneFlags;
+use crate::discovery::gpus::{self, GPUS_PATH};
 use crate::discovery::plane::{PlaneState, Planes};
 use crate::dispatch::EngineClient;
 use crate::http::keys::{KeyFileError, first_key};
@@ -277,6 +278,7 @@ impl Pages {
         Routes::default()
             .get("/metrics", self.page(Self::metrics))
             .get("/kvlens/v1/workers", self.page(Self::workers))
+            .get(GPUS_PATH, self.page(Self::gpus))
             .get("/live", self.page(|_| Ok(shown("live"))))
             .get("/ready", self.page(Self::ready))
     }
@@ -338,6 +340,12 @@ impl Pages {
     fn workers(&self) -> Result<Reply, ApiError> {
         let body = json!({"router": self.id, "workers": self.router.workers()});
         Ok(Reply::json(StatusCode::OK, &body))
+    }
+
+    fn gpus(&self) -> Result<Reply, ApiError> {
+        let workers = self.router.workers();
+        let page = gpus::page(workers.iter().map(|worker| &worker.record));
+        Ok(Reply::json(StatusCode::OK, &page))
     }
 
     /// 200 while frontends can ask and a worker takes requests.

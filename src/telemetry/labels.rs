@@ -112,6 +112,14 @@ label! {
 }
 
 label! {
+    /// Whether an engine gave the token that it was asked for.
+    Canary {
+        Passed = "passed",
+        Failed = "failed",
+    }
+}
+
+label! {
     /// Whether a ledger names all that its engine holds.
     Ledger {
         Complete = "complete",
@@ -265,6 +273,12 @@ pub struct TransferLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ContinuationLabels {
     pub outcome: Continuation,
+}
+
+/// Whether an engine gave the token that it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CanaryLabels {
+    pub outcome: Canary,
 }
 
 /// What a worker's ledger is worth.

@@ -1,5 +1,7 @@
 //! Every metric of the program, in one list.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -8,10 +10,13 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::ledger::counts::Alarm;
+use crate::telemetry::gpu_labels::{
+    GpuLabels, GpuSeverityLabels, GpuSignalLabels, GpuVerdictLabels,
+};
 use crate::telemetry::labels::{
-    AlarmLabels, BadRecord, BadRecordLabels, ContinuationLabels, EndpointLabels, KvEventLabels,
-    LedgerLabels, MediaLabels, ModeLabels, ParityCheck, ParityLabels, PlaneLabels, QueueLabels,
-    QueueRefusal, RequestLabels, TransferLabels, VerdictLabels,
+    AlarmLabels, BadRecord, BadRecordLabels, CanaryLabels, ContinuationLabels, EndpointLabels,
+    KvEventLabels, LedgerLabels, MediaLabels, ModeLabels, ParityCheck, ParityLabels, PlaneLabels,
+    QueueLabels, QueueRefusal, RequestLabels, TransferLabels, VerdictLabels,
 };
 
 /// The media type of [`Metrics::encode`]'s text.
@@ -151,6 +156,28 @@ metrics! {
         "workers", "Workers known, by verdict.";
     engine_restarts: Counter = Counter::default(),
         "engine_restarts", "Times that an engine ended and was started again.";
+    gpu_verdict: Family<GpuVerdictLabels, Gauge> = Family::default(),
+        "gpu_verdict", "Whether a GPU's verdict is this one, 1 or 0.";
+    gpu_incidents: Family<GpuSeverityLabels, Gauge> = Family::default(),
+        "gpu_incidents", "What is wrong with a GPU now, by how much it matters.";
+    gpu_incidents_opened: Family<GpuSignalLabels, Counter> = Family::default(),
+        "gpu_incidents_opened", "Times that something was found wrong with a GPU, by signal.";
+    gpu_xids: Family<GpuLabels, Counter> = Family::default(),
+        "gpu_xids", "XIDs that the driver told of a GPU.";
+    gpu_temperature: Family<GpuLabels, Gauge> = Family::default(),
+        "gpu_temperature_celsius", "Temperature of a GPU.";
+    gpu_memory_temperature: Family<GpuLabels, Gauge> = Family::default(),
+        "gpu_memory_temperature_celsius", "Temperature of a GPU's memory.";
+    gpu_power: Family<GpuLabels, Gauge<f64, AtomicU64>> = Family::default(),
+        "gpu_power_watts", "Power that a GPU takes.";
+    gpu_utilization: Family<GpuLabels, Gauge<f64, AtomicU64>> = Family::default(),
+        "gpu_utilization_ratio", "Share of the time in which a GPU computed.";
+    gpu_memory_used: Family<GpuLabels, Gauge> = Family::default(),
+        "gpu_memory_used_bytes", "Memory of a GPU that is not free.";
+    gpu_canaries: Family<CanaryLabels, Counter> = Family::default(),
+        "gpu_canaries", "Tokens that engines were asked for to prove their GPUs well, by whether they came.";
+    gpu_engine_restarts: Counter = Counter::default(),
+        "gpu_engine_restarts", "Times that an engine was told to restart for its GPU's sake.";
     media: Family<MediaLabels, Counter> = Family::default(),
         "media_fetches", "Images asked for, by how they were come by.";
     media_cache_hits: Counter = Counter::default(),

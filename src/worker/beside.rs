@@ -10,18 +10,23 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
 use crate::block::HashKey;
+use crate::config::gpu::GpuConfig;
 use crate::discovery::Update;
 use crate::discovery::engine_file::{self, EngineFile};
 use crate::events::zmq::Source;
 use crate::id::WorkerId;
+use crate::model::archive::Archive;
 use crate::model::named::{DEMO, Named};
 use crate::select::Device;
 use crate::telemetry::metrics::Metrics;
 use crate::vision::Family;
 use crate::worker;
 use crate::worker::feed::Feed;
+use crate::worker::gpus::Gpus;
+use crate::worker::gpus::restart::Restart;
 use crate::worker::model_files::{Files, Shelf};
 use crate::worker::probe::Probe;
 use crate::worker::reset::Command;
@@ -47,6 +52,8 @@ pub(crate) struct Engine {
     pub(crate) sources: Vec<Source>,
     /// See [`AgentSpec::media_dir`].
     pub(crate) media_dir: Option<PathBuf>,
+    /// The GPUs that it computes on, as `CUDA_VISIBLE_DEVICES` names them.
+    pub(crate) gpus: Vec<String>,
 }
 
 /// The place beside an engine.
@@ -76,9 +83,46 @@ pub(crate) struct Beside {
     pub(crate) device: Device,
     /// See [`AgentSpec::labels`].
     pub(crate) labels: Vec<String>,
+    /// See [`AgentSpec::restart`].
+    pub(crate) restart: Restart,
+    /// See [`AgentSpec::pid`]; where it is not told, the engine's file says it.
+    pub(crate) pid: Option<u32>,
+    /// How its GPUs are watched.
+    pub(crate) gpu: GpuConfig,
 }
 
 impl Beside {
+    /// The place beside an engine of which all is told, `archive` being the files of its model.
+    pub(crate) fn of(spec: AgentSpec, archive: Archive) -> Self {
+        Self {
+            worker: spec.worker,
+            engine: Some(Engine {
+                kind: spec.kind,
+                address: spec.address,
+                public_address: None,
+                name: Some(spec.model),
+                model: None,
+                sources: spec.sources,
+                media_dir: spec.media_dir,
+                gpus: spec.gpus,
+            }),
+            run_dir: None,
+            name: None,
+            model: None,
+            files: spec.files.map(|model| Files { model, archive }),
+            shelf: Arc::default(),
+            hash_key: spec.hash_key,
+            agent: spec.agent,
+            agent_life: Uuid::new_v4().as_u64_pair().0,
+            state_dir: spec.state_dir,
+            device: spec.device,
+            labels: spec.labels,
+            restart: spec.restart,
+            pid: spec.pid,
+            gpu: GpuConfig::default(),
+        }
+    }
+
     /// Follows the engine, and the next one that takes its place, until `stop`.
     pub(crate) async fn follow(
         mut self,
@@ -87,13 +131,20 @@ impl Beside {
         (metrics, updates): (Arc<Metrics>, mpsc::Sender<Update>),
         stop: CancellationToken,
     ) {
+        let mut watching = None;
         loop {
             let Some(engine) = stop.run_until_cancelled(self.engine()).await else {
                 return;
             };
-            let Some(spec) = stop.run_until_cancelled(self.spec(&engine)).await else {
+            let Some(mut spec) = stop.run_until_cancelled(self.spec(&engine)).await else {
                 return;
             };
+            // Those that are the same go on to be watched: what is wrong with them is not forgotten.
+            if watching.as_ref().is_none_or(|(gpus, _)| *gpus != spec.gpus) {
+                let gpus = Gpus::start(&spec, &self.gpu, &metrics);
+                watching = Some((spec.gpus.clone(), gpus));
+            }
+            spec.watched = watching.as_ref().and_then(|(_, gpus)| gpus.clone());
             feed.set_public_address(engine.public_address.clone());
             info!(worker = %self.worker, address = engine.address, "engine found");
             let life = stop.child_token();
@@ -140,6 +191,13 @@ impl Beside {
         }
     }
 
+    /// The process of `kvlens engine`. It is no part of [`Engine`]: another one has the same control group.
+    fn written_pid(&self) -> Option<u32> {
+        let is_written = self.engine.is_none();
+        let file = is_written.then(|| EngineFile::read(&self.folder()).ok());
+        file.flatten()?.pid
+    }
+
     fn folder(&self) -> PathBuf {
         engine_file::folder(self.run_dir.as_deref(), &self.worker)
     }
@@ -168,11 +226,14 @@ impl Beside {
             files,
             state_dir: self.state_dir.clone(),
             media_dir: engine.media_dir.clone(),
+            pid: self.pid.or_else(|| self.written_pid()),
+            gpus: engine.gpus.clone(),
             device: self.device,
             labels: self.labels.clone(),
             hash_key: self.hash_key,
             agent: self.agent.clone(),
             agent_life: self.agent_life,
+            restart: self.restart.clone(),
             ..AgentSpec::new(self.worker.clone(), &engine.address, &model)
         }
     }
@@ -193,6 +254,7 @@ fn read(folder: &Path, worker: &WorkerId) -> Result<Engine, String> {
         model: Some(file.model.unwrap_or_else(|| DEMO.to_owned())),
         sources: file.sources.into_iter().map(Source::from).collect(),
         media_dir: file.media_dir,
+        gpus: file.gpus,
     })
 }
 

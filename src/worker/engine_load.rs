@@ -3,9 +3,16 @@
 use std::collections::BTreeMap;
 
 use crate::discovery::EngineLoad;
+use crate::health::judge::Progress;
 
 /// Most ranks that are read of one page, so that a strange one costs no memory.
 const RANKS_MAX: usize = 1_024;
+
+/// Tokens generated since the engine's start.
+const GENERATED: &str = "vllm:generation_tokens_total";
+
+/// Steps computed since then.
+const STEPS: &str = "vllm:iteration_tokens_total_count";
 
 /// The loads of an engine's ranks, rank 0 first; empty for a page that does not say.
 pub fn parse(metrics: &str, capacity_blocks: Option<u64>) -> Vec<EngineLoad> {
@@ -14,7 +21,7 @@ pub fn parse(metrics: &str, capacity_blocks: Option<u64>) -> Vec<EngineLoad> {
         let Some((name, rank, value)) = sample(line) else {
             continue;
         };
-        if rank >= RANKS_MAX {
+        if rank >= RANKS_MAX || [GENERATED, STEPS].contains(&name) {
             continue;
         }
         let load = ranks.entry(rank).or_default();
@@ -31,7 +38,26 @@ pub fn parse(metrics: &str, capacity_blocks: Option<u64>) -> Vec<EngineLoad> {
     }
 }
 
-/// The name, rank and value of a line that tells of load.
+/// How far an engine is, over all its ranks; `None` for a page that does not say.
+pub fn progress(metrics: &str) -> Option<Progress> {
+    let mut progress = Progress::default();
+    let mut is_told = false;
+    for (name, _, value) in metrics.lines().filter_map(sample) {
+        match name {
+            "vllm:num_requests_running" => progress.running += value as u64,
+            GENERATED => {
+                progress.generated_tokens += value as u64;
+                is_told = true;
+            }
+            // A long prompt is computed in steps that give no token yet.
+            STEPS => progress.generated_tokens += value as u64,
+            _ => {}
+        }
+    }
+    is_told.then_some(progress)
+}
+
+/// The name, rank and value of a line that tells of load or progress.
 fn sample(line: &str) -> Option<(&str, usize, f64)> {
     let (series, value) = line.rsplit_once(' ')?;
     let (name, labels) = series.split_once('{').unwrap_or((series, ""));
@@ -39,6 +65,8 @@ fn sample(line: &str) -> Option<(&str, usize, f64)> {
         "vllm:num_requests_running",
         "vllm:num_requests_waiting",
         "vllm:kv_cache_usage_perc",
+        GENERATED,
+        STEPS,
     ];
     let value: f64 = value.parse().ok()?;
     if !tells.contains(&name) || !value.is_finite() || value < 0.0 {
@@ -54,6 +82,21 @@ fn sample(line: &str) -> Option<(&str, usize, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn progress_is_that_of_all_ranks() {
+        let page = "vllm:num_requests_running{engine=\"0\"} 3.0\n\
+                    vllm:generation_tokens_total{engine=\"0\"} 100.0\n\
+                    vllm:generation_tokens_total{engine=\"1\"} 20.0\n\
+                    vllm:iteration_tokens_total_count{engine=\"1\"} 7.0\n";
+        let all = Progress {
+            running: 3,
+            generated_tokens: 127,
+        };
+        assert_eq!(progress(page), Some(all));
+        assert_eq!(progress("vllm:num_requests_running 3"), None);
+        assert!(parse("vllm:generation_tokens_total 5", None).is_empty());
+    }
 
     #[test]
     fn the_load_is_read_rank_by_rank() {

@@ -9,6 +9,7 @@ use ::http::header::CONTENT_TYPE;
 use serde_json::json;
 
 use crate::discovery::feed::FEED_PATH;
+use crate::discovery::gpus::{self, GPUS_PATH};
 use crate::discovery::model_files::{MODEL_FILES_PATH, MODEL_PATH};
 use crate::discovery::plane::Planes;
 use crate::http::keys::{Keys, guarded};
@@ -53,6 +54,7 @@ impl Agent {
         Routes::default()
             .get(FEED_PATH, keyed(self.page(Self::follow)))
             .get("/kvlens/v1/workers", keyed(self.page(Self::workers)))
+            .get(GPUS_PATH, keyed(self.page(Self::gpus)))
             .get(MODEL_PATH, keyed(self.page(Self::model)))
             .get(MODEL_FILES_PATH, keyed(self.model_files()))
             .post("/kvlens/v1/deregister", keyed(self.page(Self::deregister)))
@@ -90,6 +92,12 @@ impl Agent {
         let record = self.feed.record().borrow().clone();
         let workers: Vec<_> = record.into_iter().collect();
         Ok(Reply::json(StatusCode::OK, &json!({"workers": workers})))
+    }
+
+    async fn gpus(self: Arc<Self>) -> Result<Reply, ApiError> {
+        let record = self.feed.record().borrow().clone();
+        let page = gpus::page(record.as_deref());
+        Ok(Reply::json(StatusCode::OK, &page))
     }
 
     async fn model(self: Arc<Self>) -> Result<Reply, ApiError> {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::block::BlockSize;
 use crate::dispatch::{DispatchError, EngineClient, EngineRequest};
-use crate::id::RequestId;
+use crate::id::{DpRank, RequestId};
 
 /// Longest wait for an answer. A busy engine answers `/health` late, not never.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
@@ -170,20 +170,34 @@ impl Probe {
         path: &'static str,
         question: &Value,
     ) -> Result<(StatusCode, Bytes), ProbeError> {
+        self.post_to(None, path, question).await
+    }
+
+    /// The same of one data-parallel rank.
+    ///
+    /// # Errors
+    /// As [`Probe::post`].
+    pub async fn post_to(
+        &self,
+        rank: Option<DpRank>,
+        path: &'static str,
+        question: &Value,
+    ) -> Result<(StatusCode, Bytes), ProbeError> {
         let waited = QUESTION_DEADLINE;
-        let answer = tokio::time::timeout(waited, self.answer(path, question)).await;
+        let answer = tokio::time::timeout(waited, self.answer(rank, path, question)).await;
         answer.unwrap_or(Err(ProbeError::TooLate { path, waited }))
     }
 
     async fn answer(
         &self,
+        rank: Option<DpRank>,
         path: &'static str,
         question: &Value,
     ) -> Result<(StatusCode, Bytes), ProbeError> {
         let request = EngineRequest {
             path,
             id: &RequestId::from_bits(uuid::Uuid::new_v4().as_u128()),
-            rank: None,
+            rank,
             body: question.to_string().into(),
         };
         let mut answer = self.client.send(&self.address, request).await?;

@@ -1,7 +1,12 @@
 //! What an agent writes into its worker's record.
 
+use tracing::info;
+
+use crate::block::BlockSize;
 use crate::discovery::{Completeness, LedgerState, WorkerRecord};
 use crate::health::Verdict;
+use crate::health::judge::Progress;
+use crate::worker::gpus::EngineSeen;
 use crate::worker::probe::EngineFacts;
 use crate::worker::rank::RankStatus;
 use crate::worker::spec::AgentSpec;
@@ -33,6 +38,23 @@ pub fn verdict(standing: &Standing, misfit: Option<&str>) -> (Verdict, Option<St
             (Verdict::Starting, Some(cause.to_owned()))
         }
         (Standing::Well, None) => (Verdict::Healthy, None),
+    }
+}
+
+/// How the engine is, for those who judge its GPUs.
+pub fn engine_seen(
+    spec: &AgentSpec,
+    standing: &Standing,
+    (facts, progress): (&EngineFacts, Option<Progress>),
+) -> EngineSeen {
+    let is_there = matches!(standing, Standing::Proving | Standing::Well);
+    EngineSeen {
+        address: spec.address.clone(),
+        pid: spec.pid,
+        ranks: facts.ranks.unwrap_or(spec.sources.len()) as u32,
+        is_starting: matches!(standing, Standing::Starting { .. }),
+        model: facts.models.first().filter(|_| is_there).cloned(),
+        progress: progress.filter(|_| is_there),
     }
 }
 
@@ -174,10 +196,22 @@ fn other_block_size(facts: &EngineFacts, statuses: &[RankStatus]) -> Option<Stri
     ))
 }
 
+/// Says that a worker takes requests now.
+pub fn tell_operator(record: &WorkerRecord) {
+    info!(
+        worker = %record.worker,
+        model = %record.model,
+        engine = %record.engine.version,
+        block_size = record.block_size.map(BlockSize::tokens),
+        capacity_blocks = record.capacity_blocks,
+        ledger = record.ledger.cause,
+        "worker ready"
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::block::BlockSize;
     use crate::id::{DpRank, Incarnation, WorkerId};
     use crate::ledger::{Ledger, Options};
     use crate::worker::rank::Rank;

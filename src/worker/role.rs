@@ -28,14 +28,17 @@ use crate::lifecycle::notify;
 use crate::lifecycle::shelter::{self, RunDirError};
 use crate::lifecycle::tasks::{TaskEnd, Tasks};
 use crate::model::ModelError;
+use crate::model::archive::Archive;
 use crate::model::named::Named;
 use crate::telemetry::metrics::Metrics;
 use crate::worker::beside::{Beside, Engine};
 use crate::worker::feed::{self, Feed};
+use crate::worker::gpus::restart::Restart;
 use crate::worker::model_files::Files;
 use crate::worker::pages::{self, Agent};
 use crate::worker::planes;
 use crate::worker::reset;
+use crate::worker::spec::AgentSpec;
 use crate::worker::standing;
 
 /// Updates of the agent that wait for the feed; the agent then waits too, and loses nothing.
@@ -77,6 +80,9 @@ pub struct Args {
     /// Folder or name of the engine's model
     #[arg(long, value_hint = ValueHint::AnyPath)]
     model: Option<String>,
+    /// GPU that that engine computes on, as GPU-…; may be repeated
+    #[arg(long, value_name = "UUID", requires = "engine_url")]
+    gpu: Vec<String>,
     /// Folder from which that engine reads images (vLLM's --allowed-local-media-path)
     #[arg(long, value_name = "DIR", requires = "engine_url", value_hint = ValueHint::DirPath)]
     media_dir: Option<PathBuf>,
@@ -171,7 +177,7 @@ pub enum BadPlan {
     HashKey(#[from] HashKeyError),
     #[error(transparent)]
     StateDir(#[from] RunDirError),
-    #[error(transparent)]
+    #[error("--model cannot be used")]
     Model(#[from] ModelError),
 }
 
@@ -216,6 +222,8 @@ impl Plan {
         })?;
         let engine = args.engine_url.as_deref();
         let engine = engine.map(|url| told_engine(args, url)).transpose()?;
+        let ours = || Restart::of_engine(config.engine.run_dir.as_deref(), &worker);
+        let restart = engine.as_ref().map_or_else(ours, |_| Restart::Foreign);
         let keys = config
             .worker
             .key_file
@@ -243,9 +251,43 @@ impl Plan {
                 state_dir: Some(state_dir(&worker, config)?),
                 device: config.worker.device,
                 labels: config.worker.labels.clone(),
+                restart,
+                pid: None,
+                gpu: config.gpu.clone(),
             },
             worker,
             keys,
+        })
+    }
+}
+
+impl Plan {
+    /// Whose agent it is.
+    pub(crate) fn worker(&self) -> &WorkerId {
+        &self.worker
+    }
+
+    /// The agent beside an engine that is run in this process; it serves `archive`, the files of the
+    /// engine's model.
+    ///
+    /// # Errors
+    /// When a file or a folder cannot be used.
+    pub(crate) fn beside(
+        spec: AgentSpec,
+        archive: Archive,
+        config: &Config,
+    ) -> Result<Self, BadPlan> {
+        let keys = config.worker.key_file.as_deref();
+        Ok(Self {
+            worker: spec.worker.clone(),
+            keys: keys.map(Keys::read).transpose()?,
+            beside: Beside {
+                hash_key: hash_key(&config.cluster)?,
+                state_dir: Some(state_dir(&spec.worker, config)?),
+                labels: config.worker.labels.clone(),
+                gpu: config.gpu.clone(),
+                ..Beside::of(spec, archive)
+            },
         })
     }
 }
@@ -281,6 +323,7 @@ fn told_engine(args: &Args, url: &str) -> Result<Engine, BadPlan> {
         model: None,
         sources: args.kv_events.iter().enumerate().map(source).collect(),
         media_dir: args.media_dir.clone(),
+        gpus: args.gpu.clone(),
     })
 }
 

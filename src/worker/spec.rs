@@ -10,6 +10,8 @@ use crate::events::zmq::Source;
 use crate::id::WorkerId;
 use crate::model::Model;
 use crate::select::Device;
+use crate::worker::gpus::Gpus;
+use crate::worker::gpus::restart::Restart;
 
 /// What is known of an engine's process by whoever runs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub struct AgentSpec {
     pub placeholder: Option<u32>,
     /// The engine's process as its supervisor knows it; `None` for one that others run.
     pub process: Option<watch::Receiver<ProcessState>>,
+    /// A process of the engine's control group; `None` where none is known.
+    pub pid: Option<u32>,
     /// The model's files, with which the engine's prompts are held against ours; `None` where they
     /// are not here.
     pub files: Option<Arc<Model>>,
@@ -53,6 +57,12 @@ pub struct AgentSpec {
     pub agent: Option<String>,
     /// See [`WorkerRecord::agent_life`](crate::discovery::WorkerRecord::agent_life).
     pub agent_life: u64,
+    /// The engine's GPUs, by their UUIDs; none where they are not known.
+    pub gpus: Vec<String>,
+    /// How the engine is told to restart where its GPUs want it.
+    pub restart: Restart,
+    /// Its GPUs under watch; `None` where they are not watched.
+    pub watched: Option<Arc<Gpus>>,
     /// A folder on the engine's host from which it reads images.
     pub media_dir: Option<PathBuf>,
     /// Folder in which ledgers are kept for the next agent; `None` where there is none to come.
@@ -73,10 +83,14 @@ impl AgentSpec {
             sources: Vec::new(),
             placeholder: None,
             process: None,
+            pid: None,
             files: None,
             hash_key: None,
             agent: None,
             agent_life: 0,
+            gpus: Vec::new(),
+            restart: Restart::Foreign,
+            watched: None,
             media_dir: None,
             state_dir: None,
         }

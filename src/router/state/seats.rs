@@ -158,7 +158,8 @@ impl State {
         let weights = member.record.labels.iter();
         let weights = weights.filter_map(|label| self.preferences.get(label));
         Standing {
-            is_degraded: member.record.verdict == Verdict::Degraded,
+            // Of one whose GPUs cannot be read nobody knows better.
+            is_degraded: matches!(member.record.verdict, Verdict::Degraded | Verdict::Unknown),
             device: member.record.device,
             preference: weights.sum(),
         }
