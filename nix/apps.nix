@@ -3,6 +3,7 @@
 let
   inherit (pkgs) kvlens lib;
   driver = builtins.readFile ./driver.sh;
+  pins = builtins.fromJSON (builtins.readFile ./pins.json);
   app = name: description: more: text: {
     type = "app";
     program = lib.getExe (
@@ -32,6 +33,8 @@ rec {
   default = up;
   up = app "up" "Serves a model on this box: an engine on each GPU, behind an OpenAI API" beside ''
     ${driver}
+    # The oldest that the vLLM of this closure runs with.
+    export KVLENS_ENGINE_DRIVER_MIN="''${KVLENS_ENGINE_DRIVER_MIN:-${pins.vllm.driver_min}}"
     exec kvlens up "$@"
   '';
   doctor =

@@ -44,10 +44,14 @@ pub struct Spec {
     pub withheld: Vec<&'static str>,
     /// Where the engine answers HTTP.
     pub address: EngineAddress,
+    /// What it is asked there to know how it is.
+    pub health: &'static str,
     /// Where each of its ranks publishes and replays KV events, rank 0 first.
     pub sources: Vec<KvEndpoints>,
     /// A folder whose files the engine may read as images.
     pub media_dir: Option<PathBuf>,
+    /// The GPUs that are its own, by their UUIDs.
+    pub gpus: Vec<String>,
 }
 
 /// Where an engine answers HTTP.
@@ -95,6 +99,13 @@ pub enum EngineError {
     OwnProgram { source: std::io::Error },
     #[error("no free port on 127.0.0.1")]
     Port { source: std::io::Error },
+}
+
+impl EngineError {
+    /// Whether it stays until somebody changes the command line or the host.
+    pub fn is_lasting(&self) -> bool {
+        !matches!(self, Self::OwnProgram { .. } | Self::Port { .. })
+    }
 }
 
 /// How an engine is.

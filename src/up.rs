@@ -1,9 +1,12 @@
 //! `kvlens up`: everything on one box, in one process.
 
 mod agents;
+mod banner;
 mod media_folder;
 mod progress;
+mod servers;
 mod setup;
+mod wiring;
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -11,33 +14,39 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueHint;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::bus::BusError;
 use crate::config::frontend::FrontendConfig;
 use crate::config::instance::Kind;
 use crate::config::{Config, Values};
-use crate::dispatch::EngineClient;
+use crate::discovery::hash_key::HashKeyError;
 use crate::dispatch::own::OwnListener;
 use crate::engine::run_dir::RunDir;
-use crate::engine::{EngineError, Launcher};
+use crate::engine::{EngineError, EngineProcess, Launcher};
 use crate::frontend::Frontend;
 use crate::frontend::flags::ServeFlags;
 use crate::frontend::listeners::{Ending, ListenError, Listeners};
 use crate::frontend::models::Models;
 use crate::frontend::tenants::Tenants;
-use crate::gpu;
-use crate::id::InvalidWorkerId;
+use crate::gpu::{self, GpuError};
+use crate::http::Routes;
+use crate::id::{InvalidWorkerId, WorkerId};
 use crate::lifecycle::shelter::RunDirError;
 use crate::lifecycle::tasks::TaskEnd;
 use crate::media::PolicyError;
 use crate::model::ModelError;
-use crate::router::Router;
+use crate::router::members::BadSources;
 use crate::telemetry::metrics::Metrics;
-use crate::up::agents::{Agents, Attended};
+use crate::up::agents::Attended;
 use crate::up::media_folder::MediaFolder;
 use crate::up::setup::Setup;
-use crate::worker::reset;
+use crate::up::wiring::{PlanesChoice, Wiring};
+use crate::worker::reset::{self, Command};
+use crate::worker::role;
+use crate::worker::spec::ProcessState;
 
 /// Serves a model on this box: starts the engines, routes to them, answers the OpenAI API.
 #[derive(Clone, Debug, clap::Args)]
@@ -56,6 +65,10 @@ pub struct Args {
     /// Folder or name of the model to serve
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub model: Option<String>,
+    /// What connects frontend, router and agents: this process' memory, or etcd and NATS of its own, as on
+    /// a rack
+    #[arg(long, value_name = "PLANES", default_value = "embedded")]
+    planes: PlanesChoice,
     /// Further arguments of the engine; with `--engine command`, its command line, in which
     /// {port}, {uds}, {model}, {name}, {kv_events}, {kv_replay}, {worker}, {ranks} and {media_dir} are
     /// filled in
@@ -83,7 +96,7 @@ impl Args {
 pub enum UpError {
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error(transparent)]
+    #[error("--model cannot be used")]
     Model(#[from] ModelError),
     #[error("--engine {engine} needs --model with a folder or a name")]
     ModelMissing { engine: &'static str },
@@ -96,6 +109,26 @@ pub enum UpError {
     #[error(transparent)]
     Media(#[from] PolicyError),
     #[error(transparent)]
+    Gpu(#[from] GpuError),
+    #[error(
+        "--planes cluster needs etcd, and this program was built without it: build with --features etcd"
+    )]
+    NoEtcd,
+    #[error(
+        "--planes cluster starts etcd and NATS itself, and {key} is set: unset it, or run `kvlens frontend` and `kvlens worker`"
+    )]
+    PlaneNamed { key: &'static str },
+    #[error("--planes cluster started {name}, which did not answer within {waited:?}")]
+    ServerSilent { name: WorkerId, waited: Duration },
+    #[error(transparent)]
+    HashKey(#[from] HashKeyError),
+    #[error(transparent)]
+    Sources(#[from] BadSources),
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error(transparent)]
+    Agent(#[from] role::BadPlan),
+    #[error(transparent)]
     Ended(#[from] TaskEnd),
     #[error("cannot make folder {path} for images")]
     MediaFolder { path: String, source: io::Error },
@@ -104,6 +137,24 @@ pub enum UpError {
         worker: String,
         source: InvalidWorkerId,
     },
+}
+
+impl UpError {
+    /// Whether it stays until somebody changes the command line, a file or the host.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Model(_)
+            | Self::ModelMissing { .. }
+            | Self::NoGpu { .. }
+            | Self::NoEtcd
+            | Self::PlaneNamed { .. }
+            | Self::HashKey(_)
+            | Self::Media(_) => true,
+            Self::Engine(error) => error.is_lasting(),
+            Self::Gpu(error) => error.is_lasting(),
+            _ => false,
+        }
+    }
 }
 
 /// Serves until `stop`: engines, agents, listeners; down in the opposite order, so that no request
@@ -118,7 +169,13 @@ pub async fn run(
     tenants: Tenants,
     stop: CancellationToken,
 ) -> Result<(), UpError> {
-    let setup = Setup::choose(&args, gpu::find(), &config.media)?;
+    let setup = Setup::choose(
+        &args,
+        gpu::find(config.gpu.nvml_library.as_deref()),
+        &config.media,
+    )?;
+    setup.check_driver(&config)?;
+    args.planes.check(&config)?;
     let listeners = Listeners::bind(&config.frontend, &config.media).await?;
     let run_dir = Arc::new(RunDir::create(config.engine.run_dir.as_deref())?);
     // Its files outlive the engines that read them.
@@ -128,14 +185,15 @@ pub async fn run(
     say(setup.opening());
 
     let metrics = Arc::new(Metrics::default());
-    let router = Router::new(&config.router, metrics.clone());
+    let met = (&config, &setup);
+    let mut wiring = Wiring::start(args.planes, met, &run_dir, &metrics, &stop).await?;
+    let router = wiring.routing.local.clone();
     let models = Models::of([(setup.name.clone(), setup.model.clone())]);
     let frontend = Frontend::new(
         &config,
-        // Names of blocks do not leave this process: nothing has to be sealed.
-        (models, None),
-        router.clone(),
-        (EngineClient::new(), metrics.clone(), tenants),
+        (models, wiring.hash_key),
+        wiring.routing.clone(),
+        (wiring.client.clone(), metrics.clone(), tenants),
         listeners.loans(),
     )?;
     let ending = Ending::new(&frontend, &config.frontend, settle(&config.frontend), &stop);
@@ -144,31 +202,22 @@ pub async fn run(
     let mut resets = reset::Agents::default();
     let commands = specs.iter().map(|spec| resets.add(spec.worker.clone()));
     let commands: Vec<_> = commands.collect();
-    let mut serving = listeners.serve(
-        &frontend,
-        frontend.admin_routes().post(reset::PATH, resets.handler()),
-        &config.frontend.limits,
-        &ending,
-    );
+    let admin = admin_routes(&frontend, &wiring, resets);
+    let mut serving = listeners.serve(&frontend, admin, &config.frontend.limits, &ending);
     serving.spawn("the keys", frontend.tenants.clone().follow(stop.clone()));
     own.watched(&mut serving, &stop);
     let engines = Launcher {
         config: config.engine.clone(),
-        run_dir,
+        run_dir: run_dir.clone(),
         tasks: TaskTracker::new(),
         stop: CancellationToken::new(),
     };
     // Should this future be dropped, its engines end all the same.
     let _engines_end = engines.stop.clone().drop_guard();
     let processes: Vec<_> = specs.into_iter().map(|spec| engines.launch(spec)).collect();
-    let (mut followed, states) = progress::follow(&processes, &metrics);
-    let attended = processes.into_iter().zip(states).zip(commands);
-    let attended = attended.map(|((process, state), commands)| Attended {
-        process,
-        state,
-        commands,
-    });
-    let mut agents = Agents::start(&setup, attended.collect(), &router, &metrics);
+    let (mut followed, states) = progress::follow(&processes, Some(&metrics));
+    let attended = attended(processes, states, commands);
+    let mut agents = wiring.agents(&setup, attended, &run_dir, (&config.gpu, &metrics))?;
 
     let running = tokio::select! {
         // First, because listeners end with it.
@@ -177,6 +226,7 @@ pub async fn run(
         end = serving.next_end() => Err(end),
         end = agents.next_end() => Err(end),
         end = followed.next_end() => Err(end),
+        end = wiring.next_end() => Err(end),
         never = progress::announce(&router, &banner) => match never {},
     };
     stop.cancel();
@@ -189,8 +239,33 @@ pub async fn run(
     engines.stop.cancel();
     engines.tasks.close();
     engines.tasks.wait().await;
+    wiring.end().await;
     say("stopped");
     Ok(running.and(drained).and(signed_off)?)
+}
+
+/// Agents of a rack take commands on listeners of their own.
+fn admin_routes(frontend: &Arc<Frontend>, wiring: &Wiring, resets: reset::Agents) -> Routes {
+    match wiring.is_rack() {
+        true => frontend.admin_routes(),
+        false => frontend.admin_routes().post(reset::PATH, resets.handler()),
+    }
+}
+
+/// Each engine with the ways to its agent.
+fn attended(
+    processes: Vec<EngineProcess>,
+    states: Vec<watch::Receiver<ProcessState>>,
+    commands: Vec<mpsc::Receiver<Command>>,
+) -> Vec<Attended> {
+    let attended = processes.into_iter().zip(states).zip(commands);
+    let attended = attended.map(|((process, state), commands)| Attended {
+        process,
+        state,
+        commands,
+        restart: Arc::default(),
+    });
+    attended.collect()
 }
 
 /// Who presses Ctrl-C waits for nobody to go elsewhere, unless there is somewhere to go.

@@ -11,20 +11,24 @@ let
   cfg = config.services.kvlens;
   folders = import ./folders.nix cfg.models;
 
-  # What podman runs unless told.
   pins = builtins.fromJSON (builtins.readFile ../pins.json);
-  pinned =
+  # The pin that an engine is from; null where it is from elsewhere.
+  pinOf =
     told:
-    if told.runtime == "podman" && told.engine == "vllm" then
-      "${pins.vllm_image.image}@${pins.vllm_image.digest}"
+    if told.engine != "vllm" || told.image != null then
+      null
+    else if told.runtime == "podman" then
+      pins.vllm_image
     else
-      null;
+      pins.vllm;
 
   # Keys at their defaults are left out.
   worker =
     _: told:
     let
       model = cfg.models.${toString told.model} or null;
+      pin = pinOf told;
+      pinned = if pin ? digest then "${pin.image}@${pin.digest}" else null;
     in
     filterAttrs (_: value: value != null && value != [ ]) {
       inherit (told)
@@ -34,10 +38,11 @@ let
         labels
         listen
         ;
-      image = if told.image == null then pinned told else told.image;
+      image = if told.image == null then pinned else told.image;
       model = if model == null then told.model else folders.${told.model};
       name = if told.name == null && model != null then model.name else told.name;
       gpus = map toString told.gpus;
+      driver_min = if told.driverMin == null then pin.driver_min or null else told.driverMin;
       args = told.extraArgs;
       media_dir = told.mediaDir;
       key_file = told.keyFile;

@@ -56,6 +56,8 @@ in
       description = "GPUs that the engine may see, by UUID or number; none leaves the choice to it.";
     };
 
+    driverMin = unset types.str "The oldest NVIDIA driver that its engine is started with; unset, for a vLLM that kvlens pins the one that it needs.";
+
     ranks = mkOption {
       type = types.ints.between 1 1024;
       default = 1;

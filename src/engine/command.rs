@@ -3,7 +3,7 @@
 mod arguments;
 mod podman;
 mod refusal;
-mod words;
+pub(crate) mod words;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
@@ -13,8 +13,10 @@ use crate::block::BlockSize;
 use crate::config::instance::Kind;
 use crate::discovery::engine_file::KvEndpoints;
 use crate::engine::command::words::{fill, find};
+use crate::engine::probe::HEALTH;
 use crate::engine::run_dir::RunDir;
 use crate::engine::{EngineAddress, EngineError, Spec};
+use crate::gpu::VISIBLE;
 use crate::id::WorkerId;
 
 /// Longest path of a unix socket: `sun_path` has 108 bytes, the last of them zero.
@@ -36,9 +38,11 @@ pub struct Plan {
     pub ranks: Ranks,
     /// Tokens of a KV-cache block; `None` leaves it to the engine. A command sets its own.
     pub block_size: Option<BlockSize>,
-    /// GPUs that the engine may see, as `CUDA_VISIBLE_DEVICES` names them; `None` leaves the choice
-    /// to it.
+    /// GPUs that the engine may see, by their UUIDs; `None` leaves the choice to it. With podman as its
+    /// devices are named here.
     pub gpus: Option<Vec<String>>,
+    /// GPUs that are the engine's own, by their UUIDs, whether it is told of them or not.
+    pub own_gpus: Vec<String>,
     /// A folder whose files the engine may read as images.
     pub media_dir: Option<PathBuf>,
     /// The image that podman runs it from; `None` runs a program of this host.
@@ -104,6 +108,7 @@ impl Plan {
     /// When the program is missing, the command or an argument is unusable or a socket's path is
     /// too long.
     pub fn spec(&self, run_dir: &RunDir) -> Result<Spec, EngineError> {
+        self.check()?;
         let sources = self.sources(run_dir)?;
         let address = self.address(run_dir)?;
         // There is at least one rank.
@@ -111,7 +116,6 @@ impl Plan {
         let (program, args) = match self.kind {
             Kind::Mock => (own_program()?, self.mock_args(&address, first)),
             Kind::Vllm => {
-                refusal::check(&self.args)?;
                 let args = self.vllm_args(&address, first);
                 self.program(run_dir, ("vllm", VLLM), args)?
             }
@@ -131,9 +135,22 @@ impl Plan {
                 Kind::Mock | Kind::Command => Vec::new(),
             },
             address,
+            health: HEALTH,
             sources,
             media_dir: self.media_dir.clone(),
+            gpus: self.own_gpus.clone(),
         })
+    }
+
+    /// Lets arguments pass that the engine may be given.
+    ///
+    /// # Errors
+    /// When one is ours to give.
+    pub(crate) fn check(&self) -> Result<(), EngineError> {
+        match self.kind {
+            Kind::Vllm => refusal::check(&self.args),
+            Kind::Mock | Kind::Command => Ok(()),
+        }
     }
 
     fn address(&self, run_dir: &RunDir) -> Result<EngineAddress, EngineError> {
@@ -230,7 +247,7 @@ impl Plan {
     fn environment(&self) -> Vec<(String, String)> {
         // Podman shows an engine its GPUs and no others.
         let gpus = self.gpus.iter().filter(|_| self.image.is_none());
-        let gpus = gpus.map(|gpus| ("CUDA_VISIBLE_DEVICES", gpus.join(",")));
+        let gpus = gpus.map(|gpus| (VISIBLE, gpus.join(",")));
         // What a box serves is its owner's own affair.
         let quiet = [("VLLM_NO_USAGE_STATS", "1"), ("DO_NOT_TRACK", "1")]
             .map(|(name, text)| (name, text.to_owned()));
@@ -278,6 +295,7 @@ pub(crate) mod tests {
             ranks: Ranks::One,
             block_size: None,
             gpus: Some(vec!["GPU-1f".to_owned()]),
+            own_gpus: vec!["GPU-1f".to_owned()],
             media_dir: None,
             image: None,
             args: vec!["--extra".to_owned()],

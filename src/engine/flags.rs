@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::ValueHint;
 
 use crate::config::dispatch::RequestPlane;
+use crate::config::driver::DriverVersion;
 use crate::config::instance::{Kind, UnknownInstance};
 use crate::config::{Config, Values};
 use crate::id::WorkerId;
@@ -36,6 +37,9 @@ pub struct Args {
     /// The image that podman runs an instance's engine from.
     #[arg(skip)]
     pub(crate) image: Option<String>,
+    /// The oldest driver it is started with, where the instance says it
+    #[arg(skip)]
+    driver_min: Option<DriverVersion>,
     /// Which engine to run
     #[arg(long, value_enum, default_value = "vllm")]
     pub(crate) kind: Kind,
@@ -51,7 +55,7 @@ pub struct Args {
     /// Tokens of a KV-cache block; the engine's own choice where not given
     #[arg(long, value_name = "TOKENS")]
     block_size: Option<u32>,
-    /// GPUs that the engine may see, as CUDA_VISIBLE_DEVICES names them
+    /// GPUs that the engine may see, by their numbers in the driver's order or their UUIDs
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     pub(crate) gpus: Option<Vec<String>>,
     /// Folder whose files the engine may read as images
@@ -101,6 +105,7 @@ impl Args {
         Ok(Self {
             worker: Some(instance.worker),
             image: told.image,
+            driver_min: told.driver_min,
             kind: told.engine,
             model: told.model,
             name: told.name,
@@ -112,5 +117,43 @@ impl Args {
             args: told.args,
             ..self
         })
+    }
+
+    /// What says which GPUs the engine may see, as a person would look for it.
+    pub(crate) fn gpus_key(&self) -> String {
+        match &self.instance {
+            Some(name) => format!("workers.{name}.gpus"),
+            None => "--gpus".to_owned(),
+        }
+    }
+
+    /// What says which model it serves, likewise.
+    pub(crate) fn model_key(&self) -> String {
+        match &self.instance {
+            Some(name) => format!("workers.{name}.model"),
+            None => "--model".to_owned(),
+        }
+    }
+
+    /// What says that it is vLLM, likewise.
+    pub(crate) fn kind_key(&self) -> String {
+        match &self.instance {
+            Some(name) => format!("workers.{name}.engine (vllm)"),
+            None => "--kind vllm".to_owned(),
+        }
+    }
+
+    /// The oldest driver to start it with, and what says so. The stand-in needs none, and of programs of
+    /// this host only vLLM takes what is said of all.
+    pub(crate) fn driver_min(&self, config: &Config) -> Option<(String, DriverVersion)> {
+        if self.kind == Kind::Mock {
+            return None;
+        }
+        let own = self.instance.iter().zip(self.driver_min.clone());
+        let own = own.map(|(name, least)| (format!("workers.{name}.driver_min"), least));
+        let is_meant = self.kind == Kind::Vllm || self.image.is_some();
+        let all = config.engine.driver_min.clone().filter(|_| is_meant);
+        let all = all.map(|least| ("engine.driver_min".to_owned(), least));
+        own.chain(all).next()
     }
 }

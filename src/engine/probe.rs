@@ -1,4 +1,4 @@
-//! The question whether an engine answers: `GET /health`.
+//! The question whether an engine answers: `GET /health`, unless it is asked otherwise.
 
 use std::time::Duration;
 
@@ -6,6 +6,9 @@ use ::http::StatusCode;
 
 use crate::config::engine::EngineConfig;
 use crate::dispatch::EngineClient;
+
+/// What engines answer.
+pub(crate) const HEALTH: &str = "/health";
 
 /// An engine that needs longer to say that it is well is not ready.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -18,6 +21,7 @@ const UNWELL_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Probe {
     client: EngineClient,
     address: String,
+    path: &'static str,
 }
 
 /// What an engine answers.
@@ -45,11 +49,17 @@ impl Probe {
         Self {
             client: EngineClient::new(),
             address,
+            path: HEALTH,
         }
     }
 
+    /// The same of one that is asked for another path.
+    pub(crate) fn asking(self, path: &'static str) -> Self {
+        Self { path, ..self }
+    }
+
     async fn ask(&self, deadline: Duration) -> Health {
-        match self.client.get(&self.address, "/health", deadline).await {
+        match self.client.get(&self.address, self.path, deadline).await {
             Ok((StatusCode::OK, _)) => Health::Well,
             Ok((StatusCode::SERVICE_UNAVAILABLE, _)) => Health::Unwell,
             _ => Health::Silent,

@@ -197,7 +197,7 @@ impl Supervisor {
         ready_at: &mut Option<Instant>,
     ) -> (String, bool) {
         let limit = self.config.ready();
-        let probe = Probe::new(self.spec.address.to_string());
+        let probe = Probe::new(self.spec.address.to_string()).asking(self.spec.health);
         let ready = probe.until_ready(self.config.probe());
         if tokio::time::timeout(limit, ready).await.is_err() {
             return (format!("it did not answer within {limit:?}"), false);

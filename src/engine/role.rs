@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::config::instance::Kind;
-use crate::discovery::engine_file::{ENGINE_FILE_VERSION, EngineFile};
+use crate::discovery::engine_file::{CONTROL_SOCKET, ENGINE_FILE_VERSION, EngineFile};
 use crate::engine::command::{Listen, Plan, Ranks, wants_socket};
 use crate::engine::control::{Control, Seen};
 use crate::engine::entrance::{Entrance, EntranceError};
@@ -24,6 +24,7 @@ use crate::engine::probe::Probe;
 use crate::engine::run_dir::RunDir;
 use crate::engine::standing::{self, Standing};
 use crate::engine::{EngineError, EngineProcess, Launcher, Spec, free_port_runs};
+use crate::gpu::{self, GpuError, Gpus};
 use crate::http::Limits;
 use crate::http::keys::{KeyFileError, Keys};
 use crate::http::listener::{bind_unix, is_anothers};
@@ -48,8 +49,12 @@ pub enum RoleError {
     WorkerMissing,
     #[error("--kind vllm needs --model with a folder or a name")]
     ModelMissing,
+    #[error("{key} needs an NVIDIA GPU")]
+    NoGpu { key: String, source: GpuError },
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Gpu(#[from] GpuError),
+    #[error("{key} cannot be used")]
+    Model { key: String, source: ModelError },
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
@@ -77,15 +82,13 @@ impl RoleError {
         match self {
             Self::WorkerMissing
             | Self::ModelMissing
-            | Self::Model(_)
+            | Self::Model { .. }
             | Self::Keys(_)
             | Self::KeysMissing { .. } => true,
             Self::Entrance(EntranceError::Bus(error)) => error.is_lasting(),
             Self::Entrance(EntranceError::Listen { source, .. }) => is_anothers(source),
-            Self::Engine(error) => !matches!(
-                error,
-                EngineError::OwnProgram { .. } | EngineError::Port { .. }
-            ),
+            Self::Engine(error) => error.is_lasting(),
+            Self::NoGpu { source, .. } | Self::Gpu(source) => source.is_lasting(),
             _ => false,
         }
     }
@@ -100,12 +103,14 @@ pub async fn run(args: Args, config: Config, stop: CancellationToken) -> Result<
     let keys = gate_keys(&args)?;
     let worker = args.worker.as_ref().ok_or(RoleError::WorkerMissing)?;
     let run_dir = RunDir::of_engine(config.engine.run_dir.as_deref(), worker)?;
-    let plan = plan(&args, worker, &config)?;
+    let mut plan = plan(&args, worker, &config)?;
+    plan.check()?;
+    take_gpus(&mut plan, &args, &config)?;
     let spec = plan.spec(&run_dir)?;
     let gate = Entrance::open(args.listen, keys, &spec, &config).await?;
     let public = gate.as_ref().and_then(Entrance::public_address);
     write_file(&plan, &spec, public, run_dir.path())?;
-    let what = standing::what(&plan.name, plan.gpus.as_deref());
+    let what = standing::what(&plan.name, args.gpus.as_deref());
     let mut served = Served::start((spec, what), gate, run_dir, &config)?;
     let running = tokio::select! {
         // First, because the parts end with it.
@@ -136,8 +141,16 @@ fn plan(args: &Args, worker: &WorkerId, config: &Config) -> Result<Plan, RoleErr
         (Some(text), Kind::Mock) if text == DEMO && !Path::new(text).is_dir() => {
             (DEMO.to_owned(), None)
         }
-        (Some(text), _) => {
-            let (name, folder) = named::locate(text)?;
+        (Some(text), kind) => {
+            // What a command reads of it is its own affair.
+            let located = match kind {
+                Kind::Command => named::locate(text),
+                Kind::Mock | Kind::Vllm => named::locate_whole(text),
+            };
+            let (name, folder) = located.map_err(|source| RoleError::Model {
+                key: args.model_key(),
+                source,
+            })?;
             (name, Some(folder.display().to_string()))
         }
     };
@@ -157,10 +170,47 @@ fn plan(args: &Args, worker: &WorkerId, config: &Config) -> Result<Plan, RoleErr
         ranks: Ranks::new(args.ranks, ports[0], ports[1]),
         block_size: config.engine.block_size(),
         gpus: args.gpus.clone(),
+        own_gpus: Vec::new(),
         media_dir: args.media_dir.clone(),
         image: args.image.clone(),
         args: args.args.clone(),
     })
+}
+
+/// Looks for the driver and the GPUs of an engine that needs them. Others are shown the GPUs that they
+/// are to have, as far as there is a driver to know them by.
+fn take_gpus(plan: &mut Plan, args: &Args, config: &Config) -> Result<(), RoleError> {
+    let is_vllm = plan.kind == Kind::Vllm;
+    let needed_by = |key: &str| {
+        let key = if is_vllm {
+            args.kind_key()
+        } else {
+            key.to_owned()
+        };
+        move |error| match error {
+            source @ GpuError::NoDriver { .. } => RoleError::NoGpu { key, source },
+            error => error.into(),
+        }
+    };
+    let library = config.gpu.nvml_library.as_deref();
+    if let Some((key, least)) = args.driver_min(config) {
+        gpu::check_driver((&key, &least), library).map_err(needed_by(&key))?;
+    }
+    let (key, names) = (args.gpus_key(), args.gpus.as_deref().unwrap_or_default());
+    match gpu::resolve(&key, names, library) {
+        Ok(gpus) => plan.own_gpus = gpus,
+        Err(GpuError::NoDriver { .. }) if !is_vllm => return Ok(()),
+        Err(error) => return Err(needed_by(&key)(error)),
+    }
+    if let (true, Gpus::None { reason }) = (is_vllm && names.is_empty(), gpu::find(library)) {
+        let is_missing = false;
+        return Err(needed_by(&key)(GpuError::NoDriver { reason, is_missing }));
+    }
+    // The host's toolkit may have named podman's devices by their numbers alone.
+    if plan.image.is_none() && plan.gpus.is_some() {
+        plan.gpus = Some(plan.own_gpus.clone());
+    }
+    Ok(())
 }
 
 fn write_file(
@@ -179,6 +229,8 @@ fn write_file(
         model: plan.model.clone(),
         sources: spec.sources.clone(),
         media_dir: plan.media_dir.clone(),
+        gpus: plan.own_gpus.clone(),
+        pid: Some(std::process::id()),
     };
     file.write(folder).map_err(|source| RoleError::EngineFile {
         path: folder.display().to_string(),
@@ -205,7 +257,7 @@ impl Served {
         run_dir: RunDir,
         config: &Config,
     ) -> Result<Self, RoleError> {
-        let path = run_dir.path().join("control.sock");
+        let path = run_dir.path().join(CONTROL_SOCKET);
         let control_listener = bind_unix(&path).map_err(|source| RoleError::Listen {
             address: path.display().to_string(),
             source,

@@ -148,6 +148,7 @@ mod tests {
 
     use tokio::sync::Notify;
 
+    use crate::engine::probe::HEALTH;
     use crate::engine::{EngineAddress, Spec};
     use crate::id::WorkerId;
 
@@ -161,8 +162,10 @@ mod tests {
             environment: Vec::new(),
             withheld: Vec::new(),
             address: EngineAddress::Unix(PathBuf::from("/nonexistent")),
+            health: HEALTH,
             sources: Vec::new(),
             media_dir: None,
+            gpus: Vec::new(),
         };
         let process = EngineProcess {
             spec,

@@ -8,6 +8,18 @@ use crate::model::{Model, ModelError};
 /// The name that the demo model is served under, and by which it may be asked for.
 pub const DEMO: &str = "demo";
 
+/// Of each of these a model that an engine can serve has one: how it is built, and how texts become its
+/// tokens.
+const WHOLE: [&[&str]; 2] = [
+    &["config.json", "params.json"],
+    &[
+        "tokenizer.json",
+        "tokenizer.model",
+        "tekken.json",
+        "vocab.json",
+    ],
+];
+
 /// A model and the name it is served under.
 #[derive(Debug)]
 pub struct Named {
@@ -60,6 +72,22 @@ impl Named {
             false => Self::read(text),
         }
     }
+}
+
+/// As [`locate`], of a model that an engine is to read: one that lacks a part is told of here, rather
+/// than by each of the engine's lives.
+///
+/// # Errors
+/// As [`locate`], and where the folder lacks its configuration or its tokenizer.
+pub fn locate_whole(text: &str) -> Result<(String, PathBuf), ModelError> {
+    let (name, folder) = locate(text)?;
+    for names in WHOLE {
+        if !names.iter().any(|name| folder.join(name).is_file()) {
+            let path = folder.join(names[0]).display().to_string();
+            return Err(ModelError::Missing { path });
+        }
+    }
+    Ok((name, folder))
 }
 
 /// The name that a model is served under unless told, and its folder.

@@ -13,8 +13,8 @@ use crate::lifecycle::notify;
 use crate::lifecycle::tasks::Tasks;
 use crate::router::Router;
 use crate::telemetry::metrics::Metrics;
+use crate::up::banner::Banner;
 use crate::up::say;
-use crate::up::setup::Banner;
 use crate::worker::spec::ProcessState;
 
 /// How often the router is asked which workers are there: often enough to look instant.
@@ -28,17 +28,17 @@ const TOGETHER_MAX: Duration = Duration::from_millis(500);
 const LINES_SHOWN: usize = 12;
 
 /// Starts a task for each engine that prints its changes and tells them to its agent, and ends only
-/// with the engine. The states are in the order of the processes.
+/// with the engine. The states are in the order of the processes; `metrics` counts their restarts.
 pub(crate) fn follow(
     processes: &[EngineProcess],
-    metrics: &Arc<Metrics>,
+    metrics: Option<&Arc<Metrics>>,
 ) -> (Tasks, Vec<watch::Receiver<ProcessState>>) {
     let mut tasks = Tasks::default();
     let mut states = Vec::new();
     for process in processes {
         let (sender, state) = watch::channel(ProcessState::Unknown);
         let name = format!("the supervisor of {}", process.spec.worker);
-        tasks.spawn(name, follow_one(process.clone(), metrics.clone(), sender));
+        tasks.spawn(name, follow_one(process.clone(), metrics.cloned(), sender));
         states.push(state);
     }
     (tasks, states)
@@ -104,7 +104,7 @@ fn show_workers(router: &Router, banner: &Banner, shown: &[WorkerId]) -> Vec<Wor
 /// Prints one engine's changes, and tells them to its agent, until it is stopped for good.
 async fn follow_one(
     process: EngineProcess,
-    metrics: Arc<Metrics>,
+    metrics: Option<Arc<Metrics>>,
     agent: watch::Sender<ProcessState>,
 ) {
     let mut states = process.state;
@@ -119,7 +119,7 @@ async fn follow_one(
             if state == State::Starting {
                 since = Instant::now();
             }
-            if matches!(state, State::Restarting { .. }) {
+            if let (Some(metrics), State::Restarting { .. }) = (&metrics, &state) {
                 metrics.engine_restarts.inc();
             }
             show(worker.as_str(), &state, since.elapsed());

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::config::Config;
 use crate::config::engine::EngineConfig;
 use crate::config::instance::Kind;
 use crate::config::media::MediaConfig;
@@ -11,28 +12,19 @@ use crate::engine::run_dir::RunDir;
 use crate::engine::{Spec, free_port_runs};
 use crate::events::zmq::Source;
 use crate::frontend::listeners::Addresses;
-use crate::gpu::Gpus;
+use crate::gpu::{self, Gpus};
 use crate::id::WorkerId;
 use crate::model::Model;
+use crate::model::archive::Archive;
 use crate::model::named::Named;
 use crate::select::Device;
+use crate::up::banner::Banner;
 use crate::up::{Args, UpError};
 use crate::vision::Family;
 use crate::worker::spec::AgentSpec;
 
 /// Stand-ins that are started where nothing else is said: two, so that there is a choice to see.
 const MOCK_WORKERS: u16 = 2;
-
-/// A small picture for the request to copy: a house, 32 by 32 pixels.
-const PICTURE: &str = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgBAMAAACBVGfHAAAAElBMVEWHzutMmQCyIiL13rNlQyH/1wAO\
-    nZAMAAAASUlEQVR42mNgIA0EoPFDQwPwC7CGhoaSoEVJCdUWJiUlBRTFSkoQJUgKUJUoKaEqYYIIKKAp\
-    QFLCbAwGBhQKuLhQU0AQDQyQAADaKh/qPWXfTQAAAABJRU5ErkJggg==";
-
-/// What is asked without a picture: words enough for whole blocks, so that the second answer
-/// overlaps. No apostrophe, because a shell's quotes stand around it.
-const QUESTION: &str = "How is a house built? Begin with the ground and the walls, go on with the \
-    beams, the roof and the chimney, and end with the doors, the windows and the garden. Answer in \
-    a few short sentences that a child can follow.";
 
 /// What is to run.
 #[derive(Debug)]
@@ -49,6 +41,8 @@ pub(crate) struct Setup {
     /// `None` for the demo model.
     folder: Option<PathBuf>,
     pub(crate) model: Arc<Model>,
+    /// The files that it was read from.
+    pub(crate) archive: Archive,
 }
 
 impl Setup {
@@ -91,7 +85,19 @@ impl Setup {
             name: named.name,
             folder: named.folder,
             model: Arc::new(named.model),
+            archive: named.archive,
         })
+    }
+
+    /// Lets a driver pass that is as late as the engines need.
+    pub(crate) fn check_driver(&self, config: &Config) -> Result<(), UpError> {
+        let library = config.gpu.nvml_library.as_deref();
+        match (self.kind, &config.engine.driver_min) {
+            (Kind::Vllm, Some(least)) => {
+                Ok(gpu::check_driver(("engine.driver_min", least), library)?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The engines to launch.
@@ -120,6 +126,7 @@ impl Setup {
                 ranks: Ranks::new(self.ranks, ports[0], ports[1]),
                 block_size: config.block_size(),
                 gpus: self.gpus(number),
+                own_gpus: self.own_gpus(number),
                 media_dir: media_dir.map(Path::to_owned),
                 image: None,
                 args: args.engine_args.clone(),
@@ -140,6 +147,8 @@ impl Setup {
                 Gpus::None { .. } => Device::Cpu,
             },
             sources: engine.sources.iter().cloned().map(Source::from).collect(),
+            pid: Some(std::process::id()),
+            gpus: engine.gpus.clone(),
             media_dir: engine.media_dir.clone(),
             placeholder: self.model.family().map(Family::placeholder),
             ..AgentSpec::new(engine.worker.clone(), &address, &self.name)
@@ -203,63 +212,26 @@ impl Setup {
             _ => None,
         }
     }
-}
 
-/// What is printed when the first worker is ready.
-#[derive(Debug)]
-pub(crate) struct Banner {
-    /// Workers that there are to be.
-    pub(crate) workers: usize,
-    name: String,
-    addresses: Addresses,
-    /// Whether the request to copy has a picture.
-    shows_image: bool,
-    /// Whether it has to show a key.
-    needs_key: bool,
-}
-
-impl Banner {
-    /// One line for an operator.
-    pub(crate) fn status(&self, ready: usize) -> String {
-        format!(
-            "serving {} on {ready} of {} workers",
-            self.name, self.workers
-        )
-    }
-
-    /// The text.
-    pub(crate) fn text(&self) -> String {
-        let Addresses { public, admin } = self.addresses;
-        let content = match self.shows_image {
-            true => serde_json::json!([
-                {"type": "text", "text": "What stands in this picture?"},
-                {"type": "image_url", "image_url": {"url": PICTURE}},
-            ]),
-            false => QUESTION.into(),
-        };
-        let key = match self.needs_key {
-            true => " -H 'authorization: Bearer KEY'",
-            false => "",
-        };
-        let body = serde_json::json!({
-            "model": self.name,
-            "max_tokens": 64,
-            "messages": [{"role": "user", "content": content}],
-        });
-        format!(
-            "ready: model {name:?} at http://{public}/v1, metrics and workers at http://{admin}\n\
-             send this twice, and see the second answer's x-kvlens-overlap and cached_tokens:\n\n\
-             curl -si http://{public}/v1/chat/completions -H 'content-type: application/json'{key} \
-             -d '{body}'\n\n\
-             Ctrl-C stops everything",
-            name = self.name,
-        )
+    /// The GPUs that one engine stands for. A stand-in uses none, and has one all the same where there
+    /// is one for it, so that its health is seen.
+    fn own_gpus(&self, number: usize) -> Vec<String> {
+        match (self.kind, &self.gpus) {
+            (Kind::Vllm, _) => self.gpus(number).unwrap_or_default(),
+            (Kind::Mock, Gpus::Some(gpus)) => {
+                let ranks = usize::from(self.ranks);
+                let own = gpus.iter().skip(number * ranks).take(ranks);
+                own.cloned().collect()
+            }
+            _ => Vec::new(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::causes::told;
 
     fn no_gpu() -> Gpus {
         Gpus::None {
@@ -268,7 +240,7 @@ mod tests {
     }
 
     fn two_gpus() -> Gpus {
-        Gpus::Some(["3", "GPU-1f"].map(str::to_owned).into())
+        Gpus::Some(["GPU-3e", "GPU-1f"].map(str::to_owned).into())
     }
 
     fn choose(words: &[&str], gpus: Gpus, media_enabled: bool) -> Result<Setup, UpError> {
@@ -310,9 +282,23 @@ mod tests {
             let shares = (0..3).filter_map(|number| setup.gpus(number));
             shares.map(|gpus| gpus.join("+")).collect::<Vec<_>>()
         };
-        assert_eq!(shares(&setup), ["3", "GPU-1f", "3"]);
+        assert_eq!(shares(&setup), ["GPU-3e", "GPU-1f", "GPU-3e"]);
+        assert_eq!(setup.own_gpus(2), ["GPU-3e"], "as it is told");
+        setup.kind = Kind::Mock;
+        let own: Vec<_> = (0..3)
+            .map(|number| setup.own_gpus(number).join("+"))
+            .collect();
+        assert_eq!(
+            own,
+            ["GPU-3e", "GPU-1f", ""],
+            "one each, while there are some"
+        );
+        setup.kind = Kind::Vllm;
         setup.ranks = 2;
-        assert_eq!(shares(&setup), ["3+GPU-1f", "3+GPU-1f", "3+GPU-1f"]);
+        assert_eq!(
+            shares(&setup),
+            ["GPU-3e+GPU-1f", "GPU-3e+GPU-1f", "GPU-3e+GPU-1f"]
+        );
     }
 
     #[test]
@@ -325,31 +311,14 @@ mod tests {
             ),
             (&["--engine", "vllm"], two_gpus(), "vllm needs --model"),
             (&["--engine", "command"], no_gpu(), "command needs --model"),
-            (&["--model", "no/such"], no_gpu(), "no/such"),
+            (
+                &["--model", "no/such"],
+                no_gpu(),
+                "--model cannot be used: model \"no/such\"",
+            ),
         ] {
-            let error = choose(words, gpus, true).unwrap_err().to_string();
+            let error = told(&choose(words, gpus, true).unwrap_err());
             assert!(error.contains(part), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_banner_has_a_request_that_is_json() {
-        let address = "127.0.0.1:8000".parse().unwrap();
-        let addresses = Addresses {
-            public: address,
-            admin: address,
-        };
-        for shows_image in [true, false] {
-            let setup = choose(&[], no_gpu(), shows_image).unwrap();
-            let needs_key = !shows_image;
-            let text = setup.banner(addresses, needs_key).text();
-            assert_eq!(text.contains("authorization: Bearer KEY"), needs_key);
-            let body = text.split('\'').find(|part| part.starts_with("{"));
-            let body: serde_json::Value = serde_json::from_str(body.unwrap()).unwrap();
-            assert_eq!(body["model"], "demo");
-            let content = &body["messages"][0]["content"];
-            assert_eq!(content[1]["type"] == "image_url", shows_image, "{content}");
-            assert_eq!(content.is_string(), !shows_image, "{content}");
         }
     }
 }
