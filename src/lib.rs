@@ -27,6 +27,14 @@
 //! second. A frontend has a router of its own, or asks one elsewhere ([`router::remote`]), whose choice it
 //! books as if it were its own; with none that answers, workers take turns.
 //!
+//! # A sick GPU
+//!
+//! NVML → one thread for each GPU ([`gpu::watch`]), seen from outside when a call does not return →
+//! [`health::reading::Observation`] → [`health::judge::Judge`], by the table of [`health`] →
+//! [`worker::gpus`], which asks the engine for a token before a GPU counts as well again → the worker's
+//! record, and its verdict: the worse of its engine's and its GPUs' → [`router`], which places nothing
+//! where nothing should run. The router never asks a GPU.
+//!
 //! # The cost of a candidate
 //!
 //! [`select::cost::cost`] and NVIDIA Dynamo 1.6's, the reference's, lower is better; both are argmin with
@@ -60,7 +68,7 @@
 //! | `block` | block sizes, sequence hashes, hashing an expanded prompt |
 //! | `ledger` | what one engine holds, under the engine's names and ours |
 //! | `index` | which worker holds which blocks, and how much of a prompt each holds |
-//! | `health` | whether a worker may be used, as a verdict |
+//! | `health` | whether a worker may be used, as a verdict, and what is wrong with a GPU |
 //! | `select` | the cost model: which worker is cheapest for a request; the queue: whose turn it is |
 //! | `config` | the configuration, from defaults to flags |
 //! | `telemetry` | logs, to standard error or the journal, what errors say in them, and the list of metrics |
@@ -70,7 +78,7 @@
 //! | `model` | a model's folder, read once, and the demo model |
 //! | `media` | from an image's URL to its bytes, digest and size, and to a file for engines |
 //! | `events` | KV events, read from engines |
-//! | `gpu` | the GPUs of this host |
+//! | `gpu` | the GPUs of this host: found, read through NVML, watched |
 //! | `discovery` | membership: workers' records, and changes to their set |
 //! | `dispatch` | requests to engines and agents, over HTTP or the bus, and their streams back |
 //! | `router` | answers placements; the one owner of index, load and the set of workers |
@@ -89,7 +97,7 @@
 //!
 //! - `id` to `select` are pure: values in, values out; no I/O, clock, tasks or logs.
 //! - One outside crate, one room: servers in `http`, NATS in `bus`, etcd in `discovery/etcd.rs`, clients of engines in `dispatch`, fetching in
-//!   `media`, ZeroMQ in `events/zmq.rs` and `mock`, NVML in `gpu/nvml.rs`, systemd in `lifecycle`.
+//!   `media`, ZeroMQ in `events/zmq.rs` and `mock`, NVML in `gpu/nvml`, systemd in `lifecycle`.
 //! - An image's identity is BLAKE3 of its encoded bytes and its tenant: never its URL, nothing a client
 //!   supplied, and what was hashed is what the engine gets.
 //! - Tenants share no cache: a tenant's name is part of its prompts' salt and of its images' identity.

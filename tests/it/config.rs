@@ -173,6 +173,38 @@ fn what_is_refused_names_its_key_and_source() {
 }
 
 #[test]
+fn what_engines_and_gpus_cannot_have_names_its_key_too() {
+    for (text, environment, expected) in [
+        (
+            "[engine]\ndriver_min = 580\n",
+            &[] as &[(&str, &str)],
+            "invalid type: found signed int `580`, expected a string for key \"engine.driver_min\" in \
+             file FILE",
+        ),
+        (
+            "",
+            &[("KVLENS_ENGINE_DRIVER_MIN", "v580")],
+            "\"v580\" is no version of a driver, as 580 or 580.65.06 for key \"engine.driver_min\" in \
+             environment variable KVLENS_ENGINE_DRIVER_MIN",
+        ),
+        (
+            "[workers.gpu-0]\nengine = \"mock\"\ngpus = [0]\n",
+            &[],
+            "invalid type: found signed int `0`, expected a string for key \"workers.gpu-0.gpus.0\" in \
+             file FILE",
+        ),
+        (
+            "[gpu]\nseverities = [\"xid_109=loud\"]\n",
+            &[],
+            "gpu.severities: \"loud\" is no severity; there are info, degraded, unknown, not_ready, fatal \
+             (in file FILE)",
+        ),
+    ] {
+        assert_eq!(problems(text, environment), [expected], "{text}");
+    }
+}
+
+#[test]
 fn what_cannot_hold_together_is_refused_with_all_its_sources() {
     for (text, environment, expected) in [
         (

@@ -15,6 +15,7 @@ mod overlap;
 mod parity;
 mod paths;
 pub(crate) mod pictures;
+mod planes;
 mod prediction;
 mod queue;
 mod resets;

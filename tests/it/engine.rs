@@ -76,6 +76,7 @@ fn plan(args: &[&str], port: u16) -> Plan {
         ranks: Ranks::One,
         block_size: None,
         gpus: None,
+        own_gpus: Vec::new(),
         image: None,
         media_dir: None,
         args: args.iter().map(|&arg| arg.to_owned()).collect(),

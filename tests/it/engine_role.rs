@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use kvlens::gpu::{self, Gpus};
 use rustix::process::Signal;
 use serde_json::Value;
 use zeromq::{Socket, SocketRecv, SubSocket};
@@ -122,10 +123,22 @@ async fn what_cannot_be_run_ends_with_78() {
         "--kind mock --listen 127.0.0.1:0 --key-file {}",
         open.display()
     );
-    let bad = "--kind vllm --model tests/golden --";
+    let bad = "--kind vllm --model tests/golden/models/qwen3_vl --";
+    let half = folder.path().join("half");
+    std::fs::create_dir(&half).unwrap();
+    std::fs::write(half.join("config.json"), "{}").unwrap();
+    let half = half.display();
     for (words, part) in [
         ("--kind vllm", "--kind vllm needs --model"),
         ("--kind vllm --model no/such", "no/such"),
+        (
+            &format!("--kind vllm --model {half}"),
+            "--model cannot be used: ",
+        ),
+        (
+            &format!("--kind mock --model {half}"),
+            "half/tokenizer.json is missing",
+        ),
         (
             &format!("{bad} --kv-events-config x"),
             "is refused: kvlens sets it",
@@ -146,6 +159,28 @@ async fn what_cannot_be_run_ends_with_78() {
         );
         assert!(role.log().contains(part), "{words}: {}", role.log());
     }
+}
+
+/// On a host without a driver; on another these would find one.
+#[tokio::test]
+async fn without_a_driver_vllm_is_refused_and_others_run() {
+    if matches!(gpu::find(None), Gpus::Some(_)) {
+        return;
+    }
+    let folder = folder();
+    let model = "--model tests/golden/models/qwen3_vl";
+    for gpus in ["", "--gpus 7"] {
+        let mut role = Role::start(&folder, &format!("--kind vllm {model} {gpus}"));
+        assert_eq!(role.ended().await.code(), Some(78), "{}", role.log());
+        let log = role.log();
+        assert!(log.contains("--kind vllm needs an NVIDIA GPU: "), "{log}");
+    }
+    let mut role = Role::start(&folder, &mock("--gpus 7"));
+    let file = role.file().await;
+    role.until("state", "ready").await;
+    assert_eq!((file.gpus, file.pid), (Vec::new(), Some(role.pid())));
+    role.signal(Signal::TERM);
+    assert_eq!(role.ended().await.code(), Some(0));
 }
 
 #[tokio::test]

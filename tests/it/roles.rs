@@ -187,6 +187,8 @@ async fn an_agent_follows_the_engine_that_is_written_down() {
                 replay: engine.replay.clone(),
             }],
             media_dir: None,
+            gpus: Vec::new(),
+            pid: None,
         };
         let folder = engine_file::folder(Some(&host.run_dir()), &worker);
         std::fs::create_dir_all(&folder).unwrap();

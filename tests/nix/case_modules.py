@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 
@@ -156,6 +157,28 @@ def templates(row, nix):
     row.seen = 2
 
 
+def driver(row, nix):
+    """How old a driver may be is what the pin of each engine says, and said nowhere else."""
+    copy = nix.folder / "other-pins"
+    for name in ("nix", "systemd", "templates", "tests/nix"):
+        shutil.copytree(ROOT / name, copy / name)
+    path = copy / "nix/pins.json"
+    pins = json.loads(path.read_text())
+    least = {"native": "901.7", "podman": "902"}
+    pins["vllm"]["driver_min"], pins["vllm_image"]["driver_min"] = least["native"], least["podman"]
+    path.write_text(json.dumps(pins))
+    settings = f"builtins.mapAttrs (_: one: one.settings.workers) (import {copy}/tests/nix/cases.nix).examples"
+    for name, workers in nix.value(settings).items():
+        for worker, told in workers.items():
+            wanted = least[told["runtime"]] if told["engine"] == "vllm" else None
+            row.require(told.get("driver_min") == wanted, f"{name}, {worker}: {told.get('driver_min')}")
+            row.seen += wanted is not None
+    row.require(row.seen > 0, "no example has an engine that is pinned")
+    pkgs = "{ kvlens = null; lib.getExe = it: it.text; writeShellApplication = it: it; }"
+    script = nix.value(f"(import {copy}/nix/apps.nix {{ pkgs = {pkgs}; }}).up.program")
+    row.require(f":-{least['native']}}}" in script, "the app `up` has another")
+
+
 def documented(row, nix):
     """Every option has a type, a description, and a default or a word for it."""
     options = nix.value("(import ./tests/nix/cases.nix).options")
@@ -172,6 +195,7 @@ CASES = {
     "refused by assertions": refused,
     "refused by types": thrown,
     "options are documented": documented,
+    "the oldest driver": driver,
     "machines of tests": machines,
     "templates": templates,
     "README's examples": shown,

@@ -109,6 +109,10 @@ def once(row):
                     not re.search(rf"(?<![\d.]){re.escape(version)}(?![\d.])", text),
                     f"{name}: {version}",
                 )
+            row.require(
+                not re.search(r"driver_?min\W{1,8}\d", text, re.IGNORECASE),
+                f"{name} says how old a driver may be, which pins.json does",
+            )
     for pinner in (PINS, PINS.parent / found["vllm"]["wheels"], PINS.parent / "update-pins"):
         row.require(
             not re.search(r"pypi\.|pythonhosted", pinner.read_text()),

@@ -167,6 +167,19 @@ impl Stack {
             .collect()
     }
 
+    /// The process that runs a program.
+    #[cfg(feature = "etcd")]
+    pub(crate) fn program(&self, name: &str) -> Option<Process> {
+        let is_it = |process: &Process| process.words[0].rsplit('/').next() == Some(name);
+        processes(&self.folder).into_iter().find(is_it)
+    }
+
+    /// All that it printed for the person who started it.
+    #[cfg(feature = "etcd")]
+    pub(crate) fn said(&self) -> String {
+        fs::read_to_string(self.folder.path().join("out")).expect("an output")
+    }
+
     /// The process of a worker's engine.
     pub(crate) fn engine_process(&self, worker: &str) -> Process {
         let engines = self.engines();
@@ -192,6 +205,12 @@ impl Stack {
         self.signal(Signal::KILL);
         self.ended().await;
         self.engines_ended().await;
+        self.folder
+    }
+
+    /// The folder of one that has ended.
+    #[cfg(feature = "etcd")]
+    pub(crate) fn into_folder(self) -> TempDir {
         self.folder
     }
 

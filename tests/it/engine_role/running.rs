@@ -157,9 +157,12 @@ impl Role {
         answer.expect("an answer in time").expect("an answer")
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
-        let id = self.child.id().expect("it runs");
-        let pid = Pid::from_raw(id.cast_signed()).expect("a process");
+        let pid = Pid::from_raw(self.pid().cast_signed()).expect("a process");
         kill_process(pid, signal).expect("it runs");
     }
 
