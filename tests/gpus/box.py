@@ -18,7 +18,7 @@ RATE = 500
 READY_SECONDS_MAX = 60
 END_SECONDS_MAX = 30
 # Times are short, so that a proof does not wait: the defaults are told by `kvlens check-config`.
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.15
 DEADLINE_SECONDS = 0.5
 LOST_SECONDS = 3.0
 SUSTAINED_SECONDS = 0.5
@@ -155,6 +155,21 @@ class Box(Process):
         for gpu in self.gpus():
             if gpu["worker"] != worker(number) and (gpu["verdict"] != "healthy" or grave(gpu)):
                 row.fault(f"GPU {number} was to be ill, and {gpu} is")
+
+    def log_end(self):
+        """Where the log ends now."""
+        return self.log.stat().st_size
+
+    def incidents_since(self, begin):
+        """What the log has told of GPUs since then: worker, signal, code, severity. It keeps what has passed by
+        when the page is next looked at."""
+        with open(self.log, "rb") as log:
+            log.seek(begin)
+            lines = log.read().decode(errors="replace").splitlines()
+        told = [json.loads(line) for line in lines if '"message":"gpu incident"' in line and line.endswith("}")]
+        name = {"NotReady": "not_ready"}
+        severity = lambda line: name.get(line["severity"], line["severity"].lower())
+        return [(line["worker"], line["signal"], int(line["code"]), severity(line)) for line in told]
 
     def changes(self, number):
         """The verdicts that a GPU has had so far, as the log has them."""

@@ -2,7 +2,7 @@
 
 import random
 
-from box import GPUS, WITHOUT_ACTIONS
+from box import GPUS, WITHOUT_ACTIONS, worker
 from wait import until
 
 FAULTS = 1_000
@@ -38,11 +38,12 @@ COUNTERS = {
     "ecc": ("ecc_uncorrected", 1, "ecc_uncorrected", "fatal"),
     "fatal": ("pcie_fatal_errors", 1, "pcie_errors", "fatal"),
 }
+# None of an application's, three of which in ten minutes count as more than each alone.
 EVENTS = {
     "xid 95": (95, "fatal"),
     "xid 79": (79, "fatal"),
     "xid 92": (92, "degraded"),
-    "xid 43": (43, "info"),
+    "xid 63": (63, "info"),
     "xid 500": (500, "fatal"),
 }
 FAILED = {"gpu_lost", "gpu_not_ready", "xid 79"}
@@ -116,8 +117,12 @@ class Gpu:
 
 def seen(gpu):
     """What a GPU is held for beyond what is only to be known, which stays in sight for a while."""
-    name = lambda one: f"xid {one['code']}" if one["signal"] == "xid" else one["signal"]
-    return {(name(one), one["severity"]) for one in gpu["incidents"] if one["severity"] != "info"}
+    grave = (one for one in gpu["incidents"] if one["severity"] != "info")
+    return {(named(one["signal"], one["code"]), one["severity"]) for one in grave}
+
+
+def named(signal, code):
+    return f"xid {code}" if signal == "xid" else signal
 
 
 def random_faults(row, box):
@@ -128,13 +133,13 @@ def random_faults(row, box):
     shown = turns = looks = 0
     while shown < FAULTS and not row.faults:
         turns += 1
-        before = [one.held for one in rounds]
+        before, begin = [one.held for one in rounds], box.log_end()
         rounds = [gpu.next_round(box.fake, held) for gpu, held in zip(gpus, before)]
         shown += sum(len(one.chosen) for one in rounds)
-        looks += settle(row, box, rounds)
+        looks += settle(row, box, rounds, begin)
     for gpu in gpus:
         gpu.mend(box.fake)
-    looks += settle(row, box, [Round(gpu, (), set(), set()) for gpu in gpus])
+    looks += settle(row, box, [Round(gpu, (), set(), set()) for gpu in gpus], box.log_end())
     row.remark(f"{shown:,} faults in {turns} rounds, at most {AT_ONCE_MAX} at once on each GPU; {looks:,} looks")
 
 
@@ -152,28 +157,39 @@ class Round:
         self.held = set(before)
 
     def look(self, row, told):
-        """Whether it is settled."""
+        """Whether it is settled, but for what may have passed unseen."""
         self.held = seen(told)
         self.unseen -= self.held
         model = verdict_of(self.held)
         if told["verdict"] != model:
             row.fault(f"{self.chosen}: {model} is to be with {sorted(self.held)}, and it is {told}")
-        return not self.unseen and self.lasting <= self.held <= self.allowed
+        return self.lasting <= self.held <= self.allowed
+
+    def hear(self, told):
+        """Takes in what the log told of it."""
+        mine = (one[1:] for one in told if one[0] == worker(self.gpu.number))
+        self.unseen -= {(named(signal, code), severity) for signal, code, severity in mine}
 
 
-def settle(row, box, rounds):
+def settle(row, box, rounds, begin):
     """Waits until each GPU is held for what it has, and for nothing else; how often was looked."""
     looks = 0
 
     def are_settled():
         nonlocal looks
         looks += 1
-        return all([one.look(row, told) for one, told in zip(rounds, box.gpus())])
+        if not all([one.look(row, told) for one, told in zip(rounds, box.gpus())]):
+            return False
+        if any(one.unseen for one in rounds):
+            told = box.incidents_since(begin)
+            for one in rounds:
+                one.hear(told)
+        return not any(one.unseen for one in rounds)
 
     try:
         until("as the model says", are_settled, SEEN_SECONDS_MAX, 0.02)
     except AssertionError:
         for one, told in zip(rounds, box.gpus()):
-            if not one.look(row, told):
+            if not one.look(row, told) or one.unseen:
                 row.fault(f"{one.chosen}, not seen {sorted(one.unseen)}, lasting {sorted(one.lasting)}: {told}")
     return looks * GPUS
