@@ -8,7 +8,7 @@ import fake_nvml
 from box import GPUS, Process
 from wait import until
 
-LOOKED_AT_SECONDS = 20
+LOOKED_AT_SECONDS = 10
 SHARE_MAX = 0.001
 
 
