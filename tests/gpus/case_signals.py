@@ -1,8 +1,8 @@
 """Each signal alone: what it is held for, on its own GPU and no other."""
 
 import os
+import pathlib
 import signal
-import subprocess
 import time
 
 from box import GPUS, WITHOUT_ACTIONS, worker
@@ -109,13 +109,12 @@ def starts(box, number):
 
 def engine_of(box, number):
     """The process of a mock engine: the child of the box with its worker's folder in its command line."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(box.child.pid)], capture_output=True, text=True, check=True
-    ).stdout
-    lines = [line.strip() for line in listed.splitlines() if "mock-engine" in line]
-    mine = [line for line in lines if f"{worker(number)}" in line]
-    assert len(mine) == 1, f"{worker(number)} among {lines}"
-    return int(mine[0].split(" ", 1)[0])
+    children = pathlib.Path(f"/proc/{box.child.pid}/task").glob("*/children")
+    pids = [int(pid) for listed in children for pid in listed.read_text().split()]
+    words = {pid: pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in pids}
+    mine = [pid for pid, said in words.items() if any(worker(number) in word for word in said)]
+    assert len(mine) == 1, f"{worker(number)} among {words}"
+    return mine[0]
 
 
 SCENARIOS = {f"signal {row[0]}": case(place % GPUS, *row) for place, row in enumerate(SIGNALS)}
